@@ -1,0 +1,2 @@
+//! What lies in a models folder.
+#![forbid(unsafe_code)]

@@ -1,0 +1,2 @@
+//! Stable Diffusion: weights and a request in, pictures out.
+#![forbid(unsafe_code)]

@@ -1,0 +1,1 @@
+//! Safetensors files: opened, mapped or read, sharded, written atomically.
