@@ -1,0 +1,510 @@
+//! The operations. Each checks its shapes, takes an output from the pool and calls a kernel.
+
+use crate::layers::{Conv2d, Linear, Norm};
+use crate::tensor::Tensor;
+
+/// A function applied to every value.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Activation {
+    /// The value itself.
+    #[default]
+    None,
+    /// `x·σ(x)`.
+    Silu,
+    /// `x·Φ(x)`, Φ being the normal distribution (the exact form, through erf).
+    Gelu,
+    /// `x·σ(1.702·x)`, as in the first CLIP.
+    QuickGelu,
+}
+
+/// What a layer does with its sums before they are stored: `act(sum + bias + image_bias) + residual`.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Epilogue<'a> {
+    /// `[B, out]`: one more bias for each image, such as the time embedding.
+    pub image_bias: Option<&'a Tensor>,
+    /// Applied after the biases.
+    pub activation: Activation,
+    /// Of the output's shape, added last.
+    pub residual: Option<&'a Tensor>,
+}
+
+/// `y = x·Wᵀ + b` over the last dimension, then the epilogue: `[…, in]` to `[…, out]`.
+///
+/// # Panics
+/// If the shapes do not fit.
+pub fn linear(x: &Tensor, layer: &Linear, epilogue: Epilogue<'_>) -> Tensor {
+    let (out_features, in_features) = (layer.out_features, layer.in_features);
+    assert_eq!(
+        x.last_dim(),
+        in_features,
+        "linear: {:?} into a layer of {in_features} inputs",
+        x.shape()
+    );
+    let mut y = Tensor::recycled(&with_last(x.shape(), out_features));
+    check_epilogue("linear", &epilogue, &y);
+    for (x, y) in rows(x).zip(y.data_mut().chunks_exact_mut(out_features)) {
+        for (y, weight) in y.iter_mut().zip(layer.weight.chunks_exact(in_features)) {
+            *y = x.iter().zip(weight).map(|(x, w)| x * w).sum();
+        }
+    }
+    finish(&mut y, layer.bias.as_deref(), &epilogue);
+    y
+}
+
+/// Convolution of `[B, H, W, in]`, then the epilogue: `[B, H', W', out]`.
+///
+/// # Panics
+/// If the shapes do not fit.
+pub fn conv2d(x: &Tensor, layer: &Conv2d, epilogue: Epilogue<'_>) -> Tensor {
+    let [b, h, w, c] = image("conv2d", x);
+    assert_eq!(
+        c,
+        layer.in_channels(),
+        "conv2d: {:?} into a layer of {} channels",
+        x.shape(),
+        layer.in_channels()
+    );
+    let (out_h, out_w) = layer.out_size(h, w);
+    let [out, _, kh, kw] = layer.shape;
+    let mut y = Tensor::recycled(&[b, out_h, out_w, out]);
+    check_epilogue("conv2d", &epilogue, &y);
+    for (pixel, y) in y.data_mut().chunks_exact_mut(out).enumerate() {
+        let (image, row, column) = (
+            pixel / (out_h * out_w),
+            pixel / out_w % out_h,
+            pixel % out_w,
+        );
+        y.fill(0.0);
+        for (ky, kx) in (0..kh).flat_map(|ky| (0..kw).map(move |kx| (ky, kx))) {
+            let at_y = (row * layer.stride + ky)
+                .checked_sub(layer.padding.top)
+                .filter(|&y| y < h);
+            let at_x = (column * layer.stride + kx)
+                .checked_sub(layer.padding.left)
+                .filter(|&x| x < w);
+            let (Some(at_y), Some(at_x)) = (at_y, at_x) else {
+                continue;
+            };
+            let x = &x.data()[((image * h + at_y) * w + at_x) * c..][..c];
+            for (channel, y) in y.iter_mut().enumerate() {
+                let taps = layer.weight[channel * c * kh * kw + ky * kw + kx..]
+                    .iter()
+                    .step_by(kh * kw);
+                *y += x.iter().zip(taps).map(|(x, w)| x * w).sum::<f32>();
+            }
+        }
+    }
+    finish(&mut y, layer.bias.as_deref(), &epilogue);
+    y
+}
+
+/// Convolution of `x` after it is enlarged to `out_h` by `out_w`, each pixel taking the nearest one of `x`.
+///
+/// # Panics
+/// If the shapes do not fit.
+pub fn conv2d_upsampled(x: &Tensor, layer: &Conv2d, out_h: usize, out_w: usize) -> Tensor {
+    conv2d(&resize_nearest(x, out_h, out_w), layer, Epilogue::default())
+}
+
+/// `[B, H, W, C]` to `[B, out_h, out_w, C]`: row `y` comes from row `⌊y·H/out_h⌋`, columns likewise (torch's "nearest").
+///
+/// # Panics
+/// If `x` is not `[B, H, W, C]` or has no pixels.
+pub fn resize_nearest(x: &Tensor, out_h: usize, out_w: usize) -> Tensor {
+    let [b, h, w, c] = image("resize_nearest", x);
+    assert!(
+        h > 0 && w > 0,
+        "resize_nearest: {:?} has no pixels",
+        x.shape()
+    );
+    let mut y = Tensor::recycled(&[b, out_h, out_w, c]);
+    for (pixel, y) in y.data_mut().chunks_exact_mut(c).enumerate() {
+        let (image, row, column) = (
+            pixel / (out_h * out_w),
+            pixel / out_w % out_h,
+            pixel % out_w,
+        );
+        let (row, column) = (row * h / out_h, column * w / out_w);
+        y.copy_from_slice(&x.data()[((image * h + row) * w + column) * c..][..c]);
+    }
+    y
+}
+
+/// Normalises each group of channels of each image to mean 0 and variance 1, scales, shifts and, if `silu`, applies SiLU.
+///
+/// `x` is `[B, H, W, C]` or `[B, T, C]`; the variance is the biased one.
+///
+/// Source: Wu and He 2018, arXiv:1803.08494, equations 1 and 2.
+///
+/// # Panics
+/// If `groups` does not divide the channels or `norm` has other channels.
+pub fn group_norm(x: &Tensor, groups: usize, norm: &Norm, silu: bool) -> Tensor {
+    let channels = x.last_dim();
+    assert!(
+        x.shape().len() >= 3,
+        "group_norm: needs [B, H, W, C] or [B, T, C], got {:?}",
+        x.shape()
+    );
+    assert!(
+        groups > 0 && channels.is_multiple_of(groups),
+        "group_norm: {channels} channels in {groups} groups"
+    );
+    check_norm("group_norm", x, norm);
+    let mut y = Tensor::recycled(x.shape());
+    let (pixels, width) = (x.rows() / x.dim(0).max(1), channels / groups);
+    for image in 0..x.dim(0) {
+        for group in 0..groups {
+            let at = |pixel: usize| (image * pixels + pixel) * channels + group * width;
+            let values = || (0..pixels).flat_map(|pixel| &x.data()[at(pixel)..][..width]);
+            let count = (pixels * width) as f64;
+            let mean = values().map(|&value| f64::from(value)).sum::<f64>() / count;
+            let variance = values()
+                .map(|&value| (f64::from(value) - mean).powi(2))
+                .sum::<f64>()
+                / count;
+            let scale = 1.0 / (variance + f64::from(norm.eps)).sqrt();
+            for pixel in 0..pixels {
+                for channel in 0..width {
+                    let (gamma, beta) = (
+                        norm.gamma[group * width + channel],
+                        norm.beta[group * width + channel],
+                    );
+                    let value = ((f64::from(x.data()[at(pixel) + channel]) - mean) * scale) as f32
+                        * gamma
+                        + beta;
+                    y.data_mut()[at(pixel) + channel] = if silu {
+                        activate(Activation::Silu, value)
+                    } else {
+                        value
+                    };
+                }
+            }
+        }
+    }
+    y
+}
+
+/// Normalises every row (the last dimension) to mean 0 and variance 1, scales and shifts.
+///
+/// Source: Ba et al. 2016, arXiv:1607.06450, equation 4.
+///
+/// # Panics
+/// If `norm` has other channels.
+pub fn layer_norm(x: &Tensor, norm: &Norm) -> Tensor {
+    check_norm("layer_norm", x, norm);
+    let mut y = Tensor::recycled(x.shape());
+    let channels = x.last_dim();
+    for (x, y) in rows(x).zip(y.data_mut().chunks_exact_mut(channels)) {
+        let mean = x.iter().map(|&value| f64::from(value)).sum::<f64>() / channels as f64;
+        let variance = x
+            .iter()
+            .map(|&value| (f64::from(value) - mean).powi(2))
+            .sum::<f64>()
+            / channels as f64;
+        let scale = 1.0 / (variance + f64::from(norm.eps)).sqrt();
+        for (((y, x), gamma), beta) in y.iter_mut().zip(x).zip(&norm.gamma).zip(&norm.beta) {
+            *y = ((f64::from(*x) - mean) * scale) as f32 * gamma + beta;
+        }
+    }
+    y
+}
+
+/// `softmax(q·kᵀ/√d)·v` for each head: `q` `[B, Tq, heads·d]`, `k` and `v` `[B, Tk, heads·d]`, result as `q`.
+///
+/// With `causal`, query `i` sees keys `0..=i` only.
+///
+/// Source: Vaswani et al. 2017, arXiv:1706.03762, equation 1.
+///
+/// # Panics
+/// If the shapes do not fit, `heads` does not divide the width, or there are no keys.
+pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, heads: usize, causal: bool) -> Tensor {
+    let (&[b, queries, width], &[k_b, keys, k_width]) = (q.shape(), k.shape()) else {
+        panic!(
+            "attention: q and k must be [B, T, D], got {:?} and {:?}",
+            q.shape(),
+            k.shape()
+        );
+    };
+    assert_eq!(k.shape(), v.shape(), "attention: k and v differ");
+    assert_eq!(
+        (b, width),
+        (k_b, k_width),
+        "attention: q {:?} against k {:?}",
+        q.shape(),
+        k.shape()
+    );
+    assert!(
+        heads > 0 && width.is_multiple_of(heads),
+        "attention: width {width} in {heads} heads"
+    );
+    assert!(keys > 0, "attention: no keys");
+    assert!(
+        !causal || queries == keys,
+        "attention: causal with {queries} queries and {keys} keys"
+    );
+    let mut y = Tensor::recycled(q.shape());
+    let d = width / heads;
+    let scale = 1.0 / (d as f32).sqrt();
+    let mut weights = vec![0.0f32; keys];
+    for (row, y) in y.data_mut().chunks_exact_mut(width).enumerate() {
+        let (image, query) = (row / queries, row % queries);
+        let seen = if causal { query + 1 } else { keys };
+        for (head, y) in y.chunks_exact_mut(d).enumerate() {
+            let q = &q.data()[row * width + head * d..][..d];
+            let key_at = |key: usize| (image * keys + key) * width + head * d;
+            for (key, weight) in weights[..seen].iter_mut().enumerate() {
+                *weight = scale
+                    * q.iter()
+                        .zip(&k.data()[key_at(key)..][..d])
+                        .map(|(q, k)| q * k)
+                        .sum::<f32>();
+            }
+            let highest = weights[..seen]
+                .iter()
+                .fold(f32::NEG_INFINITY, |a, &b| a.max(b));
+            weights[..seen]
+                .iter_mut()
+                .for_each(|weight| *weight = (*weight - highest).exp());
+            let sum: f32 = weights[..seen].iter().sum();
+            y.fill(0.0);
+            for (key, weight) in weights[..seen].iter().enumerate() {
+                for (y, v) in y.iter_mut().zip(&v.data()[key_at(key)..][..d]) {
+                    *y += weight / sum * v;
+                }
+            }
+        }
+    }
+    y
+}
+
+/// `value·gelu(gate)`: `[…, 2·D]`, values first and gates second, to `[…, D]`.
+///
+/// Source: Shazeer 2020, arXiv:2002.05202, equation 6 (GEGLU).
+///
+/// # Panics
+/// If the last dimension is odd.
+pub fn geglu(x: &Tensor) -> Tensor {
+    let width = x.last_dim() / 2;
+    assert!(
+        x.last_dim().is_multiple_of(2),
+        "geglu: {:?} has no two halves",
+        x.shape()
+    );
+    let mut y = Tensor::recycled(&with_last(x.shape(), width));
+    for (x, y) in rows(x).zip(y.data_mut().chunks_exact_mut(width)) {
+        let (values, gates) = x.split_at(width);
+        for ((y, value), gate) in y.iter_mut().zip(values).zip(gates) {
+            *y = value * activate(Activation::Gelu, *gate);
+        }
+    }
+    y
+}
+
+/// `x·σ(x)` for every value.
+pub fn silu(x: &Tensor) -> Tensor {
+    map(x, |value| activate(Activation::Silu, value))
+}
+
+/// `x·Φ(x)` for every value: the exact form, through erf.
+///
+/// Source: Hendrycks and Gimpel 2016, arXiv:1606.08415, §2.
+pub fn gelu(x: &Tensor) -> Tensor {
+    map(x, |value| activate(Activation::Gelu, value))
+}
+
+/// `x·σ(1.702·x)` for every value.
+///
+/// Source: Hendrycks and Gimpel 2016, arXiv:1606.08415, §2, second approximation.
+pub fn quick_gelu(x: &Tensor) -> Tensor {
+    map(x, |value| activate(Activation::QuickGelu, value))
+}
+
+/// `a + b`, of one shape.
+///
+/// # Panics
+/// If the shapes differ.
+pub fn add(a: &Tensor, b: &Tensor) -> Tensor {
+    assert_eq!(a.shape(), b.shape(), "add: shapes differ");
+    let mut y = Tensor::recycled(a.shape());
+    for ((y, a), b) in y.data_mut().iter_mut().zip(a.data()).zip(b.data()) {
+        *y = a + b;
+    }
+    y
+}
+
+/// `x·factor`.
+pub fn scale(x: &Tensor, factor: f32) -> Tensor {
+    map(x, |value| value * factor)
+}
+
+/// `[…, A]` and `[…, B]` to `[…, A + B]`.
+///
+/// # Panics
+/// If the other dimensions differ.
+pub fn concat_channels(a: &Tensor, b: &Tensor) -> Tensor {
+    let (a_width, b_width) = (a.last_dim(), b.last_dim());
+    let same = a.shape().split_last().map(|(_, rest)| rest)
+        == b.shape().split_last().map(|(_, rest)| rest);
+    assert!(
+        same,
+        "concat_channels: {:?} beside {:?}",
+        a.shape(),
+        b.shape()
+    );
+    let mut y = Tensor::recycled(&with_last(a.shape(), a_width + b_width));
+    for ((y, a), b) in y
+        .data_mut()
+        .chunks_exact_mut(a_width + b_width)
+        .zip(rows(a))
+        .zip(rows(b))
+    {
+        y[..a_width].copy_from_slice(a);
+        y[a_width..].copy_from_slice(b);
+    }
+    y
+}
+
+/// The rows of `x`, each one last dimension long.
+fn rows(x: &Tensor) -> std::slice::ChunksExact<'_, f32> {
+    x.data().chunks_exact(x.last_dim())
+}
+
+/// `shape` with another last dimension.
+fn with_last(shape: &[usize], last: usize) -> Vec<usize> {
+    let mut shape = shape.to_vec();
+    if let Some(dim) = shape.last_mut() {
+        *dim = last;
+    }
+    shape
+}
+
+/// The four dimensions of `[B, H, W, C]`.
+fn image(op: &str, x: &Tensor) -> [usize; 4] {
+    x.shape()
+        .try_into()
+        .unwrap_or_else(|_| panic!("{op}: needs [B, H, W, C], got {:?}", x.shape()))
+}
+
+fn check_norm(op: &str, x: &Tensor, norm: &Norm) {
+    let (gamma, beta) = (norm.gamma.len(), norm.beta.len());
+    assert!(
+        gamma == x.last_dim() && beta == gamma,
+        "{op}: {:?} with {gamma} scales, {beta} shifts",
+        x.shape()
+    );
+}
+
+fn check_epilogue(op: &str, epilogue: &Epilogue<'_>, y: &Tensor) {
+    if let Some(bias) = epilogue.image_bias {
+        let expected = [y.dim(0), y.last_dim()];
+        assert_eq!(
+            bias.shape(),
+            expected,
+            "{op}: image_bias for an output of {:?}",
+            y.shape()
+        );
+    }
+    if let Some(residual) = epilogue.residual {
+        assert_eq!(
+            residual.shape(),
+            y.shape(),
+            "{op}: residual and output differ"
+        );
+    }
+}
+
+fn map(x: &Tensor, function: impl Fn(f32) -> f32) -> Tensor {
+    let mut y = Tensor::recycled(x.shape());
+    for (y, x) in y.data_mut().iter_mut().zip(x.data()) {
+        *y = function(*x);
+    }
+    y
+}
+
+fn finish(y: &mut Tensor, bias: Option<&[f32]>, epilogue: &Epilogue<'_>) {
+    let out = y.last_dim();
+    let rows_per_image = (y.rows() / y.dim(0).max(1)).max(1);
+    for (row, y) in y.data_mut().chunks_exact_mut(out).enumerate() {
+        for (channel, y) in y.iter_mut().enumerate() {
+            let image_bias = epilogue
+                .image_bias
+                .map_or(0.0, |b| b.data()[row / rows_per_image * out + channel]);
+            let sum = *y + bias.map_or(0.0, |bias| bias[channel]) + image_bias;
+            let residual = epilogue
+                .residual
+                .map_or(0.0, |residual| residual.data()[row * out + channel]);
+            *y = activate(epilogue.activation, sum) + residual;
+        }
+    }
+}
+
+fn activate(activation: Activation, x: f32) -> f32 {
+    match activation {
+        Activation::None => x,
+        Activation::Silu => x / (1.0 + (-x).exp()),
+        Activation::QuickGelu => x / (1.0 + (-1.702 * x).exp()),
+        Activation::Gelu => {
+            let x = f64::from(x);
+            (0.5 * x * (1.0 + erf(x * std::f64::consts::FRAC_1_SQRT_2))) as f32
+        }
+    }
+}
+
+/// The error function by its series `2/√π · e^(−x²) · Σ 2ⁿ x^(2n+1) / (2n+1)!!`, whose terms are all of one sign.
+///
+/// Source: Abramowitz and Stegun 1964, 7.1.6.
+fn erf(x: f64) -> f64 {
+    if x.abs() > 6.0 {
+        return x.signum();
+    }
+    let (mut term, mut sum, mut n) = (x, x, 0.0);
+    while term.abs() > sum.abs() * 1e-17 {
+        n += 1.0;
+        term *= 2.0 * x * x / (2.0 * n + 1.0);
+        sum += term;
+    }
+    std::f64::consts::FRAC_2_SQRT_PI * (-x * x).exp() * sum
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::layers::Padding;
+
+    #[test]
+    fn known_values_of_the_activations() {
+        // torch 2.x: F.gelu, F.silu at 1 and -2.
+        for (activation, x, expected) in [
+            (Activation::Gelu, 1.0, 0.841_344_7),
+            (Activation::Gelu, -2.0, -0.045_500_264),
+            (Activation::Silu, 1.0, 0.731_058_6),
+            (Activation::Silu, -2.0, -0.238_405_85),
+            (Activation::QuickGelu, 1.0, 0.845_795_8),
+        ] {
+            let got = activate(activation, x);
+            assert!(
+                (got - expected).abs() < 1e-6,
+                "{activation:?}({x}) = {got}, expected {expected}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_convolution_by_hand() {
+        let x = Tensor::from_vec(&[1, 2, 2, 1], vec![1., 2., 3., 4.]);
+        let layer = Conv2d::new(&[1.; 9], [1, 1, 3, 3], Some(&[0.5]), 1, Padding::same(1));
+        assert_eq!(conv2d(&x, &layer, Epilogue::default()).data(), [10.5; 4]);
+        let up = conv2d_upsampled(&x, &layer, 3, 4);
+        assert_eq!(up.shape(), [1, 3, 4, 1]);
+        assert_eq!(up.data()[5], 1. * 4. + 2. * 2. + 3. * 2. + 4. + 0.5);
+    }
+
+    #[test]
+    fn attention_of_equal_keys_is_the_mean() {
+        let q = Tensor::from_vec(&[1, 2, 2], vec![1., 2., 3., 4.]);
+        let k = Tensor::zeros(&[1, 2, 2]);
+        let v = Tensor::from_vec(&[1, 2, 2], vec![1., 10., 3., 20.]);
+        assert_eq!(attention(&q, &k, &v, 2, false).data(), [2., 15., 2., 15.]);
+        assert_eq!(attention(&q, &k, &v, 1, true).data(), [1., 10., 2., 15.]);
+    }
+}
