@@ -1,1 +1,21 @@
 //! CPU kernels: slices in, slices out. The scalar version of each is its specification.
+//!
+//! Layouts are `[B, H, W, C]` and, the same memory, `[B, T, C]`; weights are packed once at load.
+//! Work is split by size, never by thread count, so a result has the same bits on 1 or 64 threads.
+//! Shapes are the `tensor` crate's business: here a wrong length is a broken promise and asserted.
+//!
+//! Read [`level`] first (which instructions this process uses), then [`gemm`], then [`conv`].
+
+mod arch;
+pub mod conv;
+pub mod epilogue;
+pub mod gemm;
+pub mod level;
+mod math;
+#[doc(hidden)]
+pub mod testing;
+
+pub use conv::{ConvShape, Extent, PackedConv, Padding, conv2d, conv2d_upsampled};
+pub use epilogue::{Activation, Epilogue};
+pub use gemm::{PackedLinear, linear};
+pub use level::{Level, LevelError, detect, level};

@@ -1,0 +1,257 @@
+//! Convolutions over `[B, H, W, C]`, as products whose left rows are gathered tap by tap.
+//!
+//! Nothing is unfolded or padded in memory: a tap is an offset into the input, a tap outside the
+//! picture is skipped, and a nearest-neighbour upsample before the convolution is a division in
+//! the offset.
+
+use crate::epilogue::Epilogue;
+use crate::gemm::{Panels, Rows, product};
+use crate::level::{Level, level};
+
+/// Zeros around the input, in pixels.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Padding {
+    /// Rows above.
+    pub top: usize,
+    /// Columns left.
+    pub left: usize,
+    /// Rows below.
+    pub bottom: usize,
+    /// Columns right.
+    pub right: usize,
+}
+
+impl Padding {
+    /// The same on all four sides.
+    pub fn all(pixels: usize) -> Self {
+        Padding {
+            top: pixels,
+            left: pixels,
+            bottom: pixels,
+            right: pixels,
+        }
+    }
+}
+
+/// What a convolution's weights do not say, and their shape.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ConvShape {
+    /// Channels of the output (O of OIHW).
+    pub out_channels: usize,
+    /// Channels of the input (I of OIHW).
+    pub in_channels: usize,
+    /// Rows of the kernel.
+    pub kernel_height: usize,
+    /// Columns of the kernel.
+    pub kernel_width: usize,
+    /// Input pixels from one output pixel to the next, both ways.
+    pub stride: usize,
+    /// Zeros around the input.
+    pub padding: Padding,
+}
+
+/// Images in a batch and their size in pixels.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Extent {
+    /// How many images.
+    pub batch: usize,
+    /// Rows of one.
+    pub height: usize,
+    /// Columns of one.
+    pub width: usize,
+}
+
+impl Extent {
+    /// Pixels of the whole batch.
+    pub fn pixels(self) -> usize {
+        self.batch * self.height * self.width
+    }
+}
+
+/// The weights of a convolution, packed once.
+#[derive(Clone, Debug)]
+pub struct PackedConv {
+    panels: Panels,
+    shape: ConvShape,
+}
+
+impl PackedConv {
+    /// Packs `weight`, `[O, I, kernel height, kernel width]` as checkpoints have it.
+    ///
+    /// # Panics
+    /// If the length is another or a size is 0.
+    pub fn new(weight: &[f32], shape: ConvShape) -> Self {
+        let ConvShape {
+            out_channels,
+            in_channels,
+            kernel_height,
+            kernel_width,
+            stride,
+            ..
+        } = shape;
+        let taps = kernel_height * kernel_width;
+        assert!(
+            out_channels > 0 && in_channels > 0 && taps > 0 && stride > 0,
+            "{shape:?}"
+        );
+        let depth = taps * in_channels;
+        assert_eq!(weight.len(), out_channels * depth, "{shape:?}");
+        let panels = Panels::pack(out_channels, depth, |column, k| {
+            let (tap, channel) = (k / in_channels, k % in_channels);
+            weight[column * depth + channel * taps + tap]
+        });
+        PackedConv { panels, shape }
+    }
+
+    /// What was packed.
+    pub fn shape(&self) -> ConvShape {
+        self.shape
+    }
+
+    /// Bytes the packed weights take.
+    pub fn bytes(&self) -> usize {
+        self.panels.bytes()
+    }
+
+    /// The output's size for an input of `extent`.
+    ///
+    /// # Panics
+    /// If the padded input is smaller than the kernel.
+    pub fn output(&self, extent: Extent) -> Extent {
+        let ConvShape {
+            kernel_height,
+            kernel_width,
+            stride,
+            padding,
+            ..
+        } = self.shape;
+        let height = extent.height + padding.top + padding.bottom;
+        let width = extent.width + padding.left + padding.right;
+        assert!(
+            height >= kernel_height && width >= kernel_width,
+            "{extent:?}, {:?}",
+            self.shape
+        );
+        Extent {
+            batch: extent.batch,
+            height: (height - kernel_height) / stride + 1,
+            width: (width - kernel_width) / stride + 1,
+        }
+    }
+}
+
+/// A convolution: `x` is `[B, H, W, I]` of `extent`, `out` is `[B, H', W', O]` of
+/// [`PackedConv::output`].
+///
+/// # Panics
+/// If a length does not fit.
+pub fn conv2d(
+    x: &[f32],
+    extent: Extent,
+    weights: &PackedConv,
+    epilogue: &Epilogue<'_>,
+    out: &mut [f32],
+) {
+    conv2d_at(
+        level(),
+        x,
+        extent,
+        (extent.height, extent.width),
+        weights,
+        epilogue,
+        out,
+    );
+}
+
+/// [`conv2d`] of `x` enlarged (or shrunk) to `size`, (rows, columns), by nearest neighbour:
+/// pixel y of the new is pixel ⌊y · H / H'⌋ of the old, as torch's `interpolate` has it.
+///
+/// # Panics
+/// If a length does not fit.
+pub fn conv2d_upsampled(
+    x: &[f32],
+    extent: Extent,
+    size: (usize, usize),
+    weights: &PackedConv,
+    epilogue: &Epilogue<'_>,
+    out: &mut [f32],
+) {
+    conv2d_at(level(), x, extent, size, weights, epilogue, out);
+}
+
+/// [`conv2d_upsampled`] at a level of the caller's choice, for tests and benches; `size` equal to
+/// the extent's is [`conv2d`].
+///
+/// # Panics
+/// If a length does not fit or the CPU lacks the level.
+pub fn conv2d_at(
+    level: Level,
+    x: &[f32],
+    extent: Extent,
+    size: (usize, usize),
+    weights: &PackedConv,
+    epilogue: &Epilogue<'_>,
+    out: &mut [f32],
+) {
+    let shape = weights.shape;
+    assert_eq!(
+        x.len(),
+        extent.pixels() * shape.in_channels,
+        "x: {extent:?}, {shape:?}"
+    );
+    let resized = Extent {
+        height: size.0,
+        width: size.1,
+        ..extent
+    };
+    let output = weights.output(resized);
+    assert_eq!(
+        out.len(),
+        output.pixels() * shape.out_channels,
+        "out: {output:?}, {shape:?}"
+    );
+    let rows = Gathered {
+        extent,
+        resized,
+        output,
+        shape,
+    };
+    product(level, x, &rows, &weights.panels, epilogue, out);
+}
+
+/// Rows of the product: output pixels, gathered from under the kernel.
+struct Gathered {
+    extent: Extent,
+    /// The input's size after the nearest-neighbour resize.
+    resized: Extent,
+    output: Extent,
+    shape: ConvShape,
+}
+
+impl Rows for Gathered {
+    fn taps(&self) -> usize {
+        self.shape.kernel_height * self.shape.kernel_width
+    }
+    fn channels(&self) -> usize {
+        self.shape.in_channels
+    }
+    fn start(&self, row: usize, tap: usize) -> Option<usize> {
+        let ConvShape {
+            kernel_width,
+            stride,
+            padding,
+            in_channels,
+            ..
+        } = self.shape;
+        let (line, column) = (row / self.output.width, row % self.output.width);
+        let (image, line) = (line / self.output.height, line % self.output.height);
+        let y = (line * stride + tap / kernel_width).checked_sub(padding.top)?;
+        let x = (column * stride + tap % kernel_width).checked_sub(padding.left)?;
+        if y >= self.resized.height || x >= self.resized.width {
+            return None;
+        }
+        let y = y * self.extent.height / self.resized.height;
+        let x = x * self.extent.width / self.resized.width;
+        Some(((image * self.extent.height + y) * self.extent.width + x) * in_channels)
+    }
+}

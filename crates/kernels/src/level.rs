@@ -1,0 +1,191 @@
+//! Which instructions this process may use: the best the CPU has, or what `SAFELIGHT_CPU` says.
+//!
+//! Knows CPU features, not kernels; `arch` turns a [`Level`] into code compiled for it.
+
+use std::fmt;
+use std::sync::OnceLock;
+
+/// The environment variable that forces a level: `scalar`, `avx2` or `avx512`.
+pub const VARIABLE: &str = "SAFELIGHT_CPU";
+
+/// A set of instructions that kernels are compiled for, worst first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[non_exhaustive]
+pub enum Level {
+    /// What every CPU of the architecture has. The specification of every kernel.
+    Scalar,
+    /// x86-64 with AVX2 and FMA: 8 floats at a time (Intel since 2013, AMD since 2015).
+    Avx2,
+    /// x86-64 with AVX-512 F, BW, DQ and VL: 16 floats at a time.
+    Avx512,
+}
+
+impl Level {
+    /// Every level there is, worst first.
+    pub const ALL: [Level; 3] = [Level::Scalar, Level::Avx2, Level::Avx512];
+
+    /// The name `SAFELIGHT_CPU` knows it by.
+    pub fn name(self) -> &'static str {
+        match self {
+            Level::Scalar => "scalar",
+            Level::Avx2 => "avx2",
+            Level::Avx512 => "avx512",
+        }
+    }
+
+    /// Whether this CPU (and its operating system) can run it.
+    pub fn is_supported(self) -> bool {
+        #[cfg(target_arch = "x86_64")]
+        {
+            let avx2 = is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma");
+            match self {
+                Level::Scalar => true,
+                Level::Avx2 => avx2,
+                Level::Avx512 => {
+                    avx2 && is_x86_feature_detected!("avx512f")
+                        && is_x86_feature_detected!("avx512bw")
+                        && is_x86_feature_detected!("avx512dq")
+                        && is_x86_feature_detected!("avx512vl")
+                }
+            }
+        }
+        #[cfg(not(target_arch = "x86_64"))]
+        {
+            self == Level::Scalar
+        }
+    }
+
+    /// The levels this CPU can run, best last; tests and benches run every one of them.
+    pub fn available() -> Vec<Level> {
+        Self::ALL
+            .into_iter()
+            .filter(|level| level.is_supported())
+            .collect()
+    }
+
+    /// The best level this CPU can run.
+    pub fn best() -> Level {
+        Self::available().pop().unwrap_or(Level::Scalar)
+    }
+}
+
+impl fmt::Display for Level {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// Why the level asked for in [`VARIABLE`] cannot be had. The user can act: change the variable.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum LevelError {
+    /// The variable holds none of the known names.
+    Unknown {
+        /// What it holds.
+        value: String,
+    },
+    /// The name is known, but this CPU lacks the instructions.
+    Unsupported {
+        /// What was asked for.
+        wanted: Level,
+        /// What there is.
+        best: Level,
+    },
+}
+
+impl fmt::Display for LevelError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            LevelError::Unknown { value } => write!(
+                f,
+                "{VARIABLE} is `{value}`; known are scalar, avx2 and avx512; unset it to take the best"
+            ),
+            LevelError::Unsupported { wanted, best } => write!(
+                f,
+                "{VARIABLE} asks for `{wanted}`, which this CPU does not have; its best is `{best}`"
+            ),
+        }
+    }
+}
+
+impl std::error::Error for LevelError {}
+
+/// Reads [`VARIABLE`] and the CPU. A program calls this first and shows the error.
+///
+/// # Errors
+/// If the variable holds an unknown name, or one this CPU cannot run.
+pub fn detect() -> Result<Level, LevelError> {
+    choose(
+        std::env::var_os(VARIABLE)
+            .map(|value| value.to_string_lossy().into_owned())
+            .as_deref(),
+    )
+}
+
+/// The level that kernels run at, chosen on the first call.
+///
+/// If [`detect`] refuses, this is [`Level::best`]: a library does not stop a program over a
+/// variable, and never runs an instruction that the CPU lacks.
+pub fn level() -> Level {
+    static CHOSEN: OnceLock<Level> = OnceLock::new();
+    *CHOSEN.get_or_init(|| detect().unwrap_or_else(|_| Level::best()))
+}
+
+/// `asked`: the variable's value; unset and empty both mean the best.
+fn choose(asked: Option<&str>) -> Result<Level, LevelError> {
+    let Some(value) = asked.filter(|value| !value.is_empty()) else {
+        return Ok(Level::best());
+    };
+    let wanted = Level::ALL
+        .into_iter()
+        .find(|level| level.name() == value)
+        .ok_or_else(|| LevelError::Unknown {
+            value: value.to_owned(),
+        })?;
+    if wanted.is_supported() {
+        Ok(wanted)
+    } else {
+        Err(LevelError::Unsupported {
+            wanted,
+            best: Level::best(),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn unset_and_empty_take_the_best() {
+        assert_eq!(choose(None), Ok(Level::best()));
+        assert_eq!(choose(Some("")), Ok(Level::best()));
+    }
+
+    #[test]
+    fn every_name_is_taken_or_refused_by_what_the_cpu_has() {
+        for level in Level::ALL {
+            let expected = if level.is_supported() {
+                Ok(level)
+            } else {
+                Err(LevelError::Unsupported {
+                    wanted: level,
+                    best: Level::best(),
+                })
+            };
+            assert_eq!(choose(Some(level.name())), expected);
+        }
+        // Not a silent pass: a test run says which levels it covered.
+        eprintln!("levels on this machine: {:?}", Level::available());
+    }
+
+    #[test]
+    fn unknown_names_are_refused_with_the_known_ones() {
+        let error = choose(Some("sse9")).unwrap_err();
+        let text = error.to_string();
+        assert!(
+            text.contains("`sse9`") && text.contains("scalar, avx2 and avx512"),
+            "{text}"
+        );
+    }
+}

@@ -1,0 +1,58 @@
+//! For tests and benches: reproducible numbers and the error bounds that tolerances come from.
+
+/// A small generator (SplitMix64; Steele, Lea and Flood 2014); not for pictures.
+pub struct Rng(u64);
+
+impl Rng {
+    /// Always the same numbers for the same seed.
+    pub fn seeded(seed: u64) -> Self {
+        Rng(seed)
+    }
+
+    /// The next 64 bits.
+    pub fn next_u64(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    /// Uniform in [-1, 1), 24 bits.
+    pub fn f32(&mut self) -> f32 {
+        (self.next_u64() >> 40) as f32 / (1u64 << 23) as f32 - 1.0
+    }
+
+    /// `count` of [`Rng::f32`].
+    pub fn f32s(&mut self, count: usize) -> Vec<f32> {
+        (0..count).map(|_| self.f32()).collect()
+    }
+
+    /// Uniform in `0..end`.
+    pub fn below(&mut self, end: usize) -> usize {
+        (self.next_u64() % end as u64) as usize
+    }
+}
+
+/// Σ|aᵢbᵢ|
+pub fn sum_abs_products(a: &[f32], b: &[f32]) -> f32 {
+    a.iter().zip(b).map(|(x, y)| (x * y).abs()).sum()
+}
+
+/// How far two sums of the same `terms` products may lie apart, in whatever order and with or
+/// without fused multiply-add: 2·n·u·Σ|aᵢbᵢ| to first order, u = ε/2 (Higham 2002, §3.1).
+pub fn sum_bound(terms: usize, sum_abs: f32) -> f32 {
+    terms as f32 * f32::EPSILON * sum_abs
+}
+
+/// Runs `work` in a rayon pool of `count` threads.
+///
+/// # Panics
+/// If the system gives no threads.
+pub fn with_threads<T: Send>(count: usize, work: impl FnOnce() -> T + Send) -> T {
+    rayon::ThreadPoolBuilder::new()
+        .num_threads(count)
+        .build()
+        .expect("threads")
+        .install(work)
+}
