@@ -1,2 +1,4 @@
 //! Stable Diffusion: weights and a request in, pictures out.
 #![forbid(unsafe_code)]
+
+pub mod noise;
