@@ -1,37 +1,13 @@
 //! Weights as the operations want them: checked and packed once, at load.
 
-/// How far a convolution reaches over each edge of the image; what lies there counts as zero.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Padding {
-    /// Rows above the image.
-    pub top: usize,
-    /// Columns left of it.
-    pub left: usize,
-    /// Rows below it.
-    pub bottom: usize,
-    /// Columns right of it.
-    pub right: usize,
-}
+use std::fmt;
 
-impl Padding {
-    /// The same on all four sides.
-    pub const fn same(amount: usize) -> Self {
-        Padding {
-            top: amount,
-            left: amount,
-            bottom: amount,
-            right: amount,
-        }
-    }
-}
+use safelight_kernels::{ConvShape, Extent, PackedConv, PackedLinear, Padding};
 
 /// A fully connected layer, `y = x·Wᵀ + b`, over the last dimension.
-#[derive(Debug)]
 pub struct Linear {
-    pub(crate) weight: Vec<f32>,
+    pub(crate) weight: PackedLinear,
     pub(crate) bias: Option<Vec<f32>>,
-    pub(crate) out_features: usize,
-    pub(crate) in_features: usize,
 }
 
 impl Linear {
@@ -52,34 +28,44 @@ impl Linear {
             "Linear [{out_features}, {in_features}]: weight has {got} values"
         );
         check_bias("Linear", bias, out_features);
+        let weight = PackedLinear::new(weight, out_features, in_features);
         Linear {
-            weight: weight.to_vec(),
+            weight,
             bias: bias.map(<[f32]>::to_vec),
-            out_features,
-            in_features,
         }
     }
 
     /// Values a row goes in with.
     pub fn in_features(&self) -> usize {
-        self.in_features
+        self.weight.in_features()
     }
 
     /// Values a row comes out with.
     pub fn out_features(&self) -> usize {
-        self.out_features
+        self.weight.out_features()
+    }
+
+    /// Memory the packed weights take.
+    pub fn bytes(&self) -> usize {
+        self.weight.bytes()
+    }
+}
+
+impl fmt::Debug for Linear {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "Linear({} → {})",
+            self.in_features(),
+            self.out_features()
+        )
     }
 }
 
 /// A two-dimensional convolution (in the sense of neural networks: the kernel is not flipped).
-#[derive(Debug)]
 pub struct Conv2d {
-    pub(crate) weight: Vec<f32>,
+    pub(crate) weight: PackedConv,
     pub(crate) bias: Option<Vec<f32>>,
-    /// `[out, in, kernel height, kernel width]`.
-    pub(crate) shape: [usize; 4],
-    pub(crate) stride: usize,
-    pub(crate) padding: Padding,
 }
 
 impl Conv2d {
@@ -101,24 +87,35 @@ impl Conv2d {
             "Conv2d {shape:?}: weight has {got} values"
         );
         assert!(stride > 0, "Conv2d {shape:?}: stride 0");
-        check_bias("Conv2d", bias, shape[0]);
-        Conv2d {
-            weight: weight.to_vec(),
-            bias: bias.map(<[f32]>::to_vec),
-            shape,
+        let [out_channels, in_channels, kernel_height, kernel_width] = shape;
+        check_bias("Conv2d", bias, out_channels);
+        let shape = ConvShape {
+            out_channels,
+            in_channels,
+            kernel_height,
+            kernel_width,
             stride,
             padding,
+        };
+        Conv2d {
+            weight: PackedConv::new(weight, shape),
+            bias: bias.map(<[f32]>::to_vec),
         }
     }
 
     /// Channels going in.
     pub fn in_channels(&self) -> usize {
-        self.shape[1]
+        self.weight.shape().in_channels
     }
 
     /// Channels coming out.
     pub fn out_channels(&self) -> usize {
-        self.shape[0]
+        self.weight.shape().out_channels
+    }
+
+    /// Memory the packed weights take.
+    pub fn bytes(&self) -> usize {
+        self.weight.bytes()
     }
 
     /// Height and width of the result for an input of `h` by `w`.
@@ -126,19 +123,32 @@ impl Conv2d {
     /// # Panics
     /// If the padded input is smaller than the kernel.
     pub fn out_size(&self, h: usize, w: usize) -> (usize, usize) {
-        let (padding, [_, _, kh, kw]) = (self.padding, self.shape);
+        let ConvShape {
+            kernel_height,
+            kernel_width,
+            padding,
+            ..
+        } = self.weight.shape();
         let (padded_h, padded_w) = (
             h + padding.top + padding.bottom,
             w + padding.left + padding.right,
         );
         assert!(
-            padded_h >= kh && padded_w >= kw,
-            "Conv2d: input {h}×{w}, padded, is smaller than the {kh}×{kw} kernel"
+            padded_h >= kernel_height && padded_w >= kernel_width,
+            "Conv2d: input {h}×{w}, padded, is smaller than the {kernel_height}×{kernel_width} kernel"
         );
-        (
-            (padded_h - kh) / self.stride + 1,
-            (padded_w - kw) / self.stride + 1,
-        )
+        let out = self.weight.output(Extent {
+            batch: 1,
+            height: h,
+            width: w,
+        });
+        (out.height, out.width)
+    }
+}
+
+impl fmt::Debug for Conv2d {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Conv2d({:?})", self.weight.shape())
     }
 }
 

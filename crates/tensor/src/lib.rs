@@ -19,6 +19,7 @@ pub mod ops;
 pub mod pool;
 mod tensor;
 
-pub use layers::{Conv2d, Linear, Norm, Padding};
-pub use ops::{Activation, Epilogue};
+pub use layers::{Conv2d, Linear, Norm};
+pub use ops::Epilogue;
+pub use safelight_kernels::{Activation, Padding};
 pub use tensor::{RANK_MAX, Tensor};

@@ -1,21 +1,9 @@
 //! The operations. Each checks its shapes, takes an output from the pool and calls a kernel.
 
+use safelight_kernels::{self as kernels, Activation, Extent};
+
 use crate::layers::{Conv2d, Linear, Norm};
 use crate::tensor::Tensor;
-
-/// A function applied to every value.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Activation {
-    /// The value itself.
-    #[default]
-    None,
-    /// `x·σ(x)`.
-    Silu,
-    /// `x·Φ(x)`, Φ being the normal distribution (the exact form, through erf).
-    Gelu,
-    /// `x·σ(1.702·x)`, as in the first CLIP.
-    QuickGelu,
-}
 
 /// What a layer does with its sums before they are stored: `act(sum + bias + image_bias) + residual`.
 #[derive(Clone, Copy, Debug, Default)]
@@ -33,7 +21,7 @@ pub struct Epilogue<'a> {
 /// # Panics
 /// If the shapes do not fit.
 pub fn linear(x: &Tensor, layer: &Linear, epilogue: Epilogue<'_>) -> Tensor {
-    let (out_features, in_features) = (layer.out_features, layer.in_features);
+    let (out_features, in_features) = (layer.out_features(), layer.in_features());
     assert_eq!(
         x.last_dim(),
         in_features,
@@ -41,13 +29,8 @@ pub fn linear(x: &Tensor, layer: &Linear, epilogue: Epilogue<'_>) -> Tensor {
         x.shape()
     );
     let mut y = Tensor::recycled(&with_last(x.shape(), out_features));
-    check_epilogue("linear", &epilogue, &y);
-    for (x, y) in rows(x).zip(y.data_mut().chunks_exact_mut(out_features)) {
-        for (y, weight) in y.iter_mut().zip(layer.weight.chunks_exact(in_features)) {
-            *y = x.iter().zip(weight).map(|(x, w)| x * w).sum();
-        }
-    }
-    finish(&mut y, layer.bias.as_deref(), &epilogue);
+    let epilogue = checked_epilogue("linear", layer.bias.as_deref(), &epilogue, &y);
+    kernels::linear(x.data(), &layer.weight, &epilogue, y.data_mut());
     y
 }
 
@@ -56,54 +39,36 @@ pub fn linear(x: &Tensor, layer: &Linear, epilogue: Epilogue<'_>) -> Tensor {
 /// # Panics
 /// If the shapes do not fit.
 pub fn conv2d(x: &Tensor, layer: &Conv2d, epilogue: Epilogue<'_>) -> Tensor {
-    let [b, h, w, c] = image("conv2d", x);
-    assert_eq!(
-        c,
-        layer.in_channels(),
-        "conv2d: {:?} into a layer of {} channels",
-        x.shape(),
-        layer.in_channels()
-    );
-    let (out_h, out_w) = layer.out_size(h, w);
-    let [out, _, kh, kw] = layer.shape;
-    let mut y = Tensor::recycled(&[b, out_h, out_w, out]);
-    check_epilogue("conv2d", &epilogue, &y);
-    for (pixel, y) in y.data_mut().chunks_exact_mut(out).enumerate() {
-        let (image, row, column) = (
-            pixel / (out_h * out_w),
-            pixel / out_w % out_h,
-            pixel % out_w,
-        );
-        y.fill(0.0);
-        for (ky, kx) in (0..kh).flat_map(|ky| (0..kw).map(move |kx| (ky, kx))) {
-            let at_y = (row * layer.stride + ky)
-                .checked_sub(layer.padding.top)
-                .filter(|&y| y < h);
-            let at_x = (column * layer.stride + kx)
-                .checked_sub(layer.padding.left)
-                .filter(|&x| x < w);
-            let (Some(at_y), Some(at_x)) = (at_y, at_x) else {
-                continue;
-            };
-            let x = &x.data()[((image * h + at_y) * w + at_x) * c..][..c];
-            for (channel, y) in y.iter_mut().enumerate() {
-                let taps = layer.weight[channel * c * kh * kw + ky * kw + kx..]
-                    .iter()
-                    .step_by(kh * kw);
-                *y += x.iter().zip(taps).map(|(x, w)| x * w).sum::<f32>();
-            }
-        }
-    }
-    finish(&mut y, layer.bias.as_deref(), &epilogue);
+    let [_, h, w, _] = image("conv2d", x);
+    let (extent, mut y) = conv2d_begin("conv2d", x, layer, h, w);
+    let epilogue = checked_epilogue("conv2d", layer.bias.as_deref(), &epilogue, &y);
+    kernels::conv2d(x.data(), extent, &layer.weight, &epilogue, y.data_mut());
     y
 }
 
-/// Convolution of `x` after it is enlarged to `out_h` by `out_w`, each pixel taking the nearest one of `x`.
+/// Convolution of `x` as if enlarged to `out_h` by `out_w`, each pixel taking the nearest one of `x`.
+///
+/// The same values as [`conv2d`] of [`resize_nearest`], without the large picture in between.
 ///
 /// # Panics
 /// If the shapes do not fit.
 pub fn conv2d_upsampled(x: &Tensor, layer: &Conv2d, out_h: usize, out_w: usize) -> Tensor {
-    conv2d(&resize_nearest(x, out_h, out_w), layer, Epilogue::default())
+    let (extent, mut y) = conv2d_begin("conv2d_upsampled", x, layer, out_h, out_w);
+    let epilogue = checked_epilogue(
+        "conv2d_upsampled",
+        layer.bias.as_deref(),
+        &Epilogue::default(),
+        &y,
+    );
+    kernels::conv2d_upsampled(
+        x.data(),
+        extent,
+        (out_h, out_w),
+        &layer.weight,
+        &epilogue,
+        y.data_mut(),
+    );
+    y
 }
 
 /// `[B, H, W, C]` to `[B, out_h, out_w, C]`: row `y` comes from row `⌊y·H/out_h⌋`, columns likewise (torch's "nearest").
@@ -394,11 +359,37 @@ fn check_norm(op: &str, x: &Tensor, norm: &Norm) {
     );
 }
 
-fn check_epilogue(op: &str, epilogue: &Epilogue<'_>, y: &Tensor) {
-    if let Some(bias) = epilogue.image_bias {
+/// The input's extent and an output for it, if the convolution sees `h` by `w` pixels.
+fn conv2d_begin(op: &str, x: &Tensor, layer: &Conv2d, h: usize, w: usize) -> (Extent, Tensor) {
+    let [batch, height, width, c] = image(op, x);
+    assert_eq!(
+        c,
+        layer.in_channels(),
+        "{op}: {:?} into a layer of {} channels",
+        x.shape(),
+        layer.in_channels()
+    );
+    let (out_h, out_w) = layer.out_size(h, w);
+    (
+        Extent {
+            batch,
+            height,
+            width,
+        },
+        Tensor::recycled(&[batch, out_h, out_w, layer.out_channels()]),
+    )
+}
+
+fn checked_epilogue<'a>(
+    op: &str,
+    bias: Option<&'a [f32]>,
+    epilogue: &Epilogue<'a>,
+    y: &Tensor,
+) -> kernels::Epilogue<'a> {
+    if let Some(image_bias) = epilogue.image_bias {
         let expected = [y.dim(0), y.last_dim()];
         assert_eq!(
-            bias.shape(),
+            image_bias.shape(),
             expected,
             "{op}: image_bias for an output of {:?}",
             y.shape()
@@ -411,6 +402,12 @@ fn check_epilogue(op: &str, epilogue: &Epilogue<'_>, y: &Tensor) {
             "{op}: residual and output differ"
         );
     }
+    kernels::Epilogue {
+        bias,
+        image_bias: epilogue.image_bias.map(Tensor::data),
+        activation: epilogue.activation,
+        residual: epilogue.residual.map(Tensor::data),
+    }
 }
 
 fn map(x: &Tensor, function: impl Fn(f32) -> f32) -> Tensor {
@@ -419,23 +416,6 @@ fn map(x: &Tensor, function: impl Fn(f32) -> f32) -> Tensor {
         *y = function(*x);
     }
     y
-}
-
-fn finish(y: &mut Tensor, bias: Option<&[f32]>, epilogue: &Epilogue<'_>) {
-    let out = y.last_dim();
-    let rows_per_image = (y.rows() / y.dim(0).max(1)).max(1);
-    for (row, y) in y.data_mut().chunks_exact_mut(out).enumerate() {
-        for (channel, y) in y.iter_mut().enumerate() {
-            let image_bias = epilogue
-                .image_bias
-                .map_or(0.0, |b| b.data()[row / rows_per_image * out + channel]);
-            let sum = *y + bias.map_or(0.0, |bias| bias[channel]) + image_bias;
-            let residual = epilogue
-                .residual
-                .map_or(0.0, |residual| residual.data()[row * out + channel]);
-            *y = activate(epilogue.activation, sum) + residual;
-        }
-    }
 }
 
 fn activate(activation: Activation, x: f32) -> f32 {
@@ -469,7 +449,7 @@ fn erf(x: f64) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::layers::Padding;
+    use safelight_kernels::Padding;
 
     #[test]
     fn known_values_of_the_activations() {
@@ -492,7 +472,7 @@ mod tests {
     #[test]
     fn a_convolution_by_hand() {
         let x = Tensor::from_vec(&[1, 2, 2, 1], vec![1., 2., 3., 4.]);
-        let layer = Conv2d::new(&[1.; 9], [1, 1, 3, 3], Some(&[0.5]), 1, Padding::same(1));
+        let layer = Conv2d::new(&[1.; 9], [1, 1, 3, 3], Some(&[0.5]), 1, Padding::all(1));
         assert_eq!(conv2d(&x, &layer, Epilogue::default()).data(), [10.5; 4]);
         let up = conv2d_upsampled(&x, &layer, 3, 4);
         assert_eq!(up.shape(), [1, 3, 4, 1]);
