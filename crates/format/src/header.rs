@@ -1,0 +1,639 @@
+//! The header: parsed in one pass, every rule of the format checked, tensors found by name.
+
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+
+use crate::dtype::Dtype;
+use crate::error::{EntryField, FormatError};
+use crate::index::NameIndex;
+use crate::json::Scanner;
+use crate::sniff::sniff;
+
+/// The length prefix in front of the header.
+pub(crate) const LENGTH_BYTES: u64 = 8;
+
+/// The one key of the header that is no tensor.
+pub(crate) const METADATA_KEY: &str = "__metadata__";
+
+/// The free-form text that a file carries, sorted by key.
+pub type Metadata = BTreeMap<String, String>;
+
+/// How much a parser forgives.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Strictness {
+    /// Accepts exactly what the `safetensors` crate 0.8.0 accepts, and sees the same tensors.
+    ///
+    /// That includes what the format's description forbids: of two tensors with one name the last
+    /// wins, white space of any kind may stand around the header, entries may have unknown fields
+    /// or be arrays, `__metadata__` may be null and have a key twice.
+    #[default]
+    Compat,
+    /// Accepts what the format's description allows and nothing else. What passes here passes
+    /// every reader.
+    Spec,
+}
+
+/// How much a header may ask for, before a reader says no.
+///
+/// ```
+/// let small = safelight_format::Limits { tensor_count_max: 1000, ..Default::default() };
+/// assert_eq!(small.header_bytes_max, 100_000_000);
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// The header's length; the reference implementation's limit is 100 000 000, as here.
+    pub header_bytes_max: u64,
+    /// Tensors in a file; at most `u32::MAX - 1`, whatever is set. Unlimited by default, as are all below.
+    pub tensor_count_max: u64,
+    /// Dimensions of a tensor.
+    pub rank_max: u64,
+    /// Length of a tensor's name in UTF-8.
+    pub name_bytes_max: u64,
+    /// Length of all keys and values of `__metadata__` together.
+    pub metadata_bytes_max: u64,
+}
+
+impl Default for Limits {
+    fn default() -> Limits {
+        Limits {
+            header_bytes_max: 100_000_000,
+            tensor_count_max: u64::from(u32::MAX) - 1,
+            rank_max: u64::MAX,
+            name_bytes_max: u64::MAX,
+            metadata_bytes_max: u64::MAX,
+        }
+    }
+}
+
+/// One tensor of a file, as its header describes it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TensorInfo {
+    /// Its name, any text.
+    pub name: String,
+    /// What one element is.
+    pub dtype: Dtype,
+    /// Its dimensions, outermost first; empty for a single number.
+    pub shape: Vec<u64>,
+    /// Its first byte and the one behind its last, from the first byte of tensor data.
+    pub data_offsets: (u64, u64),
+}
+
+impl TensorInfo {
+    /// Its size in the file.
+    pub fn byte_count(&self) -> u64 {
+        self.data_offsets.1 - self.data_offsets.0
+    }
+
+    /// How many elements it has. (Cannot overflow: the header's check has made the product.)
+    pub fn element_count(&self) -> u64 {
+        self.shape.iter().product()
+    }
+}
+
+/// A checked header: what passes [`Header::parse`] has tensors that tile the file exactly.
+#[derive(Clone, Debug)]
+pub struct Header {
+    tensors: Vec<TensorInfo>,
+    index: NameIndex,
+    metadata: Option<Metadata>,
+    header_bytes: u64,
+}
+
+/// The length of the header alone, from the file's first eight bytes, so that a reader knows how
+/// much more to read: it is within the limit and within the file.
+///
+/// # Errors
+/// As [`Header::parse`]; what the file really is shows best if `prefix` has a few hundred bytes.
+pub fn header_bytes(prefix: &[u8], file_bytes: u64, limits: &Limits) -> Result<u64, FormatError> {
+    if file_bytes < LENGTH_BYTES {
+        return Err(other_kind(prefix).unwrap_or(FormatError::TooSmall { file_bytes }));
+    }
+    let Some(length) = prefix.first_chunk::<8>() else {
+        return Err(FormatError::PrefixTooShort {
+            have_bytes: prefix.len() as u64,
+            need_bytes: LENGTH_BYTES,
+        });
+    };
+    let header_bytes = u64::from_le_bytes(*length);
+    if header_bytes > limits.header_bytes_max {
+        let limit_bytes = limits.header_bytes_max;
+        return Err(other_kind(prefix).unwrap_or(FormatError::HeaderTooLong {
+            header_bytes,
+            limit_bytes,
+        }));
+    }
+    if header_bytes > file_bytes - LENGTH_BYTES {
+        return Err(other_kind(prefix).unwrap_or(FormatError::HeaderCutOff {
+            header_bytes,
+            file_bytes,
+        }));
+    }
+    Ok(header_bytes)
+}
+
+fn other_kind(prefix: &[u8]) -> Option<FormatError> {
+    sniff(prefix).map(|kind| FormatError::OtherKind { kind })
+}
+
+impl Header {
+    /// Parses and checks a header.
+    ///
+    /// `prefix` holds the file's first bytes, at least length and header ([`header_bytes`] says
+    /// how many that are), at most the whole file. `file_bytes` is the size of the whole file.
+    ///
+    /// # Errors
+    /// The first rule that the file breaks. Whether there is an error depends on nothing but the
+    /// bytes, `strictness` and `limits`.
+    pub fn parse(
+        prefix: &[u8],
+        file_bytes: u64,
+        strictness: Strictness,
+        limits: &Limits,
+    ) -> Result<Header, FormatError> {
+        let header_bytes = header_bytes(prefix, file_bytes, limits)?;
+        let need_bytes = LENGTH_BYTES + header_bytes;
+        let need_len = usize::try_from(need_bytes).ok();
+        let Some(json) = need_len.and_then(|len| prefix.get(LENGTH_BYTES as usize..len)) else {
+            return Err(FormatError::PrefixTooShort {
+                have_bytes: prefix.len() as u64,
+                need_bytes,
+            });
+        };
+        let text = std::str::from_utf8(json).map_err(|error| {
+            let at_byte = LENGTH_BYTES + error.valid_up_to() as u64;
+            other_kind(prefix).unwrap_or(FormatError::NotUtf8 { at_byte })
+        })?;
+        let mut parser = Parser::new(text, strictness, limits);
+        if !matches!(parser.scanner.peek_token(), Some(b'{')) {
+            return Err(other_kind(prefix).unwrap_or_else(|| parser.scanner.unexpected("`{`")));
+        }
+        parser = Parser::new(text, strictness, limits);
+        parser.header()?;
+        let Parser {
+            tensors, metadata, ..
+        } = parser;
+        let (tensors, index) = settle(tensors, strictness)?;
+        check_tiling(&tensors)?;
+        let header = Header {
+            tensors,
+            index,
+            metadata,
+            header_bytes,
+        };
+        header.check_file_bytes(file_bytes)?;
+        Ok(header)
+    }
+
+    /// All tensors, in the order of their bytes in the file.
+    pub fn tensors(&self) -> &[TensorInfo] {
+        &self.tensors
+    }
+
+    /// The tensor of this name.
+    pub fn get(&self, name: &str) -> Option<&TensorInfo> {
+        self.position(name).map(|position| &self.tensors[position])
+    }
+
+    /// Where in [`Header::tensors`] the tensor of this name is.
+    pub fn position(&self, name: &str) -> Option<usize> {
+        let name_of = |position: u32| self.tensors[position as usize].name.as_str();
+        self.index
+            .get(name, name_of)
+            .map(|position| position as usize)
+    }
+
+    /// The file's `__metadata__`, `None` if it has none.
+    pub fn metadata(&self) -> Option<&Metadata> {
+        self.metadata.as_ref()
+    }
+
+    /// Where tensor data starts in the file: behind length and header.
+    pub fn data_start(&self) -> u64 {
+        LENGTH_BYTES + self.header_bytes
+    }
+
+    /// The size of all tensors together.
+    pub fn data_bytes(&self) -> u64 {
+        self.tensors
+            .last()
+            .map_or(0, |tensor| tensor.data_offsets.1)
+    }
+
+    /// Length, header and data must be the file, to the byte.
+    fn check_file_bytes(&self, file_bytes: u64) -> Result<(), FormatError> {
+        let there = file_bytes - self.data_start(); // `header_bytes` checked that it fits
+        let expected_bytes = self.data_start().saturating_add(self.data_bytes());
+        match self.data_bytes().cmp(&there) {
+            std::cmp::Ordering::Equal => Ok(()),
+            std::cmp::Ordering::Less => Err(FormatError::FileTooLong {
+                expected_bytes,
+                file_bytes,
+            }),
+            std::cmp::Ordering::Greater => Err(FormatError::FileTooShort {
+                expected_bytes,
+                file_bytes,
+                intact_count: self
+                    .tensors
+                    .partition_point(|tensor| tensor.data_offsets.1 <= there),
+                tensor_count: self.tensors.len(),
+            }),
+        }
+    }
+}
+
+/// Puts tensors into the order of their bytes and finds names that stand twice: an error if
+/// strict, else the last one wins.
+fn settle(
+    mut tensors: Vec<TensorInfo>,
+    strictness: Strictness,
+) -> Result<(Vec<TensorInfo>, NameIndex), FormatError> {
+    let mut overruled = Vec::new();
+    let mut index = file_names(&tensors, |earlier| overruled.push(earlier as usize));
+    if let (Strictness::Spec, Some(&position)) = (strictness, overruled.first()) {
+        return Err(FormatError::DuplicateTensor {
+            tensor: std::mem::take(&mut tensors[position].name),
+        });
+    }
+    let in_order = tensors.is_sorted_by_key(|tensor| tensor.data_offsets);
+    if !overruled.is_empty() || !in_order {
+        overruled.sort_unstable();
+        let mut position = 0;
+        tensors.retain(|_| {
+            position += 1;
+            overruled.binary_search(&(position - 1)).is_err()
+        });
+        tensors.sort_by_key(|tensor| tensor.data_offsets);
+        index = file_names(&tensors, |_| ());
+    }
+    Ok((tensors, index))
+}
+
+/// Files every name; `on_duplicate` hears of each earlier position that a later one replaces.
+fn file_names(tensors: &[TensorInfo], mut on_duplicate: impl FnMut(u32)) -> NameIndex {
+    let mut index = NameIndex::with_room_for(tensors.len());
+    let name_of = |position: u32| tensors[position as usize].name.as_str();
+    for (position, tensor) in tensors.iter().enumerate() {
+        if let Some(earlier) = index.insert(&tensor.name, position as u32, name_of) {
+            on_duplicate(earlier);
+        }
+    }
+    index
+}
+
+/// Tensors follow one another without gap or overlap, each as long as its shape and dtype say.
+fn check_tiling(tensors: &[TensorInfo]) -> Result<(), FormatError> {
+    let mut expected_at = 0;
+    for tensor in tensors {
+        let (starts_at, ends_at) = tensor.data_offsets;
+        if starts_at != expected_at {
+            return Err(FormatError::NotContiguous {
+                tensor: tensor.name.clone(),
+                starts_at,
+                expected_at,
+            });
+        }
+        if ends_at < starts_at {
+            return Err(FormatError::EndsBeforeStart {
+                tensor: tensor.name.clone(),
+                starts_at,
+                ends_at,
+            });
+        }
+        let (offset_bytes, dtype) = (ends_at - starts_at, tensor.dtype);
+        let shape_bytes = match bit_count(dtype, &tensor.shape) {
+            Some(bits) if bits.is_multiple_of(8) => bits / 8,
+            Some(bits) => {
+                return Err(FormatError::NotWholeBytes {
+                    tensor: tensor.name.clone(),
+                    dtype,
+                    bits,
+                });
+            }
+            None => {
+                let (tensor, shape) = (tensor.name.clone(), tensor.shape.clone());
+                return Err(FormatError::SizeOverflow {
+                    tensor,
+                    dtype,
+                    shape,
+                });
+            }
+        };
+        if shape_bytes != offset_bytes {
+            let (tensor, shape) = (tensor.name.clone(), tensor.shape.clone());
+            return Err(FormatError::WrongSize {
+                tensor,
+                dtype,
+                shape,
+                shape_bytes,
+                offset_bytes,
+            });
+        }
+        expected_at = ends_at;
+    }
+    Ok(())
+}
+
+/// The size of a tensor in bits; `None` if it overflows. The product is made from left to right,
+/// so `[0, 2^63, 4]` has a size and `[2^63, 4, 0]` has none: the reference implementation's way.
+pub(crate) fn bit_count(dtype: Dtype, shape: &[u64]) -> Option<u64> {
+    shape
+        .iter()
+        .try_fold(1u64, |product, &dim| product.checked_mul(dim))?
+        .checked_mul(dtype.bits())
+}
+
+/// The header's grammar: an object of entries, one of which may be `__metadata__`.
+struct Parser<'a> {
+    scanner: Scanner<'a>,
+    strict: bool,
+    limits: &'a Limits,
+    tensors: Vec<TensorInfo>,
+    metadata: Option<Metadata>,
+    /// `__metadata__` has been seen, though perhaps as null.
+    metadata_seen: bool,
+}
+
+impl<'a> Parser<'a> {
+    fn new(text: &'a str, strictness: Strictness, limits: &'a Limits) -> Parser<'a> {
+        let strict = strictness == Strictness::Spec;
+        Parser {
+            scanner: Scanner::new(text),
+            strict,
+            limits,
+            tensors: Vec::new(),
+            metadata: None,
+            metadata_seen: false,
+        }
+    }
+
+    fn header(&mut self) -> Result<(), FormatError> {
+        if let (true, Some(found)) = (self.strict, self.scanner.peek_char().filter(|&c| c != '{')) {
+            return Err(FormatError::TextBeforeHeader { found });
+        }
+        self.scanner.expect(b'{', "`{`")?;
+        if !self.scanner.empty(b'}') {
+            loop {
+                let key = self.scanner.key()?;
+                if key == METADATA_KEY {
+                    self.metadata()?
+                } else {
+                    self.tensor(key)?
+                }
+                if !self.scanner.another(b'}', "`,` or `}`")? {
+                    break;
+                }
+            }
+        }
+        if self.strict {
+            self.scanner.skip_spaces();
+            if let (Some(b'\n' | b'\r' | b'\t' | 0), Some(found)) =
+                (self.scanner.peek(), self.scanner.peek_char())
+            {
+                return Err(FormatError::PaddingNotSpaces {
+                    at_byte: self.scanner.at_byte(),
+                    found,
+                });
+            }
+        }
+        match self.scanner.peek_token() {
+            None => Ok(()),
+            Some(_) => Err(self.scanner.unexpected("only spaces behind the last `}`")),
+        }
+    }
+
+    /// The value of `__metadata__`: an object of strings.
+    fn metadata(&mut self) -> Result<(), FormatError> {
+        if std::mem::replace(&mut self.metadata_seen, true) {
+            return Err(FormatError::DuplicateMetadata { key: None });
+        }
+        if !self.strict && self.scanner.peek_token() == Some(b'n') {
+            return self.scanner.literal("null");
+        }
+        self.open(b'{', METADATA_KEY, None, "an object of texts")?;
+        let mut metadata = Metadata::new();
+        let mut bytes_left = self.limits.metadata_bytes_max;
+        if !self.scanner.empty(b'}') {
+            loop {
+                let key = self.scanner.key()?;
+                let value = self.text(METADATA_KEY, None, "text as value")?;
+                let bytes = key.len() as u64 + value.len() as u64;
+                let limit_bytes = self.limits.metadata_bytes_max;
+                bytes_left = bytes_left
+                    .checked_sub(bytes)
+                    .ok_or(FormatError::MetadataTooLong { limit_bytes })?;
+                let twice = self.strict.then(|| key.to_string());
+                if metadata
+                    .insert(key.into_owned(), value.into_owned())
+                    .is_some()
+                    && self.strict
+                {
+                    return Err(FormatError::DuplicateMetadata { key: twice });
+                }
+                if !self.scanner.another(b'}', "`,` or `}`")? {
+                    break;
+                }
+            }
+        }
+        self.metadata = Some(metadata);
+        Ok(())
+    }
+
+    /// The value of a tensor's entry.
+    fn tensor(&mut self, name: Cow<'a, str>) -> Result<(), FormatError> {
+        let (name_bytes, limit_bytes) = (name.len() as u64, self.limits.name_bytes_max);
+        if name_bytes > limit_bytes {
+            return Err(FormatError::NameTooLong {
+                tensor: name.into_owned(),
+                name_bytes,
+                limit_bytes,
+            });
+        }
+        let limit_count = self.limits.tensor_count_max.min(u64::from(u32::MAX) - 1);
+        if self.tensors.len() as u64 >= limit_count {
+            return Err(FormatError::TooManyTensors { limit_count });
+        }
+        let entry = if !self.strict && self.scanner.peek_token() == Some(b'[') {
+            self.array_entry(&name)?
+        } else {
+            self.object_entry(&name)?
+        };
+        let (dtype, shape, data_offsets) = entry;
+        self.tensors.push(TensorInfo {
+            name: name.into_owned(),
+            dtype,
+            shape,
+            data_offsets,
+        });
+        Ok(())
+    }
+
+    /// `{"dtype":"F32","shape":[2],"data_offsets":[0,8]}`, in any order.
+    fn object_entry(&mut self, name: &str) -> Result<Entry, FormatError> {
+        self.open(b'{', name, None, "an object")?;
+        let (mut dtype, mut shape, mut offsets) = (None, None, None);
+        let again = |field| FormatError::DuplicateField {
+            tensor: name.to_owned(),
+            field,
+        };
+        if !self.scanner.empty(b'}') {
+            loop {
+                let key = self.scanner.key()?;
+                match &*key {
+                    "dtype" if dtype.is_some() => return Err(again(EntryField::Dtype)),
+                    "shape" if shape.is_some() => return Err(again(EntryField::Shape)),
+                    "data_offsets" if offsets.is_some() => {
+                        return Err(again(EntryField::DataOffsets));
+                    }
+                    "dtype" => dtype = Some(self.dtype(name)?),
+                    "shape" => shape = Some(self.shape(name)?),
+                    "data_offsets" => offsets = Some(self.offsets(name)?),
+                    _ if self.strict => {
+                        return Err(FormatError::UnknownField {
+                            tensor: name.to_owned(),
+                            field: key.into_owned(),
+                        });
+                    }
+                    _ => self.scanner.skip_value(2)?,
+                }
+                if !self.scanner.another(b'}', "`,` or `}`")? {
+                    break;
+                }
+            }
+        }
+        let missing = |field| FormatError::MissingField {
+            tensor: name.to_owned(),
+            field,
+        };
+        Ok((
+            dtype.ok_or_else(|| missing(EntryField::Dtype))?,
+            shape.ok_or_else(|| missing(EntryField::Shape))?,
+            offsets.ok_or_else(|| missing(EntryField::DataOffsets))?,
+        ))
+    }
+
+    /// `["F32",[2],[0,8]]`: no promise of the format, but the reference implementation reads it.
+    fn array_entry(&mut self, name: &str) -> Result<Entry, FormatError> {
+        self.scanner.expect(b'[', "`[`")?;
+        let dtype = self.dtype(name)?;
+        self.scanner.expect(b',', "`,`")?;
+        let shape = self.shape(name)?;
+        self.scanner.expect(b',', "`,`")?;
+        let offsets = self.offsets(name)?;
+        self.scanner.expect(b']', "`]`")?;
+        Ok((dtype, shape, offsets))
+    }
+
+    fn dtype(&mut self, name: &str) -> Result<Dtype, FormatError> {
+        let wrapped = !self.strict && self.scanner.peek_token() == Some(b'{');
+        let text = if wrapped {
+            // `{"F32":null}`: how serde writes an enum; the reference implementation reads it.
+            self.scanner.bump();
+            let key = self.scanner.key()?;
+            self.scanner.peek_token();
+            self.scanner.literal("null")?;
+            self.scanner.expect(b'}', "`}`")?;
+            key
+        } else {
+            self.text(name, Some(EntryField::Dtype), "a dtype's name")?
+        };
+        let unknown = || FormatError::UnknownDtype {
+            tensor: name.to_owned(),
+            dtype: text.to_string(),
+        };
+        Dtype::from_name(&text).ok_or_else(unknown)
+    }
+
+    fn shape(&mut self, name: &str) -> Result<Vec<u64>, FormatError> {
+        self.open(b'[', name, Some(EntryField::Shape), "an array of integers")?;
+        let mut shape = Vec::new();
+        if self.scanner.empty(b']') {
+            return Ok(shape);
+        }
+        loop {
+            if shape.len() as u64 >= self.limits.rank_max {
+                let limit_rank = self.limits.rank_max;
+                return Err(FormatError::RankTooHigh {
+                    tensor: name.to_owned(),
+                    limit_rank,
+                });
+            }
+            shape.push(self.integer(name, EntryField::Shape)?);
+            if !self.scanner.another(b']', "`,` or `]`")? {
+                return Ok(shape);
+            }
+        }
+    }
+
+    fn offsets(&mut self, name: &str) -> Result<(u64, u64), FormatError> {
+        self.open(
+            b'[',
+            name,
+            Some(EntryField::DataOffsets),
+            "an array of two integers",
+        )?;
+        let starts_at = self.integer(name, EntryField::DataOffsets)?;
+        self.scanner.expect(b',', "`,` and a second integer")?;
+        let ends_at = self.integer(name, EntryField::DataOffsets)?;
+        self.scanner.expect(b']', "`]` behind the second integer")?;
+        Ok((starts_at, ends_at))
+    }
+
+    /// Steps over the opening byte of an array or object.
+    fn open(
+        &mut self,
+        byte: u8,
+        entry: &str,
+        field: Option<EntryField>,
+        expected: &'static str,
+    ) -> Result<(), FormatError> {
+        if self.scanner.peek_token() != Some(byte) {
+            return Err(self.wrong_type(entry, field, expected));
+        }
+        self.scanner.bump();
+        Ok(())
+    }
+
+    fn text(
+        &mut self,
+        entry: &str,
+        field: Option<EntryField>,
+        expected: &'static str,
+    ) -> Result<Cow<'a, str>, FormatError> {
+        if self.scanner.peek_token() != Some(b'"') {
+            return Err(self.wrong_type(entry, field, expected));
+        }
+        self.scanner.string()
+    }
+
+    fn integer(&mut self, entry: &str, field: EntryField) -> Result<u64, FormatError> {
+        self.scanner.peek_token();
+        let value = self.scanner.integer();
+        value.ok_or_else(|| self.wrong_type(entry, Some(field), "an integer from 0 to 2^64 - 1"))
+    }
+
+    /// The error for a value of another type, or for none at all.
+    #[cold]
+    fn wrong_type(
+        &mut self,
+        entry: &str,
+        field: Option<EntryField>,
+        expected: &'static str,
+    ) -> FormatError {
+        match self.scanner.kind() {
+            Ok(found) => {
+                let (at_byte, entry) = (self.scanner.at_byte(), entry.to_owned());
+                FormatError::WrongType {
+                    at_byte,
+                    entry,
+                    field,
+                    expected,
+                    found,
+                }
+            }
+            Err(error) => error,
+        }
+    }
+}
+
+/// dtype, shape and data_offsets.
+type Entry = (Dtype, Vec<u64>, (u64, u64));
