@@ -1,0 +1,48 @@
+"""The 50 captions nobody trains on, in `testdata/demo/captions.json`; run as a command, it writes them.
+
+Each says its sky and its ground; thing, colour and place are given where the caption names them.
+"""
+
+import json
+import random
+from pathlib import Path
+
+from world import Caption, Scene, describe, random_scene
+
+PATH = Path(__file__).resolve().parents[2] / "testdata" / "demo" / "captions.json"
+COUNT = 50
+
+
+def held_out() -> list[dict]:
+    return json.loads(PATH.read_text())
+
+
+class Describer:
+    """Describes scenes in words that are not among the held-out captions."""
+
+    def __init__(self) -> None:
+        self._held_out = {entry["caption"] for entry in held_out()} if PATH.exists() else set()
+
+    def __call__(self, scene: Scene, rng: random.Random) -> Caption:
+        while (caption := describe(scene, rng)).text in self._held_out:
+            pass
+        return caption
+
+
+def main() -> None:
+    rng = random.Random(20_000_001)
+    entries: list[dict] = []
+    while len(entries) < COUNT:
+        caption = describe(random_scene(rng), rng)
+        if not (caption.sky and caption.ground) or any(e["caption"] == caption.text for e in entries):
+            continue
+        entry = {"caption": caption.text, "sky": caption.sky, "ground": caption.ground, "thing": caption.thing}
+        entry |= {k: v for k in ("colour", "place") if (v := getattr(caption, k)) is not None}
+        entries.append(entry)
+    PATH.parent.mkdir(parents=True, exist_ok=True)
+    lines = ",\n".join("  " + json.dumps(entry) for entry in entries)
+    PATH.write_text(f"[\n{lines}\n]\n")
+
+
+if __name__ == "__main__":
+    main()
