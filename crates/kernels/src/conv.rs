@@ -4,6 +4,7 @@
 //! picture is skipped, and a nearest-neighbour upsample before the convolution is a division in
 //! the offset.
 
+use crate::arch::OUTSIDE;
 use crate::epilogue::Epilogue;
 use crate::gemm::{Panels, Rows, product};
 use crate::level::{Level, level};
@@ -210,22 +211,64 @@ pub fn conv2d_at(
         output.pixels() * shape.out_channels,
         "out: {output:?}, {shape:?}"
     );
-    let rows = Gathered {
-        extent,
-        resized,
-        output,
-        shape,
-    };
+    let rows = Gathered::new(extent, resized, output, shape);
     product(level, x, &rows, &weights.panels, epilogue, out);
 }
 
 /// Rows of the product: output pixels, gathered from under the kernel.
 struct Gathered {
-    extent: Extent,
-    /// The input's size after the nearest-neighbour resize.
-    resized: Extent,
+    /// Where the input line under a kernel row starts in an image: `[H'][kernel height]`.
+    lines: Vec<usize>,
+    /// Where the input pixel under a kernel column starts in a line: `[W'][kernel width]`.
+    columns: Vec<usize>,
     output: Extent,
+    /// Floats of one input image.
+    image: usize,
     shape: ConvShape,
+}
+
+impl Gathered {
+    fn new(extent: Extent, resized: Extent, output: Extent, shape: ConvShape) -> Self {
+        let ConvShape {
+            kernel_height,
+            kernel_width,
+            stride,
+            padding,
+            in_channels,
+            ..
+        } = shape;
+        let axis = |out: usize, kernel: usize, before: usize, old: usize, new: usize, by: usize| {
+            let under = move |position: usize| {
+                let padded = position / kernel * stride + position % kernel;
+                let at = padded.checked_sub(before).filter(|&at| at < new);
+                at.map_or(OUTSIDE, |at| at * old / new * by)
+            };
+            (0..out * kernel).map(under).collect()
+        };
+        let line = extent.width * in_channels;
+        let (old, new) = (extent, resized);
+        Gathered {
+            lines: axis(
+                output.height,
+                kernel_height,
+                padding.top,
+                old.height,
+                new.height,
+                line,
+            ),
+            columns: axis(
+                output.width,
+                kernel_width,
+                padding.left,
+                old.width,
+                new.width,
+                in_channels,
+            ),
+            output,
+            image: extent.height * line,
+            shape,
+        }
+    }
 }
 
 impl Rows for Gathered {
@@ -235,23 +278,25 @@ impl Rows for Gathered {
     fn channels(&self) -> usize {
         self.shape.in_channels
     }
-    fn start(&self, row: usize, tap: usize) -> Option<usize> {
+    #[inline(always)]
+    fn starts(&self, row: usize, mut tell: impl FnMut(usize)) {
         let ConvShape {
+            kernel_height,
             kernel_width,
-            stride,
-            padding,
-            in_channels,
             ..
         } = self.shape;
         let (line, column) = (row / self.output.width, row % self.output.width);
         let (image, line) = (line / self.output.height, line % self.output.height);
-        let y = (line * stride + tap / kernel_width).checked_sub(padding.top)?;
-        let x = (column * stride + tap % kernel_width).checked_sub(padding.left)?;
-        if y >= self.resized.height || x >= self.resized.width {
-            return None;
+        let columns = &self.columns[column * kernel_width..][..kernel_width];
+        for &line in &self.lines[line * kernel_height..][..kernel_height] {
+            for &column in columns {
+                let outside = line == OUTSIDE || column == OUTSIDE;
+                tell(if outside {
+                    OUTSIDE
+                } else {
+                    image * self.image + line + column
+                });
+            }
         }
-        let y = y * self.extent.height / self.resized.height;
-        let x = x * self.extent.width / self.resized.width;
-        Some(((image * self.extent.height + y) * self.extent.width + x) * in_channels)
     }
 }

@@ -4,18 +4,17 @@
 
 use rayon::prelude::*;
 
-use crate::arch::{self, Rectangle, Simd, Task, rectangles};
+use crate::arch::{
+    self, Aligned, OUTSIDE, PANEL, Rectangle, Simd, Task, TileInput, rectangles, tile,
+};
 use crate::epilogue::{Epilogue, Finish};
 use crate::level::{Level, level};
-
-/// Output channels in one panel of packed weights.
-pub(crate) const PANEL: usize = 32;
 
 /// Weights laid out as kernels read them: panels of 32 output channels, `[ceil(N/32)][K][32]`,
 /// the last one filled up with zeros.
 #[derive(Clone, Debug)]
 pub(crate) struct Panels {
-    data: Vec<f32>,
+    data: Aligned,
     columns: usize,
     depth: usize,
 }
@@ -27,8 +26,9 @@ impl Panels {
         depth: usize,
         weight: impl Fn(usize, usize) -> f32 + Sync,
     ) -> Self {
-        let mut data = vec![0.0; columns.div_ceil(PANEL) * depth * PANEL];
-        data.par_chunks_mut((depth * PANEL).max(1))
+        let mut data = Aligned::zeros(columns.div_ceil(PANEL) * depth * PANEL);
+        data.as_mut_slice()
+            .par_chunks_mut((depth * PANEL).max(1))
             .enumerate()
             .for_each(|(panel_idx, panel)| {
                 for (k, row) in panel.chunks_exact_mut(PANEL).enumerate() {
@@ -55,7 +55,7 @@ impl Panels {
     /// `[K][32]` of one panel.
     pub(crate) fn panel(&self, panel_idx: usize) -> &[f32] {
         let size = self.depth * PANEL;
-        &self.data[panel_idx * size..][..size]
+        &self.data.as_slice()[panel_idx * size..][..size]
     }
 
     /// Bytes of the packed weights.
@@ -70,8 +70,8 @@ pub(crate) trait Rows: Sync {
     fn taps(&self) -> usize;
     /// Floats in a run: input channels.
     fn channels(&self) -> usize;
-    /// Where run `tap` of `row` starts; `None` where it is all zeros (padding).
-    fn start(&self, row: usize, tap: usize) -> Option<usize>;
+    /// Tells, tap by tap, where the runs of `row` start, [`OUTSIDE`] where one is all zeros.
+    fn starts(&self, row: usize, tell: impl FnMut(usize));
 }
 
 /// `out[row] = epilogue(Σ over taps and channels of x · weight)`, the heart of `gemm` and `conv`.
@@ -85,20 +85,201 @@ pub(crate) fn product<R: Rows>(
 ) {
     let columns = panels.columns();
     let finish = Finish::new(epilogue, out.len() / columns, columns);
-    rectangles(out, columns, 64, PANEL)
+    let (rows_max, panels_max) = piece(out.len() / columns, panels, rows.channels());
+    let pieces = rectangles(out, columns, rows_max, panels_max * PANEL);
+    pieces
         .into_par_iter()
-        .for_each(|rectangle| {
-            arch::run(
+        .with_max_len(1)
+        .for_each(|out| match level {
+            Level::Scalar => arch::run(
                 level,
                 Plain {
                     x,
                     rows,
                     panels,
                     finish,
-                    rectangle,
+                    out,
                 },
-            );
+            ),
+            Level::Avx2 => arch::run(
+                level,
+                Blocked::<_, 6> {
+                    x,
+                    rows,
+                    panels,
+                    finish,
+                    out,
+                },
+            ),
+            Level::Avx512 => arch::run(
+                level,
+                Blocked::<_, 8> {
+                    x,
+                    rows,
+                    panels,
+                    finish,
+                    out,
+                },
+            ),
         });
+}
+
+/// Output rows and panels that one thread does at a time.
+///
+/// Half of a 2 MiB second-level cache holds the rows of the left matrix, which every panel reads
+/// again; a piece is some 64 million operations, a third of a millisecond.
+fn piece(rows: usize, panels: &Panels, channels: usize) -> (usize, usize) {
+    let rows_max = (256 * 1024 / channels / 48 * 48).clamp(240, 480);
+    let panels_max = (32_000_000 / (rows_max.min(rows).max(1) * panels.depth * PANEL)).max(1);
+    (rows_max, panels_max)
+}
+
+/// Channels that one pass over a piece's rows takes: their weights stay in the first-level cache.
+const BLOCK: usize = 192;
+
+/// A part of the sum: `runs` whole taps from `tap` on, or `channels` of one from `skip` on.
+struct Block {
+    tap: usize,
+    runs: usize,
+    skip: usize,
+    run_len: usize,
+}
+
+/// Cuts `taps` × `channels` products into blocks of about [`BLOCK`], by size alone.
+fn blocks(taps: usize, channels: usize) -> Vec<Block> {
+    if channels <= BLOCK {
+        let runs_max = BLOCK / channels;
+        let block = |tap| Block {
+            tap,
+            runs: runs_max.min(taps - tap),
+            skip: 0,
+            run_len: channels,
+        };
+        return (0..taps).step_by(runs_max).map(block).collect();
+    }
+    let run_len = channels.div_ceil(channels.div_ceil(BLOCK));
+    let mut all = Vec::new();
+    for tap in 0..taps {
+        for skip in (0..channels).step_by(run_len) {
+            all.push(Block {
+                tap,
+                runs: 1,
+                skip,
+                run_len: run_len.min(channels - skip),
+            });
+        }
+    }
+    all
+}
+
+/// The fast version: `TILE` rows at a time in registers, the sum in blocks.
+struct Blocked<'a, R, const TILE: usize> {
+    x: &'a [f32],
+    rows: &'a R,
+    panels: &'a Panels,
+    finish: Finish<'a>,
+    out: Rectangle<'a>,
+}
+
+impl<R: Rows, const TILE: usize> Task for Blocked<'_, R, TILE> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(mut self, simd: S) {
+        let (taps, channels) = (self.rows.taps(), self.rows.channels());
+        let starts = self.starts();
+        let blocks = blocks(taps, channels);
+        let zeros = vec![0.0; blocks[0].run_len];
+        let mut sums = Aligned::zeros(self.out.row_count.next_multiple_of(TILE) * PANEL);
+        let sums = sums.as_mut_slice();
+        let tiles = self.out.row_count.div_ceil(TILE);
+        for column in (0..self.out.column_count).step_by(PANEL) {
+            let width = PANEL.min(self.out.column_count - column);
+            let panel = self.panels.panel((self.out.column + column) / PANEL);
+            for (idx, block) in blocks.iter().enumerate() {
+                let from = (block.tap * channels + block.skip) * PANEL;
+                let (weights, after) = panel[from..].split_at(block.runs * block.run_len * PANEL);
+                let share = weights.len().div_ceil(tiles).next_multiple_of(16);
+                for (tile_idx, sums) in sums.chunks_exact_mut(TILE * PANEL).enumerate() {
+                    let row = tile_idx * TILE;
+                    let input = TileInput {
+                        x: self.x,
+                        starts: &starts[(tile_idx * taps + block.tap) * TILE..],
+                        starts_stride: TILE,
+                        skip: block.skip,
+                        run_len: block.run_len,
+                        zeros: &zeros,
+                        weights,
+                        next: after.chunks(share).nth(tile_idx).unwrap_or(&[]),
+                    };
+                    let count = TILE.min(self.out.row_count - row);
+                    multiply::<S, TILE>(simd, &input, count, width, idx == 0, sums);
+                    if idx + 1 == blocks.len() {
+                        self.write(simd, row, column, width, sums);
+                    }
+                }
+            }
+        }
+    }
+}
+
+impl<R: Rows, const TILE: usize> Blocked<'_, R, TILE> {
+    /// Where each row's taps start: `[tile][tap][row in tile]`; rows past the last are outside.
+    #[inline(always)]
+    fn starts(&self) -> Vec<usize> {
+        let taps = self.rows.taps();
+        let tiles = self.out.row_count.div_ceil(TILE);
+        let mut starts = vec![OUTSIDE; tiles * taps * TILE];
+        for row_idx in 0..self.out.row_count {
+            let mut at = row_idx / TILE * taps * TILE + row_idx % TILE;
+            self.rows.starts(self.out.row + row_idx, |start| {
+                starts[at] = start;
+                at += TILE;
+            });
+        }
+        starts
+    }
+
+    /// Finishes a tile of sums into the output.
+    #[inline(always)]
+    fn write<S: Simd>(&mut self, simd: S, row: usize, column: usize, width: usize, sums: &[f32]) {
+        let count = TILE.min(self.out.row_count - row);
+        for (idx, sums) in sums.chunks_exact(PANEL).take(count).enumerate() {
+            let (first_row, first_column) = (self.out.row, self.out.column);
+            let out = &mut self.out.row_mut(row + idx)[column..column + width];
+            self.finish.row(
+                simd,
+                first_row + row + idx,
+                first_column + column,
+                sums,
+                out,
+            );
+        }
+    }
+}
+
+/// [`tile`] for the `count` rows and `width` columns that are there.
+#[inline(always)]
+fn multiply<S: Simd, const TILE: usize>(
+    simd: S,
+    input: &TileInput<'_>,
+    count: usize,
+    width: usize,
+    fresh: bool,
+    sums: &mut [f32],
+) {
+    let step = 2 * S::LANES;
+    let mut column = 0;
+    while column < width {
+        match (width - column > S::LANES, count) {
+            (true, 1) => tile::<S, 1, 2>(simd, input, column, fresh, sums),
+            (true, 2) => tile::<S, 2, 2>(simd, input, column, fresh, sums),
+            (true, 3 | 4) => tile::<S, 4, 2>(simd, input, column, fresh, sums),
+            (true, _) => tile::<S, TILE, 2>(simd, input, column, fresh, sums),
+            (false, _) => tile::<S, TILE, 1>(simd, input, column, fresh, sums),
+        }
+        column += step;
+    }
 }
 
 /// The specification: one sum for each element, tap by tap, channel by channel.
@@ -107,7 +288,7 @@ struct Plain<'a, R> {
     rows: &'a R,
     panels: &'a Panels,
     finish: Finish<'a>,
-    rectangle: Rectangle<'a>,
+    out: Rectangle<'a>,
 }
 
 impl<R: Rows> Task for Plain<'_, R> {
@@ -115,27 +296,37 @@ impl<R: Rows> Task for Plain<'_, R> {
 
     #[inline(always)]
     fn run<S: Simd>(mut self, simd: S) {
-        let panel = self.panels.panel(self.rectangle.column / PANEL);
+        for column in (0..self.out.column_count).step_by(PANEL) {
+            let width = PANEL.min(self.out.column_count - column);
+            for row_idx in 0..self.out.row_count {
+                let (row, first_column) = (self.out.row + row_idx, self.out.column + column);
+                let sums = self.sums(row, first_column / PANEL);
+                let out = &mut self.out.row_mut(row_idx)[column..column + width];
+                self.finish.row(simd, row, first_column, &sums, out);
+            }
+        }
+    }
+}
+
+impl<R: Rows> Plain<'_, R> {
+    /// The sums of one row and one panel.
+    fn sums(&self, row: usize, panel_idx: usize) -> [f32; PANEL] {
         let channels = self.rows.channels();
-        for row_idx in 0..self.rectangle.row_count {
-            let row = self.rectangle.row + row_idx;
-            let mut sums = [0.0f32; PANEL];
-            for tap in 0..self.rows.taps() {
-                let Some(start) = self.rows.start(row, tap) else {
-                    continue;
-                };
-                let weights = &panel[tap * channels * PANEL..][..channels * PANEL];
-                let x = &self.x[start..start + channels];
-                for (x, weights) in x.iter().zip(weights.as_chunks::<PANEL>().0) {
-                    for (sum, weight) in sums.iter_mut().zip(weights) {
-                        *sum += x * weight;
-                    }
+        let mut taps = self.panels.panel(panel_idx).chunks_exact(channels * PANEL);
+        let mut sums = [0.0; PANEL];
+        self.rows.starts(row, |start| {
+            let weights = taps.next().expect("weights for every tap");
+            if start == OUTSIDE {
+                return;
+            }
+            let x = &self.x[start..start + channels];
+            for (x, weights) in x.iter().zip(weights.as_chunks::<PANEL>().0) {
+                for (sum, weight) in sums.iter_mut().zip(weights) {
+                    *sum += x * weight;
                 }
             }
-            let column = self.rectangle.column;
-            self.finish
-                .row(simd, row, column, &sums, self.rectangle.row_mut(row_idx));
-        }
+        });
+        sums
     }
 }
 
@@ -195,8 +386,8 @@ impl Rows for Contiguous {
     fn channels(&self) -> usize {
         self.channels
     }
-    fn start(&self, row: usize, _tap: usize) -> Option<usize> {
-        Some(row * self.channels)
+    fn starts(&self, row: usize, mut tell: impl FnMut(usize)) {
+        tell(row * self.channels);
     }
 }
 

@@ -1,5 +1,11 @@
 //! For tests and benches: reproducible numbers and the error bounds that tolerances come from.
 
+use std::hint::black_box;
+use std::time::Instant;
+
+use crate::arch::{self, Simd, Task};
+use crate::level::Level;
+
 /// A small generator (SplitMix64; Steele, Lea and Flood 2014); not for pictures.
 pub struct Rng(u64);
 
@@ -55,4 +61,43 @@ pub fn with_threads<T: Send>(count: usize, work: impl FnOnce() -> T + Send) -> T
         .build()
         .expect("threads")
         .install(work)
+}
+
+/// Multiply-adds a second, times two, that one thread of this machine does at `level` when
+/// nothing is read or written: the limit that benches are measured against.
+pub fn peak_flops(level: Level) -> f64 {
+    const STEPS: usize = 200_000;
+    let best = (0..20).map(|_| {
+        let start = Instant::now();
+        let lanes = arch::run(level, RegistersOnly { steps: STEPS });
+        (STEPS * CHAINS * lanes * 2) as f64 / start.elapsed().as_secs_f64()
+    });
+    best.fold(0.0, f64::max)
+}
+
+/// Sums that do not wait for each other: more than latency × ports of any CPU we know.
+const CHAINS: usize = 12;
+
+/// Nothing but multiply-adds; gives the number of lanes.
+struct RegistersOnly {
+    steps: usize,
+}
+
+impl Task for RegistersOnly {
+    type Output = usize;
+
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) -> usize {
+        let (x, y) = (simd.splat(black_box(0.999)), simd.splat(black_box(0.001)));
+        let mut sums = [simd.splat(black_box(1.0)); CHAINS];
+        for _ in 0..self.steps {
+            for sum in &mut sums {
+                *sum = simd.mul_add(*sum, x, y);
+            }
+        }
+        for sum in sums {
+            black_box(simd.reduce_add(sum));
+        }
+        S::LANES
+    }
 }

@@ -4,13 +4,20 @@
 //! [`Level`] and calls the one asked for. Everything a task calls must be `#[inline(always)]`, or
 //! it is compiled without the level's instructions (correct, but slow).
 
+mod aligned;
 mod rectangles;
+mod tile;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 
+pub(crate) use aligned::Aligned;
 pub(crate) use rectangles::{Rectangle, rectangles};
+pub(crate) use tile::{OUTSIDE, TileInput, tile};
 
 use crate::level::Level;
+
+/// Output channels in one panel of packed weights: two vectors of the widest level.
+pub(crate) const PANEL: usize = 32;
 
 /// Vectors of `f32` of one [`Level`]. A value of the type is the proof that the CPU has them.
 pub(crate) trait Simd: Copy + Send + Sync {
@@ -59,6 +66,8 @@ pub(crate) trait Simd: Copy + Send + Sync {
     fn reduce_add(self, a: Self::V) -> f32;
     /// Largest lane.
     fn reduce_max(self, a: Self::V) -> f32;
+    /// Asks for the cache line of `x` to come to the second-level cache; wherever `x` points.
+    fn prefetch(self, x: *const f32);
 }
 
 /// A kernel, written over any [`Simd`]. Mark `run` `#[inline(always)]`.
@@ -182,4 +191,6 @@ impl Simd for Scalar {
     fn reduce_max(self, a: f32) -> f32 {
         a
     }
+    #[inline(always)]
+    fn prefetch(self, _x: *const f32) {}
 }

@@ -154,6 +154,11 @@ impl Simd for Avx2 {
             _mm_cvtss_f32(_mm_max_ss(two, _mm_movehdup_ps(two)))
         }
     }
+    #[inline(always)]
+    fn prefetch(self, x: *const f32) {
+        // SAFETY: a prefetch never faults, whatever the address.
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(x.cast()) }
+    }
 }
 
 /// Sixteen floats. Made only by [`run_avx512`], whose caller vouches for the CPU.
@@ -276,5 +281,10 @@ impl Simd for Avx512 {
     fn reduce_max(self, a: __m512) -> f32 {
         // SAFETY: `self` proves the instructions.
         unsafe { _mm512_reduce_max_ps(a) }
+    }
+    #[inline(always)]
+    fn prefetch(self, x: *const f32) {
+        // SAFETY: a prefetch never faults, whatever the address.
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(x.cast()) }
     }
 }

@@ -1,0 +1,198 @@
+//! Rates of the products and convolutions of Stable Diffusion, beside the machine's limit: GFLOP/s of the
+//! fastest and the median run, and by the CPU's own clock (one thread's), which other programs do
+//! not disturb. In brackets the share of the limit.
+//!
+//! `cargo bench -p safelight-kernels -- [WORD…]`: each line must contain every word.
+//! `SAFELIGHT_BENCH_MS` is how long each line is measured (400).
+
+use std::time::{Duration, Instant};
+
+use safelight_kernels::conv::conv2d_at;
+use safelight_kernels::gemm::linear_at;
+use safelight_kernels::testing::{Rng, peak_flops};
+use safelight_kernels::{
+    Activation, ConvShape, Epilogue, Extent, Level, PackedConv, PackedLinear, Padding,
+};
+
+/// (rows, in, out) of linear layers.
+const LINEAR: &[(usize, usize, usize)] = &[
+    (4096, 320, 320),
+    (4096, 320, 2560),
+    (4096, 1280, 320),
+    (1024, 640, 640),
+    (1024, 640, 5120),
+    (1024, 2560, 640),
+    (256, 1280, 1280),
+    (256, 1280, 10240),
+    (256, 5120, 1280),
+    (77, 768, 320),
+    (77, 768, 3072),
+    (1, 1280, 1280),
+    (4096, 64, 64),
+    (4096, 32, 256),
+];
+
+/// (height, width, in, out, kernel, stride) of convolutions.
+const CONV: &[(usize, usize, usize, usize, usize, usize)] = &[
+    (64, 64, 320, 320, 3, 1),
+    (32, 32, 640, 640, 3, 1),
+    (16, 16, 1280, 1280, 3, 1),
+    (8, 8, 1280, 1280, 3, 1),
+    (16, 16, 2560, 1280, 3, 1),
+    (32, 32, 1920, 640, 3, 1),
+    (64, 64, 960, 320, 3, 1),
+    (64, 64, 320, 320, 3, 2),
+    (64, 64, 4, 320, 3, 1),
+    (64, 64, 320, 4, 3, 1),
+    (64, 64, 512, 512, 3, 1),
+    (128, 128, 512, 512, 3, 1),
+    (256, 256, 256, 256, 3, 1),
+    (512, 512, 128, 128, 3, 1),
+    (512, 512, 128, 3, 3, 1),
+    (64, 64, 32, 32, 3, 1),
+    (64, 64, 16, 32, 3, 1),
+    (256, 256, 16, 16, 3, 1),
+];
+
+fn main() {
+    let words: Vec<String> = std::env::args()
+        .skip(1)
+        .filter(|word| word != "--bench")
+        .collect();
+    let threads = rayon::current_num_threads();
+    let milliseconds = std::env::var("SAFELIGHT_BENCH_MS")
+        .ok()
+        .and_then(|value| value.parse().ok());
+    let bench = Bench {
+        words,
+        threads,
+        time: Duration::from_millis(milliseconds.unwrap_or(400)),
+    };
+    for level in Level::available() {
+        let peak = peak_flops(level) / 1e9;
+        println!("peak/{level}: {peak:.1} GFLOP/s a thread, {threads} threads");
+        for &shape in LINEAR {
+            bench.linear(level, peak, shape);
+        }
+        for &shape in CONV {
+            bench.conv(level, peak, shape);
+        }
+    }
+}
+
+struct Bench {
+    words: Vec<String>,
+    threads: usize,
+    time: Duration,
+}
+
+impl Bench {
+    fn linear(&self, level: Level, peak: f64, (rows, inside, out): (usize, usize, usize)) {
+        let name = format!("linear/{rows}x{inside}x{out}/f32/{level}");
+        let flops = (2 * rows * inside * out) as f64;
+        self.line(&name, flops, peak, || {
+            let mut rng = Rng::seeded(1);
+            let x = rng.f32s(rows * inside);
+            let weights = PackedLinear::new(&rng.f32s(inside * out), out, inside);
+            let bias = rng.f32s(out);
+            let mut y = vec![0.0; rows * out];
+            move || {
+                let epilogue = Epilogue {
+                    bias: Some(&bias),
+                    ..Epilogue::default()
+                };
+                linear_at(level, &x, &weights, &epilogue, &mut y);
+            }
+        });
+    }
+
+    fn conv(
+        &self,
+        level: Level,
+        peak: f64,
+        (height, width, inside, out, kernel, stride): (usize, usize, usize, usize, usize, usize),
+    ) {
+        let name = format!("conv/{height}x{width}x{inside}x{out}k{kernel}s{stride}/f32/{level}");
+        let pixels = height.div_ceil(stride) * width.div_ceil(stride);
+        let flops = (2 * pixels * inside * out * kernel * kernel) as f64;
+        self.line(&name, flops, peak, || {
+            let shape = ConvShape {
+                out_channels: out,
+                in_channels: inside,
+                kernel_height: kernel,
+                kernel_width: kernel,
+                stride,
+                padding: Padding::all(kernel / 2),
+            };
+            let extent = Extent {
+                batch: 1,
+                height,
+                width,
+            };
+            let mut rng = Rng::seeded(1);
+            let x = rng.f32s(extent.pixels() * inside);
+            let weights = PackedConv::new(&rng.f32s(out * inside * kernel * kernel), shape);
+            let bias = rng.f32s(out);
+            let mut y = vec![0.0; weights.output(extent).pixels() * out];
+            move || {
+                let epilogue = Epilogue {
+                    bias: Some(&bias),
+                    activation: Activation::None,
+                    ..Epilogue::default()
+                };
+                conv2d_at(
+                    level,
+                    &x,
+                    extent,
+                    (height, width),
+                    &weights,
+                    &epilogue,
+                    &mut y,
+                );
+            }
+        });
+    }
+
+    /// Measures and prints one line, if it is asked for.
+    fn line<W: FnMut()>(&self, name: &str, flops: f64, peak: f64, prepare: impl FnOnce() -> W) {
+        if !self.words.iter().all(|word| name.contains(word.as_str())) {
+            return;
+        }
+        let mut work = prepare();
+        work();
+        let mut seconds = Vec::new();
+        let cpu_before = cpu_seconds();
+        let begin = Instant::now();
+        while seconds.len() < 3 || begin.elapsed() < self.time {
+            let start = Instant::now();
+            work();
+            seconds.push(start.elapsed().as_secs_f64());
+        }
+        let cpu = (cpu_seconds() - cpu_before) / seconds.len() as f64;
+        seconds.sort_by(f64::total_cmp);
+        let (best, median) = (seconds[0], seconds[seconds.len() / 2]);
+        let rate = |seconds: f64| flops / seconds / 1e9;
+        println!(
+            "{name:42} {:9.3} ms  best {:6.1} ({:3.0} %)  median {:6.1}  cpu {:6.1} ({:3.0} %)",
+            best * 1e3,
+            rate(best),
+            rate(best) / (peak * self.threads as f64) * 100.0,
+            rate(median),
+            rate(cpu),
+            rate(cpu) / peak * 100.0,
+        );
+    }
+}
+
+/// Seconds that this process's threads have spent on a CPU, where Linux tells: a rate per such
+/// second is one thread's, and does not fall when other programs take their turns.
+fn cpu_seconds() -> f64 {
+    let Ok(threads) = std::fs::read_dir("/proc/self/task") else {
+        return f64::NAN;
+    };
+    let nanoseconds = threads.flatten().filter_map(|thread| {
+        let text = std::fs::read_to_string(thread.path().join("schedstat")).ok()?;
+        text.split_whitespace().next()?.parse::<f64>().ok()
+    });
+    nanoseconds.sum::<f64>() / 1e9
+}
