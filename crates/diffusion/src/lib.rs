@@ -4,3 +4,5 @@
 pub mod noise;
 
 pub mod tokenizer;
+
+pub mod prompt;
