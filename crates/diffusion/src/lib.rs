@@ -5,4 +5,6 @@ pub mod noise;
 
 pub mod tokenizer;
 
+pub mod infotext;
+
 pub mod prompt;
