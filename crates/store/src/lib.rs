@@ -1,1 +1,40 @@
-//! Safetensors files: opened, mapped or read, sharded, written atomically.
+//! Safetensors files: opened, read tensor by tensor or mapped, sharded, replaced atomically.
+//!
+//! What a header means and which bytes are right is `safelight-format`'s business; this crate is
+//! the only one that opens model files. [`Checkpoint`] is one file, or the shards of an index, or
+//! a buffer. By default tensors are *read* (positioned reads, no map), so that a file that shrinks
+//! or a network drive that fails gives an error and not a signal; [`map`] is there for those who
+//! can keep its promise.
+//!
+//! ```
+//! use safelight_format::{Dtype, TensorView, encode_f32};
+//! use safelight_store::{Checkpoint, SaveOptions, save};
+//!
+//! let folder = std::env::temp_dir().join(format!("safelight-doc-{}", std::process::id()));
+//! std::fs::create_dir_all(&folder)?;
+//! let path = folder.join("tiny.safetensors");
+//!
+//! let bytes = encode_f32(&[0.5, -1.0]);
+//! let bias = TensorView { name: "bias", dtype: Dtype::F32, shape: &[2], bytes: &bytes };
+//! save(&path, &[bias], None, &SaveOptions::default())?;
+//!
+//! let checkpoint = Checkpoint::open(&path)?;
+//! assert_eq!(checkpoint.read_f32("bias")?, [0.5, -1.0]);
+//! # std::fs::remove_dir_all(&folder)?;
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+
+mod atomic;
+mod checkpoint;
+mod error;
+mod map;
+mod save;
+mod shards;
+mod source;
+
+pub use atomic::replace_file;
+pub use checkpoint::{Checkpoint, OpenOptions};
+pub use error::StoreError;
+pub use map::map;
+pub use save::{SaveOptions, ShardedSave, save, save_sharded};
+pub use source::{Bytes, ReadAt};

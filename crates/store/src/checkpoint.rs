@@ -1,0 +1,420 @@
+//! Tensors by name, whether they lie in one file, in many, or in memory.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+use safelight_format::{
+    DecodeError, FormatError, Header, Limits, Metadata, Strictness, TensorInfo, TensorView,
+    decode_f32_into, header_bytes,
+};
+
+use crate::error::StoreError;
+use crate::shards;
+use crate::source::{Bytes, FileSource, ReadAt, Source};
+
+/// What is read first of a file: enough for most headers, in one read.
+const FIRST_READ_BYTES: u64 = 64 * 1024;
+
+/// A tensor is decoded in pieces of this many bytes, a multiple of every element's size.
+const PIECE_BYTES: usize = 1024 * 1024;
+
+/// How a checkpoint is opened.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct OpenOptions {
+    /// How much the parser forgives; by default what Hugging Face's does.
+    pub strictness: Strictness,
+    /// How much a header may ask for.
+    pub limits: Limits,
+}
+
+/// The tensors of a model: one safetensors file, all shards of an index, or a buffer.
+///
+/// Opening reads headers only. May be shared among threads, which then read at the same time.
+pub struct Checkpoint {
+    label: String,
+    path: Option<PathBuf>,
+    files: Vec<ShardFile>,
+    /// With an index: the position in `files` of each tensor's file.
+    weight_map: Option<HashMap<String, usize>>,
+}
+
+/// One file of a checkpoint.
+pub(crate) struct ShardFile {
+    pub(crate) source: FileSource,
+    pub(crate) header: Header,
+}
+
+impl Checkpoint {
+    /// Opens a `.safetensors` file, or all shards of a `.safetensors.index.json`.
+    ///
+    /// # Errors
+    /// [`StoreError`]: the system's, the file's or the index's.
+    pub fn open(path: &Path) -> Result<Checkpoint, StoreError> {
+        Checkpoint::open_with(path, &OpenOptions::default())
+    }
+
+    /// As [`Checkpoint::open`], more strictly or with other limits.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::open`].
+    pub fn open_with(path: &Path, options: &OpenOptions) -> Result<Checkpoint, StoreError> {
+        if shards::is_index(path) {
+            return shards::open(path, options);
+        }
+        let file = ShardFile::open(path, options)?;
+        Ok(Checkpoint::new(
+            file.source.label.clone(),
+            Some(path.to_owned()),
+            vec![file],
+            None,
+        ))
+    }
+
+    /// A checkpoint that is in memory already; `label` stands for it in messages.
+    ///
+    /// ```
+    /// use safelight_store::Checkpoint;
+    /// let empty = Checkpoint::from_bytes("nothing", b"\x08\0\0\0\0\0\0\0{}      ")?;
+    /// assert!(empty.is_empty());
+    /// # Ok::<(), safelight_store::StoreError>(())
+    /// ```
+    ///
+    /// # Errors
+    /// [`StoreError::Format`].
+    pub fn from_bytes(
+        label: impl Into<String>,
+        bytes: impl Into<Bytes>,
+    ) -> Result<Checkpoint, StoreError> {
+        Checkpoint::from_bytes_with(label, bytes, &OpenOptions::default())
+    }
+
+    /// As [`Checkpoint::from_bytes`], more strictly or with other limits.
+    ///
+    /// # Errors
+    /// [`StoreError::Format`].
+    pub fn from_bytes_with(
+        label: impl Into<String>,
+        bytes: impl Into<Bytes>,
+        options: &OpenOptions,
+    ) -> Result<Checkpoint, StoreError> {
+        let source = Source::Memory(bytes.into());
+        let mut source = FileSource {
+            label: label.into(),
+            source,
+            file_bytes: 0,
+        };
+        source.file_bytes = source.memory().map_or(0, |bytes| bytes.len() as u64);
+        Checkpoint::of_source(source, options)
+    }
+
+    /// A checkpoint that is read through `reader`; `label` stands for it in messages.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::open`].
+    pub fn from_reader(
+        label: impl Into<String>,
+        reader: Box<dyn ReadAt>,
+        options: &OpenOptions,
+    ) -> Result<Checkpoint, StoreError> {
+        let label = label.into();
+        let sized = reader.byte_count();
+        let file_bytes = sized.map_err(|error| StoreError::Io {
+            doing: "read the size of",
+            file: label.clone(),
+            error,
+        })?;
+        Checkpoint::of_source(
+            FileSource {
+                label,
+                source: Source::Reader(reader),
+                file_bytes,
+            },
+            options,
+        )
+    }
+
+    fn of_source(source: FileSource, options: &OpenOptions) -> Result<Checkpoint, StoreError> {
+        let file = ShardFile::of_source(source, options)?;
+        Ok(Checkpoint::new(
+            file.source.label.clone(),
+            None,
+            vec![file],
+            None,
+        ))
+    }
+
+    pub(crate) fn new(
+        label: String,
+        path: Option<PathBuf>,
+        files: Vec<ShardFile>,
+        weight_map: Option<HashMap<String, usize>>,
+    ) -> Checkpoint {
+        Checkpoint {
+            label,
+            path,
+            files,
+            weight_map,
+        }
+    }
+
+    pub(crate) fn files_mut(&mut self) -> &mut [ShardFile] {
+        &mut self.files
+    }
+
+    /// What to call this checkpoint in messages: its path, or the label it was given.
+    pub fn label(&self) -> &str {
+        &self.label
+    }
+
+    /// The path it was opened by, an index's if there is one; `None` for buffers.
+    pub fn path(&self) -> Option<&Path> {
+        self.path.as_deref()
+    }
+
+    /// The size of all its files together (without the index).
+    pub fn file_bytes(&self) -> u64 {
+        self.files.iter().map(|file| file.source.file_bytes).sum()
+    }
+
+    /// How many files its tensors lie in.
+    pub fn file_count(&self) -> usize {
+        self.files.len()
+    }
+
+    /// The free-form text in the (first) file, `None` if it has none.
+    pub fn metadata(&self) -> Option<&Metadata> {
+        self.files.first().and_then(|file| file.header.metadata())
+    }
+
+    /// All tensors, in the order of their bytes, file by file.
+    pub fn tensors(&self) -> impl Iterator<Item = &TensorInfo> {
+        let listed = move |position: usize, tensor: &TensorInfo| match &self.weight_map {
+            Some(weight_map) => weight_map.get(&tensor.name) == Some(&position),
+            None => true,
+        };
+        let files = self.files.iter().enumerate();
+        files.flat_map(move |(position, file)| {
+            file.header
+                .tensors()
+                .iter()
+                .filter(move |tensor| listed(position, tensor))
+        })
+    }
+
+    /// The names of all tensors, in the order of [`Checkpoint::tensors`].
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.tensors().map(|tensor| tensor.name.as_str())
+    }
+
+    /// How many tensors there are.
+    pub fn len(&self) -> usize {
+        match &self.weight_map {
+            Some(weight_map) => weight_map.len(),
+            None => self
+                .files
+                .iter()
+                .map(|file| file.header.tensors().len())
+                .sum(),
+        }
+    }
+
+    /// Whether there are no tensors.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The tensor of this name, without its bytes.
+    pub fn get(&self, name: &str) -> Option<&TensorInfo> {
+        self.locate(name).map(|(_, tensor)| tensor)
+    }
+
+    fn locate(&self, name: &str) -> Option<(&ShardFile, &TensorInfo)> {
+        let file = match &self.weight_map {
+            Some(weight_map) => &self.files[*weight_map.get(name)?],
+            None => self.files.first()?,
+        };
+        file.header.get(name).map(|tensor| (file, tensor))
+    }
+
+    fn find(&self, name: &str) -> Result<(&ShardFile, &TensorInfo), StoreError> {
+        let missing = || StoreError::NoSuchTensor {
+            file: self.label.clone(),
+            tensor: name.to_owned(),
+        };
+        self.locate(name).ok_or_else(missing)
+    }
+
+    /// Reads a tensor as the file has it.
+    ///
+    /// # Errors
+    /// No such tensor, the system's errors, a file that shrank, memory.
+    pub fn read_bytes(&self, name: &str) -> Result<Vec<u8>, StoreError> {
+        let (file, tensor) = self.find(name)?;
+        let mut bytes = file.zeros(&tensor.name, tensor.byte_count())?;
+        file.source
+            .read_exact_at(&mut bytes, file.header.data_start() + tensor.data_offsets.0)?;
+        Ok(bytes)
+    }
+
+    /// Reads a tensor as `f32`s, whatever number type the file has. Memory: the result and 1 MiB.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::read_bytes`], and [`StoreError::Decode`] for complex and 4- or 6-bit numbers.
+    pub fn read_f32(&self, name: &str) -> Result<Vec<f32>, StoreError> {
+        let (file, tensor) = self.find(name)?;
+        let mut values = file.zeros(&tensor.name, tensor.element_count())?;
+        file.decode(tensor, &mut values)?;
+        Ok(values)
+    }
+
+    /// As [`Checkpoint::read_f32`], into memory that is there already.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::read_f32`], and [`StoreError::Decode`] if `out` has another length.
+    pub fn read_f32_into(&self, name: &str, out: &mut [f32]) -> Result<(), StoreError> {
+        let (file, tensor) = self.find(name)?;
+        file.decode(tensor, out)
+    }
+
+    /// A tensor's bytes where they lie, without a copy: for buffers and for [`crate::map`]ped files.
+    ///
+    /// # Errors
+    /// No such tensor, or [`StoreError::NotInMemory`].
+    pub fn view(&self, name: &str) -> Result<TensorView<'_>, StoreError> {
+        let (file, tensor) = self.find(name)?;
+        let not_there = || StoreError::NotInMemory {
+            file: file.source.label.clone(),
+            tensor: name.to_owned(),
+        };
+        let bytes = file.view(tensor).ok_or_else(not_there)?;
+        Ok(TensorView {
+            name: &tensor.name,
+            dtype: tensor.dtype,
+            shape: &tensor.shape,
+            bytes,
+        })
+    }
+}
+
+impl fmt::Debug for Checkpoint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut debug = f.debug_struct("Checkpoint");
+        debug
+            .field("label", &self.label)
+            .field("files", &self.files.len())
+            .field("tensors", &self.len());
+        debug.finish_non_exhaustive()
+    }
+}
+
+impl ShardFile {
+    pub(crate) fn open(path: &Path, options: &OpenOptions) -> Result<ShardFile, StoreError> {
+        ShardFile::of_source(FileSource::open(path)?, options)
+    }
+
+    /// Reads and checks the header.
+    fn of_source(source: FileSource, options: &OpenOptions) -> Result<ShardFile, StoreError> {
+        let bad = |error: FormatError| StoreError::Format {
+            file: source.label.clone(),
+            error,
+        };
+        let parse = |prefix: &[u8]| {
+            Header::parse(
+                prefix,
+                source.file_bytes,
+                options.strictness,
+                &options.limits,
+            )
+        };
+        if let Some(bytes) = source.memory() {
+            let header = parse(bytes).map_err(bad)?;
+            return Ok(ShardFile { source, header });
+        }
+        let mut prefix = vec![0; FIRST_READ_BYTES.min(source.file_bytes) as usize];
+        source.read_exact_at(&mut prefix, 0)?;
+        let need_bytes =
+            8 + header_bytes(&prefix, source.file_bytes, &options.limits).map_err(bad)?;
+        let have_len = prefix.len();
+        if need_bytes > have_len as u64 {
+            let grown = usize::try_from(need_bytes)
+                .ok()
+                .filter(|need| prefix.try_reserve_exact(need - have_len).is_ok());
+            let Some(need_len) = grown else {
+                let (file, what) = (source.label, "the header".to_owned());
+                return Err(StoreError::OutOfMemory {
+                    file,
+                    what,
+                    byte_count: need_bytes,
+                });
+            };
+            prefix.resize(need_len, 0);
+            source.read_exact_at(&mut prefix[have_len..], have_len as u64)?;
+        }
+        let header = parse(&prefix).map_err(bad)?;
+        Ok(ShardFile { source, header })
+    }
+
+    /// Memory for `count` elements, or an error where a plain allocation would end the program.
+    fn zeros<T: Copy + Default>(&self, tensor: &str, count: u64) -> Result<Vec<T>, StoreError> {
+        let mut vec = Vec::new();
+        match usize::try_from(count)
+            .ok()
+            .filter(|&count| vec.try_reserve_exact(count).is_ok())
+        {
+            Some(count) => {
+                vec.resize(count, T::default());
+                Ok(vec)
+            }
+            None => {
+                let (file, what) = (self.source.label.clone(), format!("tensor `{tensor}`"));
+                Err(StoreError::OutOfMemory {
+                    file,
+                    what,
+                    byte_count: count.saturating_mul(size_of::<T>() as u64),
+                })
+            }
+        }
+    }
+
+    fn view(&self, tensor: &TensorInfo) -> Option<&[u8]> {
+        let start = usize::try_from(self.header.data_start() + tensor.data_offsets.0).ok()?;
+        let end = usize::try_from(self.header.data_start() + tensor.data_offsets.1).ok()?;
+        self.source.memory()?.get(start..end)
+    }
+
+    /// Reads and decodes piece by piece.
+    fn decode(&self, tensor: &TensorInfo, out: &mut [f32]) -> Result<(), StoreError> {
+        let bad = |error| {
+            let (file, tensor) = (self.source.label.clone(), tensor.name.clone());
+            StoreError::Decode {
+                file,
+                tensor,
+                error,
+            }
+        };
+        decode_f32_into(tensor.dtype, &[], &mut []).map_err(bad)?; // is there a reading at all?
+        if let Some(bytes) = self.view(tensor) {
+            return decode_f32_into(tensor.dtype, bytes, out).map_err(bad);
+        }
+        if out.len() as u64 != tensor.element_count() {
+            let byte_count = usize::try_from(tensor.byte_count()).unwrap_or(usize::MAX);
+            let (dtype, element_count) = (tensor.dtype, out.len());
+            return Err(bad(DecodeError::WrongLength {
+                dtype,
+                byte_count,
+                element_count,
+            }));
+        }
+        let element_bytes = tensor.dtype.bits().div_ceil(8) as usize;
+        let mut offset = self.header.data_start() + tensor.data_offsets.0;
+        let mut buffer = vec![0; PIECE_BYTES.min(out.len() * element_bytes)];
+        for piece in out.chunks_mut(PIECE_BYTES / element_bytes) {
+            let bytes = &mut buffer[..piece.len() * element_bytes];
+            self.source.read_exact_at(bytes, offset)?;
+            decode_f32_into(tensor.dtype, bytes, piece).map_err(bad)?;
+            offset += bytes.len() as u64;
+        }
+        Ok(())
+    }
+}

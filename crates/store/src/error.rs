@@ -1,0 +1,287 @@
+//! What goes wrong with files, by who can act.
+
+use std::fmt;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use safelight_format::{DecodeError, FormatError, WriteError, shown};
+
+/// As many missing things as a message lists.
+const LISTED_MAX: usize = 8;
+
+/// Why a checkpoint cannot be opened, read or written. `file` is a path, or the label of a buffer.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum StoreError {
+    /// The operating system refuses: no such file, no permission, disk full, …
+    Io {
+        /// What was being done, such as "open".
+        doing: &'static str,
+        /// To what.
+        file: String,
+        /// What the system says.
+        error: io::Error,
+    },
+    /// A folder, device or pipe where a file should be.
+    NotAFile {
+        /// The path.
+        file: String,
+        /// What it is.
+        what: &'static str,
+    },
+    /// The file's content is not a safetensors file.
+    Format {
+        /// The file.
+        file: String,
+        /// Why not.
+        error: FormatError,
+    },
+    /// The file became shorter after it was opened: someone is writing to it.
+    Shrank {
+        /// The file.
+        file: String,
+        /// Its size when it was opened.
+        opened_bytes: u64,
+        /// Its size now, as far as known.
+        now_bytes: u64,
+    },
+    /// A tensor was asked for that is not there.
+    NoSuchTensor {
+        /// The file.
+        file: String,
+        /// What was asked for.
+        tensor: String,
+    },
+    /// A tensor cannot be read as `f32`s.
+    Decode {
+        /// The file.
+        file: String,
+        /// The tensor.
+        tensor: String,
+        /// Why not.
+        error: DecodeError,
+    },
+    /// A tensor's bytes lie in a file that is not mapped, so there is nothing to look at.
+    NotInMemory {
+        /// The file.
+        file: String,
+        /// The tensor.
+        tensor: String,
+    },
+    /// The tensor does not fit into memory.
+    OutOfMemory {
+        /// The file.
+        file: String,
+        /// The tensor, or "the header".
+        what: String,
+        /// What was asked for.
+        byte_count: u64,
+    },
+    /// A shard index is no JSON of the expected form.
+    BadIndex {
+        /// The index file.
+        file: String,
+        /// What is wrong, where.
+        problem: String,
+    },
+    /// A shard index names a file outside its own folder.
+    ShardOutside {
+        /// The index file.
+        file: String,
+        /// The name it gives.
+        shard: String,
+    },
+    /// Shards that the index names are not there.
+    ShardsMissing {
+        /// The index file.
+        file: String,
+        /// All that are missing.
+        shards: Vec<String>,
+        /// How many there should be.
+        shard_count: usize,
+    },
+    /// The index says that tensors lie in shards that do not have them.
+    NotInShard {
+        /// The index file.
+        file: String,
+        /// All such tensors, with their shard.
+        tensors: Vec<(String, String)>,
+    },
+    /// Shards have tensors that the index does not give them (strict only).
+    NotInIndex {
+        /// The index file.
+        file: String,
+        /// All such tensors, with their shard.
+        tensors: Vec<(String, String)>,
+    },
+    /// The tensors to be written contradict themselves. Nothing was written.
+    Write {
+        /// The file that would have been written.
+        file: String,
+        /// Why not.
+        error: WriteError,
+    },
+}
+
+impl StoreError {
+    /// For `map_err`: adds what was being done to which file.
+    pub(crate) fn io(doing: &'static str, path: &Path) -> impl FnOnce(io::Error) -> StoreError {
+        let file = path_text(path);
+        move |error| StoreError::Io { doing, file, error }
+    }
+}
+
+/// A path as text for messages.
+pub(crate) fn path_text(path: &Path) -> String {
+    path.to_string_lossy().into_owned()
+}
+
+/// A path from a foreign name, relative to a folder.
+pub(crate) fn beside(file: &Path, name: &str) -> PathBuf {
+    file.parent().unwrap_or(Path::new("")).join(name)
+}
+
+impl std::error::Error for StoreError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            StoreError::Io { error, .. } => Some(error),
+            StoreError::Format { error, .. } => Some(error),
+            StoreError::Decode { error, .. } => Some(error),
+            StoreError::Write { error, .. } => Some(error),
+            _ => None,
+        }
+    }
+}
+
+/// One line that says everything; [`std::error::Error::source`] repeats its end.
+impl fmt::Display for StoreError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            StoreError::Io { doing, file, error } => {
+                write!(f, "cannot {doing} {}: {error}", shown(file))
+            }
+            StoreError::NotAFile { file, what } => {
+                write!(
+                    f,
+                    "{}: this is {what}, a .safetensors file is expected",
+                    shown(file)
+                )
+            }
+            StoreError::Format { file, error } => write!(f, "{}: {error}", shown(file)),
+            StoreError::Shrank {
+                file,
+                opened_bytes,
+                now_bytes,
+            } => write!(
+                f,
+                "{}: the file had {opened_bytes} bytes when it was opened and now has {now_bytes}; \
+                 wait until nobody writes to it and open it again",
+                shown(file)
+            ),
+            StoreError::NoSuchTensor { file, tensor } => {
+                write!(f, "{}: there is no tensor `{}`", shown(file), shown(tensor))
+            }
+            StoreError::Decode {
+                file,
+                tensor,
+                error,
+            } => {
+                write!(f, "{}: tensor `{}`: {error}", shown(file), shown(tensor))
+            }
+            StoreError::NotInMemory { file, tensor } => write!(
+                f,
+                "{}: tensor `{}` lies in a file that is not mapped; read it instead",
+                shown(file),
+                shown(tensor)
+            ),
+            StoreError::OutOfMemory {
+                file,
+                what,
+                byte_count,
+            } => {
+                write!(
+                    f,
+                    "{}: {} needs {byte_count} bytes of memory, which are not there",
+                    shown(file),
+                    shown(what)
+                )
+            }
+            StoreError::Write { file, error } => write!(f, "cannot write {}: {error}", shown(file)),
+            _ => self.fmt_index(f),
+        }
+    }
+}
+
+impl StoreError {
+    /// The messages about shard indexes.
+    fn fmt_index(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            StoreError::BadIndex { file, problem } => {
+                write!(f, "{}: not a shard index: {}", shown(file), shown(problem))
+            }
+            StoreError::ShardOutside { file, shard } => write!(
+                f,
+                "{}: the index names the shard `{}`, which may lie outside the index's folder; \
+                 only files in or below that folder are read",
+                shown(file),
+                shown(shard)
+            ),
+            StoreError::ShardsMissing {
+                file,
+                shards,
+                shard_count,
+            } => {
+                write!(
+                    f,
+                    "{}: {} of {shard_count} shards are missing: ",
+                    shown(file),
+                    shards.len()
+                )?;
+                list(f, shards.iter().map(|shard| format!("`{}`", shown(shard))))?;
+                write!(f, "; download them into the index's folder")
+            }
+            StoreError::NotInShard { file, tensors } => {
+                write!(
+                    f,
+                    "{}: the index names {} tensors that are not where it says: ",
+                    shown(file),
+                    tensors.len()
+                )?;
+                list(
+                    f,
+                    tensors
+                        .iter()
+                        .map(|(name, shard)| format!("`{}` in `{}`", shown(name), shown(shard))),
+                )?;
+                write!(f, "; index and shards are from different models")
+            }
+            StoreError::NotInIndex { file, tensors } => {
+                write!(
+                    f,
+                    "{}: {} tensors are in shards but not in the index: ",
+                    shown(file),
+                    tensors.len()
+                )?;
+                list(
+                    f,
+                    tensors
+                        .iter()
+                        .map(|(name, shard)| format!("`{}` in `{}`", shown(name), shown(shard))),
+                )
+            }
+            other => write!(f, "{other:?}"),
+        }
+    }
+}
+
+/// Items with commas; the first few and how many more.
+fn list(f: &mut fmt::Formatter<'_>, items: impl ExactSizeIterator<Item = String>) -> fmt::Result {
+    let count = items.len();
+    for (position, item) in items.take(LISTED_MAX).enumerate() {
+        write!(f, "{}{item}", if position > 0 { ", " } else { "" })?;
+    }
+    if count > LISTED_MAX {
+        write!(f, " and {} more", count - LISTED_MAX)?;
+    }
+    Ok(())
+}

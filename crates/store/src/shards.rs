@@ -1,0 +1,150 @@
+//! `*.safetensors.index.json`: which tensor lies in which of many files.
+//!
+//! ```json
+//! {"metadata": {"total_size": 8}, "weight_map": {"a": "model-00001-of-00002.safetensors"}}
+//! ```
+
+use std::collections::{BTreeSet, HashMap};
+use std::io::Read as _;
+use std::path::{Component, Path};
+
+use safelight_format::Strictness;
+use serde_json::Value;
+
+use crate::checkpoint::{Checkpoint, OpenOptions, ShardFile};
+use crate::error::{StoreError, beside, path_text};
+use crate::source::open_regular;
+
+/// How an index file's name ends.
+pub(crate) const INDEX_SUFFIX: &str = ".index.json";
+
+/// Longer than the index of any model: 10⁶ tensors with names of 200 bytes.
+const INDEX_BYTES_MAX: u64 = 256 * 1024 * 1024;
+
+/// Whether a path names an index.
+pub(crate) fn is_index(path: &Path) -> bool {
+    path.file_name()
+        .is_some_and(|name| name.to_string_lossy().ends_with(INDEX_SUFFIX))
+}
+
+/// Opens all shards and checks that each tensor is where the index says.
+pub(crate) fn open(path: &Path, options: &OpenOptions) -> Result<Checkpoint, StoreError> {
+    let listed = read_index(path)?;
+    let names: Vec<&str> = listed
+        .iter()
+        .map(|(_, shard)| shard.as_str())
+        .collect::<BTreeSet<_>>()
+        .into_iter()
+        .collect();
+    check_names(path, &names)?;
+    let files = names
+        .iter()
+        .map(|name| ShardFile::open(&beside(path, name), options));
+    let files = files.collect::<Result<Vec<_>, _>>()?;
+
+    let mut weight_map = HashMap::with_capacity(listed.len());
+    let mut strays = Vec::new();
+    for (tensor, shard) in &listed {
+        let position = names.partition_point(|&name| name < shard.as_str());
+        if files[position].header.get(tensor).is_none() {
+            strays.push((tensor.clone(), shard.clone()));
+        }
+        weight_map.insert(tensor.clone(), position);
+    }
+    let file = path_text(path);
+    if !strays.is_empty() {
+        return Err(StoreError::NotInShard {
+            file,
+            tensors: strays,
+        });
+    }
+    if options.strictness == Strictness::Spec {
+        check_all_listed(path, &names, &files, &weight_map)?;
+    }
+    Ok(Checkpoint::new(
+        file,
+        Some(path.to_owned()),
+        files,
+        Some(weight_map),
+    ))
+}
+
+/// Tensors and their shards, as the index lists them.
+fn read_index(path: &Path) -> Result<Vec<(String, String)>, StoreError> {
+    let bad = |problem: String| StoreError::BadIndex {
+        file: path_text(path),
+        problem,
+    };
+    let file = open_regular(path)?;
+    let mut text = Vec::new();
+    file.take(INDEX_BYTES_MAX + 1)
+        .read_to_end(&mut text)
+        .map_err(StoreError::io("read", path))?;
+    if text.len() as u64 > INDEX_BYTES_MAX {
+        return Err(bad(format!("it has more than {INDEX_BYTES_MAX} bytes")));
+    }
+    let index: Value =
+        serde_json::from_slice(&text).map_err(|error| bad(format!("not JSON: {error}")))?;
+    let Some(weight_map) = index.get("weight_map").and_then(Value::as_object) else {
+        return Err(bad("it has no object `weight_map`".to_owned()));
+    };
+    let entries = weight_map.iter().map(|(tensor, shard)| match shard {
+        Value::String(shard) => Ok((tensor.clone(), shard.clone())),
+        _ => Err(bad(format!(
+            "`weight_map` gives tensor `{tensor}` no file name"
+        ))),
+    });
+    entries.collect()
+}
+
+/// Shards must lie in or below the index's folder, and be there.
+fn check_names(path: &Path, names: &[&str]) -> Result<(), StoreError> {
+    let file = path_text(path);
+    for &name in names {
+        let inside = Path::new(name)
+            .components()
+            .all(|part| matches!(part, Component::Normal(_)));
+        if name.is_empty() || name.contains('\0') || !inside {
+            return Err(StoreError::ShardOutside {
+                file,
+                shard: name.to_owned(),
+            });
+        }
+    }
+    let missing = names.iter().filter(|name| !beside(path, name).exists());
+    let shards: Vec<String> = missing.map(|name| name.to_string()).collect();
+    if !shards.is_empty() {
+        return Err(StoreError::ShardsMissing {
+            file,
+            shards,
+            shard_count: names.len(),
+        });
+    }
+    Ok(())
+}
+
+/// Strict only: no shard has a tensor that the index does not give it.
+fn check_all_listed(
+    path: &Path,
+    names: &[&str],
+    files: &[ShardFile],
+    weight_map: &HashMap<String, usize>,
+) -> Result<(), StoreError> {
+    let mut tensors = Vec::new();
+    for (position, (file, shard)) in files.iter().zip(names).enumerate() {
+        let unlisted = file
+            .header
+            .tensors()
+            .iter()
+            .filter(|tensor| weight_map.get(&tensor.name) != Some(&position));
+        tensors.extend(unlisted.map(|tensor| (tensor.name.clone(), shard.to_string())));
+    }
+    if tensors.is_empty() {
+        Ok(())
+    } else {
+        Err(StoreError::NotInIndex {
+            file: path_text(path),
+            tensors,
+        })
+    }
+}

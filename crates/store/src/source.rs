@@ -1,0 +1,196 @@
+//! Where a file's bytes come from: positioned reads, or memory.
+
+use std::fs::{self, File};
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+
+use memmap2::Mmap;
+
+use crate::error::{StoreError, path_text};
+
+/// Bytes that can be read at any position, by several threads at once.
+///
+/// Implemented for files; implement it to read from elsewhere.
+pub trait ReadAt: Send + Sync {
+    /// Reads some bytes that start at `offset`, at most `buffer.len()`; returns how many. 0 means
+    /// that the end lies at or before `offset` (or that `buffer` is empty).
+    ///
+    /// # Errors
+    /// What the system says. [`io::ErrorKind::Interrupted`] is tried again.
+    fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize>;
+
+    /// The size now.
+    ///
+    /// # Errors
+    /// What the system says.
+    fn byte_count(&self) -> io::Result<u64>;
+}
+
+impl ReadAt for File {
+    #[cfg(unix)]
+    fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
+        std::os::unix::fs::FileExt::read_at(self, buffer, offset)
+    }
+
+    #[cfg(windows)]
+    fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
+        std::os::windows::fs::FileExt::seek_read(self, buffer, offset)
+    }
+
+    fn byte_count(&self) -> io::Result<u64> {
+        self.metadata().map(|metadata| metadata.len())
+    }
+}
+
+/// A whole file in memory, shared or part of the program.
+#[derive(Clone, Debug)]
+pub enum Bytes {
+    /// Shared among those who hold it.
+    Shared(Arc<[u8]>),
+    /// Part of the program, as `include_bytes!` gives.
+    Static(&'static [u8]),
+}
+
+impl From<Arc<[u8]>> for Bytes {
+    fn from(bytes: Arc<[u8]>) -> Bytes {
+        Bytes::Shared(bytes)
+    }
+}
+
+impl From<Vec<u8>> for Bytes {
+    fn from(bytes: Vec<u8>) -> Bytes {
+        Bytes::Shared(bytes.into())
+    }
+}
+
+impl From<&'static [u8]> for Bytes {
+    fn from(bytes: &'static [u8]) -> Bytes {
+        Bytes::Static(bytes)
+    }
+}
+
+impl<const N: usize> From<&'static [u8; N]> for Bytes {
+    fn from(bytes: &'static [u8; N]) -> Bytes {
+        Bytes::Static(bytes)
+    }
+}
+
+/// The bytes of one file, wherever they are.
+pub(crate) enum Source {
+    File(File),
+    Reader(Box<dyn ReadAt>),
+    Memory(Bytes),
+    Mapped(Mmap),
+}
+
+/// One file: its bytes and what to call it.
+pub(crate) struct FileSource {
+    pub(crate) label: String,
+    pub(crate) source: Source,
+    /// The size when it was opened.
+    pub(crate) file_bytes: u64,
+}
+
+impl FileSource {
+    /// Opens a regular file for positioned reads.
+    pub(crate) fn open(path: &Path) -> Result<FileSource, StoreError> {
+        let file = open_regular(path)?;
+        let file_bytes = file
+            .byte_count()
+            .map_err(StoreError::io("read the size of", path))?;
+        Ok(FileSource {
+            label: path_text(path),
+            source: Source::File(file),
+            file_bytes,
+        })
+    }
+
+    /// The file's bytes, if they are in memory.
+    pub(crate) fn memory(&self) -> Option<&[u8]> {
+        match &self.source {
+            Source::File(_) | Source::Reader(_) => None,
+            Source::Memory(Bytes::Shared(bytes)) => Some(bytes),
+            Source::Memory(Bytes::Static(bytes)) => Some(bytes),
+            Source::Mapped(map) => Some(map),
+        }
+    }
+
+    /// Fills `buffer` with the bytes that start at `offset`.
+    ///
+    /// # Errors
+    /// [`StoreError::Io`], or [`StoreError::Shrank`] if the file ends first.
+    pub(crate) fn read_exact_at(
+        &self,
+        mut buffer: &mut [u8],
+        mut offset: u64,
+    ) -> Result<(), StoreError> {
+        let reader: &dyn ReadAt = match &self.source {
+            Source::File(file) => file,
+            Source::Reader(reader) => &**reader,
+            Source::Memory(_) | Source::Mapped(_) => return self.copy_exact_at(buffer, offset),
+        };
+        while !buffer.is_empty() {
+            match reader.read_at(buffer, offset) {
+                Ok(0) => {
+                    return Err(self.shrank(
+                        reader
+                            .byte_count()
+                            .map_or(offset, |now| now.min(self.file_bytes)),
+                    ));
+                }
+                Ok(count) => {
+                    buffer = buffer
+                        .get_mut(count..)
+                        .ok_or_else(|| self.io(io::ErrorKind::InvalidData.into()))?;
+                    offset += count as u64;
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(self.io(error)),
+            }
+        }
+        Ok(())
+    }
+
+    /// As `read_exact_at`, from memory.
+    fn copy_exact_at(&self, buffer: &mut [u8], offset: u64) -> Result<(), StoreError> {
+        let bytes = self.memory().unwrap_or_default();
+        let start = usize::try_from(offset).ok();
+        let there = start.and_then(|start| bytes.get(start..start.checked_add(buffer.len())?));
+        buffer.copy_from_slice(there.ok_or_else(|| self.shrank(bytes.len() as u64))?);
+        Ok(())
+    }
+
+    fn io(&self, error: io::Error) -> StoreError {
+        StoreError::Io {
+            doing: "read",
+            file: self.label.clone(),
+            error,
+        }
+    }
+
+    fn shrank(&self, now_bytes: u64) -> StoreError {
+        StoreError::Shrank {
+            file: self.label.clone(),
+            opened_bytes: self.file_bytes,
+            now_bytes,
+        }
+    }
+}
+
+/// Opens a file, but no folder and no pipe (which would wait for a writer).
+pub(crate) fn open_regular(path: &Path) -> Result<File, StoreError> {
+    let metadata = fs::metadata(path).map_err(StoreError::io("open", path))?;
+    if !metadata.is_file() {
+        let what = if metadata.is_dir() {
+            "a folder"
+        } else {
+            "a device or pipe"
+        };
+        return Err(StoreError::NotAFile {
+            file: path_text(path),
+            what,
+        });
+    }
+    File::open(path).map_err(StoreError::io("open", path))
+}
