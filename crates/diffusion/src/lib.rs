@@ -1,7 +1,11 @@
 //! Stable Diffusion: weights and a request in, pictures out.
 #![forbid(unsafe_code)]
 
+pub mod schedule;
+
 pub mod noise;
+
+pub mod sampler;
 
 pub mod tokenizer;
 

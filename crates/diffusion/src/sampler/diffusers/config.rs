@@ -1,0 +1,469 @@
+//! The settings of diffusers' schedulers.
+
+use serde_json::Value;
+
+use super::super::{PlanError, Sampler};
+use crate::schedule::{BetaCurve, Betas, Prediction};
+
+/// How the timesteps are spread over the training steps (Lin et al. 2023, arXiv:2305.08891, table 2).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Spacing {
+    /// Both ends included.
+    Linspace,
+    /// Whole strides from the lowest up, plus the offset; the highest noise is left out.
+    Leading,
+    /// Whole strides from the highest down.
+    Trailing,
+}
+
+/// Where the noise levels between the ends lie.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SigmaCurve {
+    /// As the timesteps say.
+    Timesteps,
+    /// Evenly in σ^(1/7): `use_karras_sigmas`.
+    Karras,
+    /// Evenly in ln σ: `use_exponential_sigmas`.
+    Exponential,
+}
+
+/// The noise level after the last step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FinalSigma {
+    /// No noise.
+    Zero,
+    /// The lowest level of training.
+    SigmaMin,
+}
+
+/// How the second-order step of DPM-Solver++ uses the previous output.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SolverType {
+    /// At the middle of the step.
+    Midpoint,
+    /// As Heun's method does.
+    Heun,
+}
+
+/// What a `scheduler_config.json` says, as far as it changes the result.
+#[derive(Clone, Debug, PartialEq)]
+pub struct SchedulerConfig {
+    /// `beta_schedule`, `beta_start`, `beta_end`, `num_train_timesteps`.
+    pub betas: Betas,
+    /// `prediction_type`.
+    pub prediction: Prediction,
+    /// `timestep_spacing`.
+    pub spacing: Spacing,
+    /// `steps_offset`: added to the timesteps of [`Spacing::Leading`].
+    pub steps_offset: usize,
+    /// `use_karras_sigmas`, `use_exponential_sigmas`: Euler, Heun and DPM++ 2M.
+    pub sigma_curve: SigmaCurve,
+    /// `interpolation_type` is `log_linear`: Euler only.
+    pub log_linear: bool,
+    /// `final_sigmas_type`: Euler and DPM++ 2M.
+    pub final_sigma: FinalSigma,
+    /// `set_alpha_to_one`: whether DDIM's last step goes to no noise, or to the lowest level of training.
+    pub set_alpha_to_one: bool,
+    /// `clip_sample` with `clip_sample_range`: the guess at the clean latent is kept in ± this (DDIM, Heun, LCM).
+    pub clip_sample: Option<f32>,
+    /// `rescale_betas_zero_snr`: levels stretched so that the highest is pure noise.
+    pub zero_terminal_snr: bool,
+    /// `solver_order` of DPM++ 2M: 1 or 2.
+    pub solver_order: usize,
+    /// `solver_type` of DPM++ 2M.
+    pub solver_type: SolverType,
+    /// `lower_order_final` of DPM++ 2M: with fewer than 15 steps the last is of first order.
+    pub lower_order_final: bool,
+    /// `euler_at_final` of DPM++ 2M: the last step is of first order.
+    pub euler_at_final: bool,
+    /// DDIM's η in `0..=1`: how much noise it adds. An argument of the pipeline there, not of the scheduler.
+    pub eta: f64,
+    /// LCM's `original_inference_steps`.
+    pub original_inference_steps: usize,
+    /// LCM's `timestep_scaling`.
+    pub timestep_scaling: f32,
+}
+
+impl SchedulerConfig {
+    /// What diffusers uses for a single-file Stable Diffusion 1.x checkpoint: leading spacing, offset 1, no clipping.
+    pub fn stable_diffusion() -> Self {
+        SchedulerConfig {
+            betas: Betas::STABLE_DIFFUSION,
+            prediction: Prediction::Epsilon,
+            spacing: Spacing::Leading,
+            steps_offset: 1,
+            set_alpha_to_one: false,
+            clip_sample: None,
+            ..Self::class_defaults(Sampler::Euler)
+        }
+    }
+
+    /// What a scheduler's class sets when its configuration says nothing.
+    pub fn class_defaults(sampler: Sampler) -> Self {
+        let latent_ends = matches!(sampler, Sampler::Heun | Sampler::Lcm);
+        SchedulerConfig {
+            betas: Betas {
+                curve: if sampler == Sampler::Lcm {
+                    BetaCurve::ScaledLinear
+                } else {
+                    BetaCurve::Linear
+                },
+                start: if latent_ends { 0.00085 } else { 0.0001 },
+                end: if latent_ends { 0.012 } else { 0.02 },
+                step_count: 1000,
+            },
+            prediction: Prediction::Epsilon,
+            spacing: match sampler {
+                Sampler::Ddim | Sampler::Lcm => Spacing::Leading,
+                _ => Spacing::Linspace,
+            },
+            steps_offset: 0,
+            sigma_curve: SigmaCurve::Timesteps,
+            log_linear: false,
+            final_sigma: FinalSigma::Zero,
+            set_alpha_to_one: true,
+            clip_sample: (sampler == Sampler::Ddim).then_some(1.0),
+            zero_terminal_snr: false,
+            solver_order: 2,
+            solver_type: SolverType::Midpoint,
+            lower_order_final: true,
+            euler_at_final: false,
+            eta: 0.0,
+            original_inference_steps: 50,
+            timestep_scaling: 10.0,
+        }
+    }
+
+    /// What `sampler`'s class makes of a `scheduler_config.json` (any scheduler's: `from_config` there). Fields that are
+    /// absent or null have the class's defaults, unknown ones are ignored.
+    ///
+    /// # Errors
+    /// [`PlanError::Config`] for a value we do not know or cannot do.
+    pub fn from_json(json: &Value, sampler: Sampler) -> Result<Self, PlanError> {
+        let mut config = Self::class_defaults(sampler);
+        let fields = Fields { json };
+        if let Some(curve) = fields.text("beta_schedule")? {
+            config.betas.curve = match curve {
+                "linear" => BetaCurve::Linear,
+                "scaled_linear" => BetaCurve::ScaledLinear,
+                "squaredcos_cap_v2" => BetaCurve::SquaredCosine,
+                other => {
+                    return Err(refused(
+                        "beta_schedule",
+                        other,
+                        "linear, scaled_linear and squaredcos_cap_v2",
+                    ));
+                }
+            };
+        }
+        config.betas.start = fields.number("beta_start")?.unwrap_or(config.betas.start);
+        config.betas.end = fields.number("beta_end")?.unwrap_or(config.betas.end);
+        config.betas.step_count = fields
+            .count("num_train_timesteps")?
+            .unwrap_or(config.betas.step_count);
+        if let Some(name) = fields.text("prediction_type")? {
+            let known = "epsilon, v_prediction and sample";
+            config.prediction = Prediction::from_name(name)
+                .ok_or_else(|| refused("prediction_type", name, known))?;
+        }
+        if let Some(spacing) = fields.text("timestep_spacing")? {
+            config.spacing = match spacing {
+                "linspace" => Spacing::Linspace,
+                "leading" => Spacing::Leading,
+                "trailing" => Spacing::Trailing,
+                other => {
+                    return Err(refused(
+                        "timestep_spacing",
+                        other,
+                        "linspace, leading and trailing",
+                    ));
+                }
+            };
+        }
+        config.steps_offset = fields.count("steps_offset")?.unwrap_or(config.steps_offset);
+        if fields.flag("use_karras_sigmas")? == Some(true) {
+            config.sigma_curve = SigmaCurve::Karras;
+        } else if fields.flag("use_exponential_sigmas")? == Some(true) {
+            config.sigma_curve = SigmaCurve::Exponential;
+        }
+        config.log_linear = fields.text("interpolation_type")? == Some("log_linear");
+        if fields.text("final_sigmas_type")? == Some("sigma_min") {
+            config.final_sigma = FinalSigma::SigmaMin;
+        }
+        config.read_solver(&fields)?;
+        config.read_clipping(&fields)?;
+        config.original_inference_steps = fields
+            .count("original_inference_steps")?
+            .unwrap_or(config.original_inference_steps);
+        config.timestep_scaling = fields.number("timestep_scaling")?.unwrap_or(10.0) as f32;
+        config.check(sampler)?;
+        Ok(config)
+    }
+
+    fn read_solver(&mut self, fields: &Fields<'_>) -> Result<(), PlanError> {
+        self.solver_order = fields.count("solver_order")?.unwrap_or(self.solver_order);
+        match fields.text("solver_type")? {
+            Some("heun") => self.solver_type = SolverType::Heun,
+            None | Some("midpoint" | "logrho" | "bh1" | "bh2") => {}
+            Some(other) => return Err(refused("solver_type", other, "midpoint and heun")),
+        }
+        match fields.text("algorithm_type")? {
+            None | Some("dpmsolver++" | "deis") => {}
+            Some(other) => return Err(refused("algorithm_type", other, "dpmsolver++")),
+        }
+        self.lower_order_final = fields
+            .flag("lower_order_final")?
+            .unwrap_or(self.lower_order_final);
+        self.euler_at_final = fields
+            .flag("euler_at_final")?
+            .unwrap_or(self.euler_at_final);
+        Ok(())
+    }
+
+    fn read_clipping(&mut self, fields: &Fields<'_>) -> Result<(), PlanError> {
+        self.set_alpha_to_one = fields
+            .flag("set_alpha_to_one")?
+            .unwrap_or(self.set_alpha_to_one);
+        let range = fields.number("clip_sample_range")?.unwrap_or(1.0) as f32;
+        let clips = fields
+            .flag("clip_sample")?
+            .unwrap_or(self.clip_sample.is_some());
+        self.clip_sample = clips.then_some(range);
+        self.zero_terminal_snr = fields.flag("rescale_betas_zero_snr")?.unwrap_or(false);
+        for field in [
+            "thresholding",
+            "use_beta_sigmas",
+            "use_lu_lambdas",
+            "use_flow_sigmas",
+        ] {
+            if fields.flag(field)? == Some(true) {
+                return Err(PlanError::Config {
+                    field: known_field(field),
+                    value: "true".into(),
+                    supported: "false",
+                });
+            }
+        }
+        Ok(())
+    }
+
+    /// Refuses what would not give diffusers' result.
+    pub(super) fn check(&self, sampler: Sampler) -> Result<(), PlanError> {
+        let open = |beta: f64| beta > 0.0 && beta < 1.0;
+        if !open(self.betas.start) || !open(self.betas.end) {
+            let value = format!("{} to {}", self.betas.start, self.betas.end);
+            return Err(PlanError::Config {
+                field: "beta_start, beta_end",
+                value,
+                supported: "numbers between 0 and 1",
+            });
+        }
+        if !(2..=100_000).contains(&self.betas.step_count) {
+            let value = self.betas.step_count.to_string();
+            return Err(PlanError::Config {
+                field: "num_train_timesteps",
+                value,
+                supported: "2 to 100000",
+            });
+        }
+        if !(1..=2).contains(&self.solver_order) && sampler == Sampler::DpmPp2m {
+            let value = self.solver_order.to_string();
+            return Err(PlanError::Config {
+                field: "solver_order",
+                value,
+                supported: "1 and 2",
+            });
+        }
+        if sampler == Sampler::EulerAncestral && self.prediction == Prediction::Sample {
+            return Err(refused(
+                "prediction_type",
+                "sample",
+                "epsilon and v_prediction for Euler a",
+            ));
+        }
+        if !(1..=self.betas.step_count).contains(&self.original_inference_steps)
+            && sampler == Sampler::Lcm
+        {
+            let value = self.original_inference_steps.to_string();
+            return Err(PlanError::Config {
+                field: "original_inference_steps",
+                value,
+                supported: "1 to num_train_timesteps",
+            });
+        }
+        Ok(())
+    }
+
+    /// ᾱ of every training step in torch's single precision: the product is kept in double, its terms are not.
+    pub(super) fn alphas_cumprod(&self, sampler: Sampler) -> Vec<f32> {
+        let mut betas = self.betas.betas_f32();
+        let rescale = self.zero_terminal_snr && sampler != Sampler::Heun; // Heun's class has no such setting
+        if rescale {
+            betas = zero_terminal_snr(&betas);
+        }
+        let mut alphas = cumulative_product(betas.into_iter().map(|beta| 1.0 - beta));
+        if rescale && !matches!(sampler, Sampler::Ddim | Sampler::Lcm) {
+            *alphas.last_mut().expect("at least two training steps") = 2.0f32.powi(-24);
+        }
+        alphas
+    }
+}
+
+fn cumulative_product(factors: impl Iterator<Item = f32>) -> Vec<f32> {
+    let mut product = 1.0f64;
+    let step = |factor| {
+        product *= f64::from(factor);
+        product as f32
+    };
+    factors.map(step).collect()
+}
+
+/// Shifts and stretches `√ᾱ` so that the last is 0 and the first stays.
+///
+/// Source: Lin et al. 2023, arXiv:2305.08891, Algorithm 1.
+fn zero_terminal_snr(betas: &[f32]) -> Vec<f32> {
+    let roots: Vec<f32> = cumulative_product(betas.iter().map(|beta| 1.0 - beta))
+        .into_iter()
+        .map(f32::sqrt)
+        .collect();
+    let (first, last) = (roots[0], roots[roots.len() - 1]);
+    let scale = first / (first - last);
+    let alphas: Vec<f32> = roots
+        .iter()
+        .map(|root| ((root - last) * scale).powi(2))
+        .collect();
+    let ratio = |idx: usize| {
+        if idx == 0 {
+            alphas[0]
+        } else {
+            alphas[idx] / alphas[idx - 1]
+        }
+    };
+    (0..alphas.len()).map(|idx| 1.0 - ratio(idx)).collect()
+}
+
+fn refused(field: &'static str, value: &str, supported: &'static str) -> PlanError {
+    PlanError::Config {
+        field,
+        value: format!("`{value}`"),
+        supported,
+    }
+}
+
+fn known_field(field: &str) -> &'static str {
+    match field {
+        "thresholding" => "thresholding",
+        "use_beta_sigmas" => "use_beta_sigmas",
+        "use_lu_lambdas" => "use_lu_lambdas",
+        _ => "use_flow_sigmas",
+    }
+}
+
+/// Typed access to the JSON object.
+struct Fields<'a> {
+    json: &'a Value,
+}
+
+impl<'a> Fields<'a> {
+    fn get<T>(
+        &self,
+        field: &'static str,
+        expected: &'static str,
+        read: impl Fn(&'a Value) -> Option<T>,
+    ) -> Result<Option<T>, PlanError> {
+        match self.json.get(field) {
+            None | Some(Value::Null) => Ok(None),
+            Some(value) => match read(value) {
+                Some(read) => Ok(Some(read)),
+                None => Err(PlanError::Config {
+                    field,
+                    value: value.to_string(),
+                    supported: expected,
+                }),
+            },
+        }
+    }
+
+    fn text(&self, field: &'static str) -> Result<Option<&'a str>, PlanError> {
+        self.get(field, "strings", Value::as_str)
+    }
+
+    fn number(&self, field: &'static str) -> Result<Option<f64>, PlanError> {
+        self.get(field, "numbers", Value::as_f64)
+    }
+
+    fn count(&self, field: &'static str) -> Result<Option<usize>, PlanError> {
+        self.get(field, "whole numbers from 0", |value| {
+            value.as_u64().and_then(|count| usize::try_from(count).ok())
+        })
+    }
+
+    fn flag(&self, field: &'static str) -> Result<Option<bool>, PlanError> {
+        self.get(field, "true and false", Value::as_bool)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn stable_diffusions_own_file() {
+        let json = json!({
+            "_class_name": "PNDMScheduler", "beta_end": 0.012, "beta_schedule": "scaled_linear", "beta_start": 0.00085,
+            "num_train_timesteps": 1000, "set_alpha_to_one": false, "skip_prk_steps": true, "steps_offset": 1,
+            "trained_betas": null, "clip_sample": false
+        });
+        let ddim = SchedulerConfig::from_json(&json, Sampler::Ddim).unwrap();
+        assert_eq!(ddim, SchedulerConfig::stable_diffusion());
+        let euler = SchedulerConfig::from_json(&json, Sampler::Euler).unwrap();
+        assert_eq!(
+            euler,
+            SchedulerConfig {
+                spacing: Spacing::Linspace,
+                ..ddim
+            }
+        );
+    }
+
+    #[test]
+    fn what_we_cannot_do_is_refused_by_name() {
+        let check = |json: Value, expected: &str| {
+            let error = SchedulerConfig::from_json(&json, Sampler::DpmPp2m).unwrap_err();
+            assert!(error.to_string().contains(expected), "{error}");
+        };
+        check(
+            json!({"solver_order": 3}),
+            "`solver_order` is 3: supported are 1 and 2",
+        );
+        check(
+            json!({"algorithm_type": "sde-dpmsolver++"}),
+            "`algorithm_type`",
+        );
+        check(
+            json!({"beta_schedule": 5}),
+            "`beta_schedule` is 5: supported are strings",
+        );
+        check(json!({"beta_start": 2.0}), "beta_start");
+        check(
+            json!({"num_train_timesteps": 0}),
+            "`num_train_timesteps` is 0",
+        );
+        check(
+            json!({"timestep_spacing": "random"}),
+            "`timestep_spacing` is `random`",
+        );
+        check(json!({"thresholding": true}), "`thresholding` is true");
+    }
+
+    #[test]
+    fn zero_terminal_snr_ends_at_nothing() {
+        let config = SchedulerConfig {
+            zero_terminal_snr: true,
+            ..SchedulerConfig::stable_diffusion()
+        };
+        assert_eq!(config.alphas_cumprod(Sampler::Ddim)[999], 0.0);
+        assert_eq!(config.alphas_cumprod(Sampler::Euler)[999], 2.0f32.powi(-24));
+    }
+}
