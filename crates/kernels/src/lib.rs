@@ -7,6 +7,7 @@
 //! Read [`level`] first (which instructions this process uses), then [`gemm`], then [`conv`].
 
 mod arch;
+pub mod attention;
 pub mod conv;
 pub mod epilogue;
 pub mod gemm;

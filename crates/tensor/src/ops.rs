@@ -1,5 +1,6 @@
 //! The operations. Each checks its shapes, takes an output from the pool and calls a kernel.
 
+use safelight_kernels::attention::{AttentionShape, StridedRows};
 use safelight_kernels::{self as kernels, Activation, Extent};
 
 use crate::layers::{Conv2d, Linear, Norm};
@@ -208,37 +209,16 @@ pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, heads: usize, causal: bool)
         "attention: causal with {queries} queries and {keys} keys"
     );
     let mut y = Tensor::recycled(q.shape());
-    let d = width / heads;
-    let scale = 1.0 / (d as f32).sqrt();
-    let mut weights = vec![0.0f32; keys];
-    for (row, y) in y.data_mut().chunks_exact_mut(width).enumerate() {
-        let (image, query) = (row / queries, row % queries);
-        let seen = if causal { query + 1 } else { keys };
-        for (head, y) in y.chunks_exact_mut(d).enumerate() {
-            let q = &q.data()[row * width + head * d..][..d];
-            let key_at = |key: usize| (image * keys + key) * width + head * d;
-            for (key, weight) in weights[..seen].iter_mut().enumerate() {
-                *weight = scale
-                    * q.iter()
-                        .zip(&k.data()[key_at(key)..][..d])
-                        .map(|(q, k)| q * k)
-                        .sum::<f32>();
-            }
-            let highest = weights[..seen]
-                .iter()
-                .fold(f32::NEG_INFINITY, |a, &b| a.max(b));
-            weights[..seen]
-                .iter_mut()
-                .for_each(|weight| *weight = (*weight - highest).exp());
-            let sum: f32 = weights[..seen].iter().sum();
-            y.fill(0.0);
-            for (key, weight) in weights[..seen].iter().enumerate() {
-                for (y, v) in y.iter_mut().zip(&v.data()[key_at(key)..][..d]) {
-                    *y += weight / sum * v;
-                }
-            }
-        }
-    }
+    let shape = AttentionShape {
+        batch: b,
+        heads,
+        head_width: width / heads,
+        queries,
+        keys,
+        causal,
+    };
+    let [q, k, v] = [q, k, v].map(|x| StridedRows::dense(x.data(), width));
+    kernels::attention::attention(&shape, q, k, v, y.data_mut());
     y
 }
 

@@ -1,0 +1,793 @@
+//! Attention, fused: the scores of a block of queries against a block of keys never leave the cache.
+//!
+//! A vector's lanes are queries. Scores come out as `[key][query]`, so a key's and a value's floats are
+//! read in place, one broadcast each, whatever the head's width; the softmax runs down the lanes without
+//! a reduction; and a query's result depends on no other query, nor on how the work was split.
+//!
+//! Sources: Milakov and Gimelshein 2018, arXiv:1805.02867 (online softmax); Dao et al. 2022,
+//! arXiv:2205.14135 (blocks of keys with running maximum and sum).
+
+use rayon::prelude::*;
+
+use crate::arch::{self, Rectangle, Simd, Task, rectangles};
+use crate::level::{Level, level};
+
+/// Keys whose scores are held at a time.
+const KEY_BLOCK: usize = 128;
+/// Floats of a head that one pass over the scores takes.
+const DEPTH_BLOCK: usize = 128;
+/// Vectors of queries in a block.
+const QUERY_VECTORS: usize = 3;
+
+/// The sizes of an attention.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AttentionShape {
+    /// Images (or texts) in the batch.
+    pub batch: usize,
+    /// Heads, side by side in a row.
+    pub heads: usize,
+    /// Floats of a row that belong to one head.
+    pub head_width: usize,
+    /// Query rows of one image.
+    pub queries: usize,
+    /// Key and value rows of one image.
+    pub keys: usize,
+    /// Whether query `i` sees keys `0..=i` only.
+    pub causal: bool,
+}
+
+impl AttentionShape {
+    /// Floats in a row of the output.
+    fn width(&self) -> usize {
+        self.heads * self.head_width
+    }
+}
+
+/// Rows that may lie further apart than they are long, such as the thirds of a fused projection.
+#[derive(Clone, Copy, Debug)]
+pub struct StridedRows<'a> {
+    /// From the first float of the first row on; the rows of all images follow each other.
+    pub data: &'a [f32],
+    /// From the start of a row to the start of the next.
+    pub stride: usize,
+}
+
+impl<'a> StridedRows<'a> {
+    /// `[rows, width]` without gaps.
+    pub fn dense(data: &'a [f32], width: usize) -> Self {
+        StridedRows {
+            data,
+            stride: width,
+        }
+    }
+
+    /// Part of one row.
+    #[inline(always)]
+    fn part(&self, row: usize, start: usize, count: usize) -> &'a [f32] {
+        &self.data[row * self.stride + start..][..count]
+    }
+
+    /// # Panics
+    /// If there are not `rows` rows of `width`.
+    fn check(&self, name: &str, rows: usize, width: usize) {
+        let needed = if rows == 0 {
+            0
+        } else {
+            (rows - 1) * self.stride + width
+        };
+        assert!(
+            self.stride >= width && self.data.len() >= needed,
+            "attention: {name} has {} values, stride {}; {rows} rows of {width} wanted",
+            self.data.len(),
+            self.stride
+        );
+    }
+}
+
+/// `softmax(q·kᵀ/√d)·v` for each head: `q` and `out` are `[B, Tq, heads·d]`, `k` and `v` `[B, Tk, heads·d]`.
+///
+/// Source: Vaswani et al. 2017, arXiv:1706.03762, equation 1.
+///
+/// # Panics
+/// If a length does not fit, a size is 0, or `causal` has other queries than keys.
+///
+/// ```
+/// use safelight_kernels::attention::{AttentionShape, StridedRows, attention};
+///
+/// let shape = AttentionShape { batch: 1, heads: 1, head_width: 1, queries: 1, keys: 2, causal: false };
+/// let (q, k, v) = ([0.0], [5.0, -5.0], [1.0, 3.0]);
+/// let mut out = [0.0];
+/// attention(&shape, StridedRows::dense(&q, 1), StridedRows::dense(&k, 1), StridedRows::dense(&v, 1), &mut out);
+/// assert!((out[0] - 2.0).abs() < 1e-6);
+/// ```
+pub fn attention(
+    shape: &AttentionShape,
+    q: StridedRows<'_>,
+    k: StridedRows<'_>,
+    v: StridedRows<'_>,
+    out: &mut [f32],
+) {
+    attention_at(level(), shape, q, k, v, out);
+}
+
+/// [`attention`] at a level of the caller's choice, for tests and benches.
+///
+/// # Panics
+/// As [`attention`], and if the CPU lacks the level.
+pub fn attention_at(
+    level: Level,
+    shape: &AttentionShape,
+    q: StridedRows<'_>,
+    k: StridedRows<'_>,
+    v: StridedRows<'_>,
+    out: &mut [f32],
+) {
+    let width = shape.width();
+    assert!(width > 0 && shape.keys > 0, "attention: {shape:?}");
+    assert!(
+        !shape.causal || shape.queries == shape.keys,
+        "attention: {shape:?}"
+    );
+    q.check("q", shape.batch * shape.queries, width);
+    k.check("k", shape.batch * shape.keys, width);
+    v.check("v", shape.batch * shape.keys, width);
+    assert_eq!(
+        out.len(),
+        shape.batch * shape.queries * width,
+        "attention: out, {shape:?}"
+    );
+    if out.is_empty() {
+        return;
+    }
+    let query_block = match level {
+        Level::Scalar => 16,
+        Level::Avx2 => 8 * QUERY_VECTORS,
+        Level::Avx512 => 16 * QUERY_VECTORS,
+    };
+    let mut blocks: Vec<(usize, Rectangle<'_>)> = Vec::new();
+    for (image, out) in out.chunks_exact_mut(shape.queries * width).enumerate() {
+        let pieces = rectangles(out, width, query_block, shape.head_width);
+        blocks.extend(pieces.into_iter().map(|piece| (image, piece)));
+    }
+    // Blocks of one head follow each other, so that its keys and values stay in the cache.
+    blocks.sort_by_key(|(image, piece)| (*image, piece.column));
+    blocks
+        .into_par_iter()
+        .for_each_init(Vec::new, |scratch, (image, out)| {
+            let block = Block {
+                shape,
+                q,
+                k,
+                v,
+                image,
+                out,
+                scratch,
+            };
+            match level {
+                Level::Scalar => block.plain(),
+                _ => arch::run(level, block),
+            }
+        });
+}
+
+/// A block of queries of one head of one image.
+struct Block<'a> {
+    shape: &'a AttentionShape,
+    q: StridedRows<'a>,
+    k: StridedRows<'a>,
+    v: StridedRows<'a>,
+    image: usize,
+    out: Rectangle<'a>,
+    scratch: &'a mut Vec<f32>,
+}
+
+impl<'a> Block<'a> {
+    /// The specification: query by query, all scores, softmax, weighted sum.
+    fn plain(mut self) {
+        let (keys, d) = (self.shape.keys, self.shape.head_width);
+        let scale = 1.0 / (d as f32).sqrt();
+        for idx in 0..self.out.row_count {
+            let q = self.query(idx);
+            let seen = if self.shape.causal {
+                self.out.row + idx + 1
+            } else {
+                keys
+            };
+            self.scratch.clear();
+            for key in 0..seen {
+                let products = q.iter().zip(self.key(key, 0, d)).map(|(q, k)| q * k);
+                self.scratch.push(scale * products.sum::<f32>());
+            }
+            let highest = self
+                .scratch
+                .iter()
+                .fold(f32::NEG_INFINITY, |a, &b| if a > b { a } else { b });
+            self.scratch
+                .iter_mut()
+                .for_each(|x| *x = (*x - highest).exp());
+            // In f64: thousands of similar weights would round the same way each.
+            let sum = self.scratch.iter().map(|&x| f64::from(x)).sum::<f64>() as f32;
+            let (image, column) = (self.image, self.out.column);
+            let out = self.out.row_mut(idx);
+            out.fill(0.0);
+            for (key, weight) in self.scratch.iter().enumerate() {
+                let v = self.v.part(image * keys + key, column, d);
+                for (out, v) in out.iter_mut().zip(v) {
+                    *out += weight / sum * v;
+                }
+            }
+        }
+    }
+
+    /// The head's part of a query row, counted from the block's first.
+    #[inline(always)]
+    fn query(&self, idx: usize) -> &'a [f32] {
+        let row = self.image * self.shape.queries + self.out.row + idx;
+        self.q.part(row, self.out.column, self.shape.head_width)
+    }
+
+    /// `count` floats of the head's part of a key row.
+    #[inline(always)]
+    fn key(&self, key: usize, start: usize, count: usize) -> &'a [f32] {
+        let row = self.image * self.shape.keys + key;
+        self.k.part(row, self.out.column + start, count)
+    }
+}
+
+impl Task for Block<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) {
+        // Accumulators of a tile: 8 × 3 of 32 registers, or 4 × 3 of 16.
+        match (self.out.row_count.div_ceil(S::LANES), S::LANES >= 16) {
+            (1, true) => self.tiled::<S, 8, 1>(simd),
+            (2, true) => self.tiled::<S, 8, 2>(simd),
+            (_, true) => self.tiled::<S, 8, QUERY_VECTORS>(simd),
+            (1, false) => self.tiled::<S, 4, 1>(simd),
+            (2, false) => self.tiled::<S, 4, 2>(simd),
+            (_, false) => self.tiled::<S, 4, QUERY_VECTORS>(simd),
+        }
+    }
+}
+
+impl Block<'_> {
+    /// `C` vectors of queries against every block of keys, tiles of `R` keys (then of `R` floats of the head).
+    #[inline(always)]
+    fn tiled<S: Simd, const R: usize, const C: usize>(mut self, simd: S) {
+        let (d, lanes) = (self.shape.head_width, C * S::LANES);
+        let mut scratch = std::mem::take(self.scratch);
+        let needed = (2 * d + KEY_BLOCK) * lanes;
+        if scratch.len() < needed {
+            scratch.resize(needed, 0.0);
+        }
+        let (q, rest) = scratch.split_at_mut(d * lanes);
+        let (sums, rest) = rest.split_at_mut(d * lanes);
+        self.transpose_queries(lanes, q);
+        sums.fill(0.0);
+
+        let keys = if self.shape.causal {
+            self.shape.keys.min(self.out.row + self.out.row_count)
+        } else {
+            self.shape.keys
+        };
+        let mut softmax = Softmax::<S, C>::new(simd);
+        for first_key in (0..keys).step_by(KEY_BLOCK) {
+            let scores = &mut rest[..KEY_BLOCK.min(keys - first_key) * lanes];
+            for depth in (0..d).step_by(DEPTH_BLOCK) {
+                self.score_keys::<S, R, C>(simd, first_key, depth, q, scores);
+            }
+            if self.shape.causal {
+                self.mask(first_key, lanes, scores);
+            }
+            let shrink = softmax.weigh(simd, scores);
+            self.add_values::<S, R, C>(simd, first_key, scores, shrink, sums);
+        }
+        softmax.normalise(simd, sums);
+        for idx in 0..self.out.row_count {
+            for (out, sums) in self
+                .out
+                .row_mut(idx)
+                .iter_mut()
+                .zip(sums.chunks_exact(lanes))
+            {
+                *out = sums[idx];
+            }
+        }
+        *self.scratch = scratch;
+    }
+
+    /// Queries as `[d][query]`, times log₂e/√d, so that 2ˣ of a score is its weight; missing queries are 0.
+    #[inline(always)]
+    fn transpose_queries(&self, lanes: usize, q: &mut [f32]) {
+        let scale = std::f32::consts::LOG2_E / (self.shape.head_width as f32).sqrt();
+        q.fill(0.0);
+        for idx in 0..self.out.row_count {
+            for (to, from) in q.chunks_exact_mut(lanes).zip(self.query(idx)) {
+                to[idx] = from * scale;
+            }
+        }
+    }
+
+    /// Adds the products over floats `depth..` of the head to the scores (or begins them, at depth 0).
+    #[inline(always)]
+    fn score_keys<S: Simd, const R: usize, const C: usize>(
+        &self,
+        simd: S,
+        first_key: usize,
+        depth: usize,
+        q: &[f32],
+        scores: &mut [f32],
+    ) {
+        let lanes = C * S::LANES;
+        let count = DEPTH_BLOCK.min(self.shape.head_width - depth);
+        let q = &q[depth * lanes..][..count * lanes];
+        let mut key = first_key;
+        let mut tiles = scores.chunks_exact_mut(R * lanes);
+        for tile in &mut tiles {
+            let k: [&[f32]; R] = std::array::from_fn(|r| self.key(key + r, depth, count));
+            score_tile::<S, R, C>(simd, k, q, depth > 0, tile);
+            key += R;
+        }
+        for row in tiles.into_remainder().chunks_exact_mut(lanes) {
+            score_tile::<S, 1, C>(simd, [self.key(key, depth, count)], q, depth > 0, row);
+            key += 1;
+        }
+    }
+
+    /// Hides the keys after each query.
+    #[inline(always)]
+    fn mask(&self, first_key: usize, lanes: usize, scores: &mut [f32]) {
+        for (idx, row) in scores.chunks_exact_mut(lanes).enumerate() {
+            let hidden = (first_key + idx).saturating_sub(self.out.row).min(lanes);
+            row[..hidden].fill(f32::MIN);
+        }
+    }
+
+    /// Shrinks the sums and adds the values of the block's keys, weighted.
+    #[inline(always)]
+    fn add_values<S: Simd, const R: usize, const C: usize>(
+        &self,
+        simd: S,
+        first_key: usize,
+        weights: &[f32],
+        shrink: [S::V; C],
+        sums: &mut [f32],
+    ) {
+        let lanes = C * S::LANES;
+        let first = (self.image * self.shape.keys + first_key) * self.v.stride + self.out.column;
+        let v = StridedRows {
+            data: &self.v.data[first..],
+            stride: self.v.stride,
+        };
+        let mut column = 0;
+        let mut tiles = sums.chunks_exact_mut(R * lanes);
+        for tile in &mut tiles {
+            value_tile::<S, R, C>(simd, v, column, weights, shrink, tile);
+            column += R;
+        }
+        for row in tiles.into_remainder().chunks_exact_mut(lanes) {
+            value_tile::<S, 1, C>(simd, v, column, weights, shrink, row);
+            column += 1;
+        }
+    }
+}
+
+/// `R` keys against `C` vectors of queries: `scores[r] (+)= Σ k[r][i]·q[i]`.
+#[inline(always)]
+fn score_tile<S: Simd, const R: usize, const C: usize>(
+    simd: S,
+    k: [&[f32]; R],
+    q: &[f32],
+    accumulate: bool,
+    scores: &mut [f32],
+) {
+    let lanes = C * S::LANES;
+    let count = q.len() / lanes;
+    let k: [&[f32]; R] = std::array::from_fn(|r| &k[r][..count]);
+    let mut sums = [[simd.splat(0.0); C]; R];
+    for i in 0..count {
+        let q = &q[i * lanes..][..lanes];
+        let q: [S::V; C] = std::array::from_fn(|c| simd.load(&q[c * S::LANES..]));
+        for r in 0..R {
+            let k = simd.splat(k[r][i]);
+            for c in 0..C {
+                sums[r][c] = simd.mul_add(k, q[c], sums[r][c]);
+            }
+        }
+    }
+    let scores = &mut scores[..R * lanes];
+    for r in 0..R {
+        for c in 0..C {
+            let at = &mut scores[r * lanes + c * S::LANES..][..S::LANES];
+            let before = if accumulate {
+                simd.load(at)
+            } else {
+                simd.splat(0.0)
+            };
+            simd.store(simd.add(before, sums[r][c]), at);
+        }
+    }
+}
+
+/// `R` floats of every value row for `C` vectors of queries: `sums[r] = sums[r]·shrink + Σ v[key][r]·weights[key]`.
+#[inline(always)]
+fn value_tile<S: Simd, const R: usize, const C: usize>(
+    simd: S,
+    v: StridedRows<'_>,
+    column: usize,
+    weights: &[f32],
+    shrink: [S::V; C],
+    sums: &mut [f32],
+) {
+    let lanes = C * S::LANES;
+    let stored = &mut sums[..R * lanes];
+    let mut sums = [[simd.splat(0.0); C]; R];
+    for (key, weights) in weights.chunks_exact(lanes).enumerate() {
+        let v = v.part(key, column, R);
+        let weights: [S::V; C] = std::array::from_fn(|c| simd.load(&weights[c * S::LANES..]));
+        for r in 0..R {
+            let v = simd.splat(v[r]);
+            for c in 0..C {
+                sums[r][c] = simd.mul_add(v, weights[c], sums[r][c]);
+            }
+        }
+    }
+    for r in 0..R {
+        for c in 0..C {
+            // Block sums are added up apart: thousands of terms in one run would round away more.
+            let at = &mut stored[r * lanes + c * S::LANES..][..S::LANES];
+            simd.store(simd.mul_add(simd.load(at), shrink[c], sums[r][c]), at);
+        }
+    }
+}
+
+/// Highest score and sum of weights so far, for each query.
+struct Softmax<S: Simd, const C: usize> {
+    highest: [S::V; C],
+    sum: [S::V; C],
+}
+
+impl<S: Simd, const C: usize> Softmax<S, C> {
+    #[inline(always)]
+    fn new(simd: S) -> Self {
+        // Below every score, and finite: a difference of infinities would be NaN.
+        Softmax {
+            highest: [simd.splat(f32::MIN); C],
+            sum: [simd.splat(0.0); C],
+        }
+    }
+
+    /// Turns scores into weights relative to the highest so far; returns what earlier sums shrink by.
+    #[inline(always)]
+    fn weigh(&mut self, simd: S, scores: &mut [f32]) -> [S::V; C] {
+        let lanes = C * S::LANES;
+        let mut highest = self.highest;
+        for row in scores.chunks_exact(lanes) {
+            for c in 0..C {
+                highest[c] = simd.max(highest[c], simd.load(&row[c * S::LANES..]));
+            }
+        }
+        let mut shrink = [simd.splat(0.0); C];
+        for c in 0..C {
+            shrink[c] = exp2(simd, simd.sub(self.highest[c], highest[c]));
+        }
+        let mut sum = [simd.splat(0.0); C];
+        for row in scores.chunks_exact_mut(lanes) {
+            for c in 0..C {
+                let at = &mut row[c * S::LANES..][..S::LANES];
+                let weight = exp2(simd, simd.sub(simd.load(at), highest[c]));
+                sum[c] = simd.add(sum[c], weight);
+                simd.store(weight, at);
+            }
+        }
+        for c in 0..C {
+            self.sum[c] = simd.mul_add(self.sum[c], shrink[c], sum[c]);
+        }
+        self.highest = highest;
+        shrink
+    }
+
+    /// Divides the weighted sums by the sum of the weights.
+    #[inline(always)]
+    fn normalise(&self, simd: S, sums: &mut [f32]) {
+        let one = simd.splat(1.0);
+        let factor: [S::V; C] = std::array::from_fn(|c| simd.div(one, self.sum[c]));
+        for row in sums.chunks_exact_mut(C * S::LANES) {
+            for c in 0..C {
+                let at = &mut row[c * S::LANES..][..S::LANES];
+                simd.store(simd.mul(simd.load(at), factor[c]), at);
+            }
+        }
+    }
+}
+
+/// 2ˣ for `x <= 0` within 2 ulp; at least 2⁻¹²⁶, which beside a highest weight of 1 is nothing. NaN stays NaN.
+///
+/// x = n + r with |r| <= ½; 2ʳ by its minimax polynomial of degree 6, relative error 2e-9.
+#[inline(always)]
+fn exp2<S: Simd>(simd: S, x: S::V) -> S::V {
+    let x = simd.max(simd.splat(-126.0), x); // second argument for NaN
+    let n = simd.round(x);
+    let r = simd.sub(x, n);
+    let mut p = simd.splat(1.534_581_3e-4);
+    for coefficient in [
+        1.339_993_1e-3,
+        9.618_489e-3,
+        5.550_328_6e-2,
+        0.240_226_46,
+        std::f32::consts::LN_2,
+        1.0,
+    ] {
+        p = simd.mul_add(p, r, simd.splat(coefficient));
+    }
+    simd.scale_by_power_of_2(p, n)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{Rng, with_threads};
+
+    /// Equation 1 in f64.
+    fn reference(
+        shape: &AttentionShape,
+        q: StridedRows<'_>,
+        k: StridedRows<'_>,
+        v: StridedRows<'_>,
+    ) -> Vec<f64> {
+        let d = shape.head_width;
+        let mut out = vec![0.0; shape.batch * shape.queries * shape.width()];
+        for (row, out) in out.chunks_exact_mut(shape.width()).enumerate() {
+            let (image, query) = (row / shape.queries, row % shape.queries);
+            let seen = if shape.causal { query + 1 } else { shape.keys };
+            for (head, out) in out.chunks_exact_mut(d).enumerate() {
+                let part = |rows: StridedRows<'_>, row: usize| -> Vec<f64> {
+                    rows.part(row, head * d, d)
+                        .iter()
+                        .map(|&x| f64::from(x))
+                        .collect()
+                };
+                let q = part(q, row);
+                let mut weights: Vec<f64> = (0..seen)
+                    .map(|key| {
+                        let k = part(k, image * shape.keys + key);
+                        q.iter().zip(k).map(|(q, k)| q * k).sum::<f64>() / (d as f64).sqrt()
+                    })
+                    .collect();
+                let highest = weights.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+                weights.iter_mut().for_each(|x| *x = (*x - highest).exp());
+                let sum: f64 = weights.iter().sum();
+                for (key, weight) in weights.iter().enumerate() {
+                    for (out, v) in out.iter_mut().zip(part(v, image * shape.keys + key)) {
+                        *out += weight / sum * v;
+                    }
+                }
+            }
+        }
+        out
+    }
+
+    fn relative_rms(got: &[f32], expected: &[f64]) -> f64 {
+        let difference: f64 = got
+            .iter()
+            .zip(expected)
+            .map(|(&got, expected)| (f64::from(got) - expected).powi(2))
+            .sum();
+        let size: f64 = expected.iter().map(|x| x * x).sum();
+        (difference / size).sqrt()
+    }
+
+    /// Every level against f64; `spread` scales the queries, so that a few keys take all the weight.
+    fn check(shape: AttentionShape, spread: f32) {
+        let mut rng = Rng::seeded(shape.keys as u64 * 1000 + shape.head_width as u64);
+        let width = shape.width();
+        let mut rows = |count: usize, scale: f32| -> Vec<f32> {
+            let mut values = rng.f32s(shape.batch * count * width);
+            values.iter_mut().for_each(|x| *x *= scale);
+            values
+        };
+        let (q, k, v) = (
+            rows(shape.queries, spread),
+            rows(shape.keys, 2.0),
+            rows(shape.keys, 1.0),
+        );
+        let [q, k, v] = [&q, &k, &v].map(|data| StridedRows::dense(data, width));
+        let expected = reference(&shape, q, k, v);
+        for level in Level::available() {
+            let mut out = vec![f32::NAN; expected.len()];
+            attention_at(level, &shape, q, k, v, &mut out);
+            let error = relative_rms(&out, &expected);
+            // A score s of |s| ≈ 2·spread·√d is off by about ε·|s|, and its weight by that factor;
+            // then a sum over keys of random signs: a few ε of a value, the values' sum shrinking by √keys.
+            let bound = 1e-6_f64.max(f64::from(f32::EPSILON * spread) * (width as f64).sqrt());
+            assert!(
+                error <= bound,
+                "{level}, {shape:?}, spread {spread}: relative RMS {error:e}, allowed {bound:e}"
+            );
+        }
+    }
+
+    #[test]
+    fn every_level_agrees_with_f64() {
+        let shape = AttentionShape {
+            batch: 2,
+            heads: 2,
+            head_width: 8,
+            queries: 33,
+            keys: 77,
+            causal: false,
+        };
+        // Every tail of queries (48 and 24 in a block), keys (8, 4 and 128) and head (8 and 4).
+        for queries in (1..50).chain([95, 96, 97, 145]) {
+            check(AttentionShape { queries, ..shape }, 1.0);
+        }
+        for keys in (1..20).chain([127, 128, 129, 136, 255, 257, 300]) {
+            check(AttentionShape { keys, ..shape }, 1.0);
+        }
+        for head_width in (1..20).chain([40, 64, 80, 127, 128, 129, 160, 512]) {
+            check(
+                AttentionShape {
+                    head_width,
+                    ..shape
+                },
+                1.0,
+            );
+        }
+    }
+
+    #[test]
+    fn causal_hides_the_future() {
+        for length in [1, 2, 15, 16, 47, 48, 49, 77, 130, 200] {
+            let shape = AttentionShape {
+                batch: 2,
+                heads: 3,
+                head_width: 20,
+                queries: length,
+                keys: length,
+                causal: true,
+            };
+            check(shape, 1.0);
+        }
+    }
+
+    #[test]
+    fn peaked_scores_neither_overflow_nor_vanish() {
+        let shape = AttentionShape {
+            batch: 1,
+            heads: 2,
+            head_width: 40,
+            queries: 50,
+            keys: 300,
+            causal: false,
+        };
+        for spread in [0.0, 1e-6, 10.0, 300.0] {
+            check(shape, spread);
+        }
+    }
+
+    #[test]
+    fn strided_rows_give_what_dense_rows_give() {
+        let shape = AttentionShape {
+            batch: 2,
+            heads: 3,
+            head_width: 10,
+            queries: 21,
+            keys: 21,
+            causal: false,
+        };
+        let width = shape.width();
+        let mixed = Rng::seeded(3).f32s(2 * 21 * 3 * width);
+        let third = |part: usize| -> Vec<f32> {
+            mixed
+                .chunks_exact(width)
+                .skip(part)
+                .step_by(3)
+                .flatten()
+                .copied()
+                .collect()
+        };
+        let (q, k, v) = (third(0), third(1), third(2));
+        for level in Level::available() {
+            let (mut dense, mut strided) = (vec![0.0; q.len()], vec![0.0; q.len()]);
+            let [q, k, v] = [&q, &k, &v].map(|data| StridedRows::dense(data, width));
+            attention_at(level, &shape, q, k, v, &mut dense);
+            let [q, k, v] = [0, 1, 2].map(|part| StridedRows {
+                data: &mixed[part * width..],
+                stride: 3 * width,
+            });
+            attention_at(level, &shape, q, k, v, &mut strided);
+            assert_eq!(dense, strided, "{level}");
+        }
+    }
+
+    #[test]
+    fn thread_count_and_neighbours_change_no_bit() {
+        let shape = AttentionShape {
+            batch: 2,
+            heads: 4,
+            head_width: 24,
+            queries: 150,
+            keys: 140,
+            causal: false,
+        };
+        let width = shape.width();
+        let mut rng = Rng::seeded(5);
+        let (q, k, v) = (
+            rng.f32s(300 * width),
+            rng.f32s(280 * width),
+            rng.f32s(280 * width),
+        );
+        let run = |shape: &AttentionShape, q: &[f32]| {
+            let [q, k, v] = [q, &k, &v].map(|data| StridedRows::dense(data, width));
+            let mut out = vec![0.0; shape.batch * shape.queries * width];
+            attention(shape, q, k, v, &mut out);
+            out
+        };
+        let one = with_threads(1, || run(&shape, &q));
+        assert_eq!(one, with_threads(3, || run(&shape, &q)));
+        let first = AttentionShape {
+            batch: 1,
+            queries: 7,
+            ..shape
+        };
+        assert_eq!(one[..7 * width], run(&first, &q[..7 * width]));
+    }
+
+    #[test]
+    fn not_a_number_stays_visible() {
+        let shape = AttentionShape {
+            batch: 1,
+            heads: 1,
+            head_width: 4,
+            queries: 2,
+            keys: 20,
+            causal: false,
+        };
+        let (mut q, k, v) = ([1.0; 8], [1.0; 80], [1.0; 80]);
+        q[5] = f32::NAN;
+        for level in Level::available() {
+            let mut out = [0.0; 8];
+            let [q, k, v] = [&q[..], &k, &v].map(|data| StridedRows::dense(data, 4));
+            attention_at(level, &shape, q, k, v, &mut out);
+            assert!(
+                out[..4].iter().all(|x| (x - 1.0).abs() < 1e-6),
+                "{level}: {out:?}"
+            );
+            assert!(out[4..].iter().all(|x| x.is_nan()), "{level}: {out:?}");
+        }
+    }
+
+    /// exp2 over its whole range, in ulps of the true value.
+    #[test]
+    fn exp2_is_within_2_ulp() {
+        struct Exp2<'a>(&'a mut [f32]);
+        impl Task for Exp2<'_> {
+            type Output = ();
+            #[inline(always)]
+            fn run<S: Simd>(self, simd: S) {
+                for x in self.0.chunks_mut(S::LANES) {
+                    simd.store_partial(exp2(simd, simd.load_partial(x)), x);
+                }
+            }
+        }
+        let xs: Vec<f32> = (0..=1_259_999).map(|i| -(i as f32) * 1e-4).collect();
+        for level in Level::available() {
+            let mut ys = xs.clone();
+            arch::run(level, Exp2(&mut ys));
+            for (x, y) in xs.iter().zip(&ys) {
+                let exact = f64::from(*x).exp2();
+                let ulp = f64::from(f32::EPSILON) * exact.log2().floor().exp2();
+                let error = (f64::from(*y) - exact).abs() / ulp;
+                assert!(error <= 2.0, "{level}: 2^{x} = {y:e}, {error} ulp off");
+            }
+            let mut edges = [-126.0, -1e30, f32::NEG_INFINITY, 0.0, f32::NAN];
+            arch::run(level, Exp2(&mut edges));
+            assert_eq!(
+                edges[..4],
+                [f32::MIN_POSITIVE, f32::MIN_POSITIVE, f32::MIN_POSITIVE, 1.0]
+            );
+            assert!(edges[4].is_nan());
+        }
+    }
+}
