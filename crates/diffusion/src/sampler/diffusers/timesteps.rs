@@ -147,10 +147,8 @@ fn levels(
     let steps = timesteps.len();
     let mut sigmas: Vec<f64> = if config.log_linear && sampler == Sampler::Euler {
         let (low, high) = (f64::from(table[0]).ln(), f64::from(table[last]).ln());
-        linspace(high, low, steps + 1)
-            .take(steps)
-            .map(f64::exp)
-            .collect()
+        // One level more than steps: the final sigma is appended behind it, and never reached.
+        linspace(high, low, steps + 1).map(f64::exp).collect()
     } else {
         timesteps.iter().map(|&t| interpolate(t, table)).collect()
     };
@@ -159,7 +157,7 @@ fn levels(
         let (high, low) = if sampler == Sampler::DpmPp2m {
             (f64::from(table[last]), f64::from(table[0]))
         } else {
-            (sigmas[0], sigmas[steps - 1])
+            (sigmas[0], sigmas[sigmas.len() - 1])
         };
         sigmas = match config.sigma_curve {
             SigmaCurve::Karras => karras(high, low, steps).collect(),
