@@ -1,0 +1,80 @@
+"""Writing case files: sampling of large outputs, metadata, the tokenizer."""
+
+import gzip
+import importlib.metadata
+import importlib.util
+import json
+import math
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+PACKAGES = ("torch", "diffusers", "transformers", "k-diffusion", "safetensors")
+# Most values of one output a file keeps; of larger ones a strided sample and sums.
+VALUES_MAX = 12000
+
+
+def noise(seed, *shape):
+    """Inputs of a case: torch's own normal noise."""
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def stride_for(count, values_max):
+    """The least stride that keeps the sample small and shares no factor with ordinary widths."""
+    stride = -(-count // values_max)
+    while math.gcd(stride, 2 * 3 * 5 * 7) > 1:
+        stride += 1
+    return stride
+
+
+def save(out, case, tensors, script, tolerance, values_max=VALUES_MAX, **metadata):
+    """Writes `<out>/<case>.safetensors`; names start with `in.` or `out.`; only outputs are ever sampled."""
+    kept = {}
+    meta = {"script": f"tools/golden/{script}", "tolerance": str(tolerance),
+            "versions": json.dumps({name: importlib.metadata.version(name) for name in PACKAGES})}
+    for name, value in tensors.items():
+        value = value.detach().contiguous()
+        assert name.startswith(("in.", "out.")), name
+        if value.dtype == torch.float32:
+            assert torch.isfinite(value).all(), (case, name)
+        if name.startswith("out.") and value.dtype == torch.float32 and value.numel() > values_max:
+            stride = stride_for(value.numel(), values_max)
+            flat = value.flatten()
+            short = name.removeprefix("out.")
+            meta |= {f"{short}.stride": str(stride), f"{short}.count": str(flat.numel()),
+                     f"{short}.sum": repr(flat.double().sum().item()),
+                     f"{short}.sum_abs": repr(flat.double().abs().sum().item())}
+            value = flat[::stride].contiguous()
+        kept[name] = value.clone()
+    meta |= {key: value if isinstance(value, str) else json.dumps(value) for key, value in metadata.items()}
+    path = Path(out) / f"{case}.safetensors"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file(kept, path, metadata=dict(sorted(meta.items())))
+    size = path.stat().st_size
+    assert size <= 200_000, f"{path}: {size} bytes"
+    spreads = " ".join(f"{name[4:]}:{value.float().std().item():.3g}" for name, value in kept.items()
+                       if name.startswith("out.") and value.numel() > 1 and value.dtype == torch.float32)
+    print(f"{case}  {size} bytes  {spreads[:160]}", flush=True)
+
+
+def clip_tokenizer():
+    """CLIP's real tokenizer, from the vocabulary that OpenAI's `clip` package ships."""
+    from transformers import CLIPTokenizer
+    # Found, not imported: the package itself needs more than its data does.
+    folder = Path(importlib.util.find_spec("clip").origin).parent
+    lines = gzip.open(folder / "bpe_simple_vocab_16e6.txt.gz").read().decode().split("\n")
+    merges = lines[1:49152 - 256 - 2 + 1]
+    # GPT-2's printable stand-ins for the 256 bytes: printable Latin-1 first, then the rest from U+0100 on.
+    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    units = [chr(byte) for byte in printable] + [chr(256 + i) for i in range(256 - len(printable))]
+    words = units + [unit + "</w>" for unit in units] + ["".join(merge.split()) for merge in merges]
+    words += ["<|startoftext|>", "<|endoftext|>"]
+    assert len(words) == 49408
+    return CLIPTokenizer(vocab={word: idx for idx, word in enumerate(words)},
+                         merges=[tuple(merge.split()) for merge in merges], model_max_length=77)
+
+
+def prompt_ids(tokenizer, text):
+    """`[1, 77]` ids as diffusers' pipelines make them."""
+    return tokenizer(text, padding="max_length", max_length=77, truncation=True, return_tensors="pt").input_ids

@@ -1,0 +1,22 @@
+"""Makes every golden file of this folder's rooms: `python tools/golden/make_all.py --out testdata/golden [--only ROOM …]`."""
+
+import argparse
+
+import models
+import blocks
+import pipeline_diffusers
+import pipeline_kdiffusion
+import text
+import unet
+import vae
+
+ROOMS = {"layouts": models, "text": text, "blocks": blocks, "unet": unet, "vae": vae,
+         "pipeline_diffusers": pipeline_diffusers, "pipeline_kdiffusion": pipeline_kdiffusion}
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", default="testdata/golden")
+    parser.add_argument("--only", nargs="+", choices=ROOMS, default=list(ROOMS))
+    chosen = parser.parse_args()
+    for room in chosen.only:
+        ROOMS[room].make(chosen.out)
