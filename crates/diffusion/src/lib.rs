@@ -1,6 +1,16 @@
 //! Stable Diffusion: weights and a request in, pictures out.
 #![forbid(unsafe_code)]
 
+pub mod nn;
+
+pub mod text;
+
+pub mod unet;
+
+pub mod vae;
+
+pub mod load;
+
 pub mod schedule;
 
 pub mod noise;

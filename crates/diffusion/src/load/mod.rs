@@ -1,0 +1,143 @@
+//! From a checkpoint to networks: what a file is, whether it can be drawn with, and its weights, read and packed.
+//!
+//! [`describe`] looks at the header alone. [`Model::load`] then reads tensor by tensor, so that a model never needs
+//! more than its packed weights and a few tensors beside. Bytes are `safelight_store`'s; arithmetic begins in
+//! [`crate::nn`].
+
+mod error;
+mod family;
+mod info;
+mod json;
+mod keys;
+mod parts;
+mod shapes;
+
+pub use error::{LoadError, Problem};
+pub use family::Family;
+pub use info::{ModelInfo, PartInfo, Task};
+pub use keys::{Naming, Part};
+
+use std::path::{Path, PathBuf};
+
+use safelight_store::Checkpoint;
+
+use crate::schedule::Prediction;
+use crate::text::TextEncoder;
+use crate::unet::UNet;
+use crate::vae::Vae;
+use parts::{Folder, Parts};
+
+/// A model, ready to draw.
+pub struct Model {
+    /// Reads the prompt.
+    pub text: TextEncoder,
+    /// Removes noise.
+    pub unet: UNet,
+    /// Turns latents into pictures and back.
+    pub vae: Vae,
+    /// What the files said.
+    pub info: ModelInfo,
+}
+
+/// What to do otherwise than the file says.
+#[derive(Clone, Debug, Default)]
+pub struct LoadOptions {
+    /// Take the VAE from this file.
+    pub vae: Option<PathBuf>,
+    /// What the UNet predicts, where the file does not say or says wrongly.
+    pub prediction: Option<Prediction>,
+}
+
+impl Model {
+    /// Loads a single-file checkpoint, a sharded one by its index, or a diffusers folder.
+    ///
+    /// # Errors
+    /// If the path cannot be read, holds another family, or lacks or spoils any weight: all of them are named at once.
+    pub fn load(path: &Path, options: &LoadOptions) -> Result<Model, LoadError> {
+        let vae = options.vae.as_deref().map(Checkpoint::open).transpose()?;
+        if path.is_dir() {
+            let folder = Folder::open(path)?;
+            return build(folder.parts()?, vae.as_ref(), options);
+        }
+        let checkpoint = Checkpoint::open(path)?;
+        let mut parts = Parts::of(&checkpoint);
+        parts.read_sidecar(path)?;
+        build(parts, vae.as_ref(), options)
+    }
+
+    /// Loads a checkpoint that is already open.
+    ///
+    /// # Errors
+    /// As [`Model::load`].
+    pub fn from_checkpoint(
+        checkpoint: &Checkpoint,
+        options: &LoadOptions,
+    ) -> Result<Model, LoadError> {
+        let vae = options.vae.as_deref().map(Checkpoint::open).transpose()?;
+        build(Parts::of(checkpoint), vae.as_ref(), options)
+    }
+}
+
+fn build<'c>(
+    mut parts: Parts<'c>,
+    vae: Option<&'c Checkpoint>,
+    options: &LoadOptions,
+) -> Result<Model, LoadError> {
+    if let Some(checkpoint) = vae {
+        parts.replace_vae(checkpoint)?;
+    }
+    let mut info = parts.describe()?;
+    info.prediction = options.prediction.unwrap_or(info.prediction);
+    info.usable()?;
+    let (text, unet, vae) = parts.load(&info)?;
+    Ok(Model {
+        text,
+        unet,
+        vae,
+        info,
+    })
+}
+
+/// Describes a checkpoint from its header; no weights are read.
+pub fn describe(checkpoint: &Checkpoint) -> ModelInfo {
+    Parts::of(checkpoint).describe_file()
+}
+
+/// Describes a single file, a sharded checkpoint or a diffusers folder; no weights are read.
+///
+/// # Errors
+/// If the files cannot be read or are not safetensors. A readable file that is no usable model is no error here: see
+/// [`ModelInfo::problems`].
+pub fn describe_path(path: &Path) -> Result<ModelInfo, LoadError> {
+    if path.is_dir() {
+        return Folder::open(path)?.parts()?.describe();
+    }
+    let checkpoint = Checkpoint::open(path)?;
+    let mut parts = Parts::of(&checkpoint);
+    parts.read_sidecar(path)?;
+    parts.describe()
+}
+
+/// Loads the text encoder of a checkpoint alone.
+///
+/// # Errors
+/// If it is not there or not whole.
+pub fn load_text(checkpoint: &Checkpoint) -> Result<TextEncoder, LoadError> {
+    Parts::of(checkpoint).load_text()
+}
+
+/// Loads the UNet of a checkpoint alone.
+///
+/// # Errors
+/// If it is not there or not whole.
+pub fn load_unet(checkpoint: &Checkpoint) -> Result<UNet, LoadError> {
+    Parts::of(checkpoint).load_unet()
+}
+
+/// Loads the VAE of a checkpoint alone.
+///
+/// # Errors
+/// If it is not there or not whole.
+pub fn load_vae(checkpoint: &Checkpoint) -> Result<Vae, LoadError> {
+    Parts::of(checkpoint).load_vae()
+}

@@ -1,0 +1,274 @@
+//! Structure from names and shapes: what the file itself says about each network.
+//!
+//! What a file cannot say follows the family's convention (heads, group counts, the activation of the text model), or
+//! the metadata a single file may carry. A diffusers folder's JSON is [`super::json`]'s.
+
+use safelight_tensor::Activation;
+
+use super::Problem;
+use super::keys::PartKeys;
+use crate::text::TextConfig;
+use crate::unet::{Heads, Level, UNetConfig};
+use crate::vae::{VaeConfig, VaeHalf};
+
+/// Width of an attention head in CLIP, and in UNets whose `proj_in` is linear.
+const HEAD_WIDTH: usize = 64;
+/// Heads of a UNet whose `proj_in` is a convolution.
+const UNET_HEADS: usize = 8;
+/// The widest CLIP text model that uses the approximate GELU.
+const QUICK_GELU_WIDTH_MAX: usize = 768;
+
+/// What a file's metadata says of the numbers that shapes do not show.
+pub(crate) struct Hints<'m>(pub(crate) &'m dyn Fn(&str) -> Option<String>);
+
+impl Hints<'_> {
+    /// A number under `key`; anything else counts as absent.
+    fn number(&self, key: &str) -> Option<usize> {
+        (self.0)(key)?
+            .trim()
+            .parse()
+            .ok()
+            .filter(|&number| number > 0)
+    }
+}
+
+/// The size most of the tensors agree on: each entry is a name and the dimension that holds the size.
+///
+/// One broken tensor is outvoted, and so is reported as what it is.
+fn vote<'n>(keys: &PartKeys, entries: impl IntoIterator<Item = (&'n str, usize)>) -> Option<usize> {
+    let mut votes: Vec<(usize, usize)> = Vec::new();
+    for (name, axis) in entries {
+        let Some(&size) = keys.get(name).and_then(|stored| stored.shape.get(axis)) else {
+            continue;
+        };
+        let Ok(size) = usize::try_from(size) else {
+            continue;
+        };
+        match votes.iter_mut().find(|(voted, _)| *voted == size) {
+            Some((_, count)) => *count += 1,
+            None => votes.push((size, 1)),
+        }
+    }
+    // The first among equals: entries are listed with the most telling first.
+    votes
+        .iter()
+        .rev()
+        .max_by_key(|(_, count)| count)
+        .map(|&(size, _)| size)
+}
+
+/// Output channels of a level: those of its residual blocks.
+fn level_channels(
+    keys: &PartKeys,
+    name: &str,
+    layers: usize,
+    problems: &mut Vec<Problem>,
+) -> usize {
+    let fields = [
+        "conv1.weight",
+        "conv1.bias",
+        "norm2.weight",
+        "norm2.bias",
+        "conv2.weight",
+        "conv2.bias",
+    ];
+    let of = |layer| fields.map(|field| format!("{name}.resnets.{layer}.{field}"));
+    let names: Vec<String> = (0..layers).flat_map(of).collect();
+    vote(keys, names.iter().map(|name| (name.as_str(), 0))).unwrap_or_else(|| {
+        problems.push(Problem::Missing {
+            tensor: keys.stored_name(&format!("{name}.resnets.0.conv1.weight")),
+        });
+        0
+    })
+}
+
+/// The UNet's structure.
+pub(crate) fn unet(keys: &PartKeys, hints: &Hints<'_>) -> Result<UNetConfig, Vec<Problem>> {
+    let mut problems = Vec::new();
+    let mut levels = |side: &str, resampler: &str| {
+        let count = keys.count(&format!("{side}."));
+        let level = |idx| unet_level(keys, &format!("{side}.{idx}"), resampler, &mut problems);
+        (0..count).map(level).collect::<Vec<_>>()
+    };
+    let (down, up) = (
+        levels("down_blocks", "downsamplers"),
+        levels("up_blocks", "upsamplers"),
+    );
+    for (side, levels) in [("down_blocks", &down), ("up_blocks", &up)] {
+        if levels.is_empty() {
+            problems.push(Problem::Missing {
+                tensor: keys.stored_name(&format!("{side}.0.resnets.0.conv1.weight")),
+            });
+        }
+    }
+    let ending = |end: &str, axis| {
+        let found = keys
+            .tensors()
+            .map(|(name, _)| name)
+            .filter(|name| name.ends_with(end));
+        vote(keys, found.map(|name| (name, axis)).collect::<Vec<_>>())
+    };
+    // A linear layer has no third dimension to vote with.
+    let convolution =
+        ending(".proj_in.weight", 2).is_some() || ending(".proj_in.weight", 0).is_none();
+    let by_family = if convolution {
+        Heads::Count(UNET_HEADS)
+    } else {
+        Heads::Width(HEAD_WIDTH)
+    };
+    let model = [
+        "conv_in.weight",
+        "conv_in.bias",
+        "conv_norm_out.weight",
+        "conv_norm_out.bias",
+    ]
+    .map(|name| (name, 0));
+    let model = model.into_iter().chain([
+        ("time_embedding.linear_1.weight", 1),
+        ("conv_out.weight", 1),
+    ]);
+    let linear = [
+        "linear_1.weight",
+        "linear_1.bias",
+        "linear_2.weight",
+        "linear_2.bias",
+    ];
+    let time = linear.map(|field| format!("time_embedding.{field}"));
+    let usual = UNetConfig::sd15();
+    let config = UNetConfig {
+        in_channels: vote(keys, [("conv_in.weight", 1)]).unwrap_or(usual.in_channels),
+        out_channels: vote(keys, [("conv_out.weight", 0), ("conv_out.bias", 0)])
+            .unwrap_or(usual.out_channels),
+        model_channels: vote(keys, model).unwrap_or(usual.model_channels),
+        time_embedding_channels: vote(keys, time.iter().map(|name| (name.as_str(), 0)))
+            .or(ending(".time_emb_proj.weight", 1))
+            .unwrap_or(usual.time_embedding_channels),
+        down,
+        mid_depth: Some(keys.count("mid_block.attentions.0.transformer_blocks.")),
+        up,
+        context_channels: ending(".attn2.to_k.weight", 1).unwrap_or(usual.context_channels),
+        heads: hints
+            .number("safelight.unet.attention_heads")
+            .map_or(by_family, Heads::Count),
+        norm_num_groups: hints
+            .number("safelight.unet.norm_num_groups")
+            .unwrap_or(usual.norm_num_groups),
+        norm_eps: usual.norm_eps,
+    };
+    problems.dedup();
+    if problems.is_empty() {
+        Ok(config)
+    } else {
+        Err(problems)
+    }
+}
+
+fn unet_level(keys: &PartKeys, name: &str, resampler: &str, problems: &mut Vec<Problem>) -> Level {
+    let layers = keys.count(&format!("{name}.resnets."));
+    let depth = |layer| keys.count(&format!("{name}.attentions.{layer}.transformer_blocks."));
+    Level {
+        channels: level_channels(keys, name, layers, problems),
+        depths: (0..layers).map(depth).collect(),
+        resample: keys.has(&format!("{name}.{resampler}.")),
+    }
+}
+
+/// The autoencoder's structure.
+pub(crate) fn vae(keys: &PartKeys, hints: &Hints<'_>) -> Result<VaeConfig, Vec<Problem>> {
+    let mut problems = Vec::new();
+    let mut half = |name: &str, side: &str| {
+        let levels =
+            (0..keys.count(&format!("{name}.{side}."))).map(|idx| format!("{name}.{side}.{idx}"));
+        let layers = levels
+            .clone()
+            .map(|level| keys.count(&format!("{level}.resnets.")))
+            .collect::<Vec<_>>();
+        let channels = levels
+            .zip(&layers)
+            .map(|(level, &layers)| level_channels(keys, &level, layers, &mut problems));
+        VaeHalf {
+            channels: channels.collect(),
+            layers,
+            attention: keys.has(&format!("{name}.mid_block.attentions.")),
+        }
+    };
+    let (encoder, decoder) = (half("encoder", "down_blocks"), half("decoder", "up_blocks"));
+    for (side, half) in [
+        ("encoder.down_blocks", &encoder),
+        ("decoder.up_blocks", &decoder),
+    ] {
+        if half.channels.is_empty() {
+            problems.push(Problem::Missing {
+                tensor: keys.stored_name(&format!("{side}.0.resnets.0.conv1.weight")),
+            });
+        }
+    }
+    let in_levels = |name: &str| name.contains("_blocks.") && name.contains(".attentions.");
+    if let Some((_, stored)) = keys.tensors().find(|(name, _)| in_levels(name)) {
+        let what = format!(
+            "`{}`: attention inside the VAE's levels is not supported, only in its middle",
+            stored.name
+        );
+        problems.push(Problem::Unsupported { what });
+    }
+    let config = VaeConfig {
+        encoder,
+        decoder,
+        latent_channels: vote(
+            keys,
+            [("decoder.conv_in.weight", 1), ("post_quant_conv.weight", 0)],
+        )
+        .unwrap_or(VaeConfig::sd15().latent_channels),
+        quant_conv: keys.has("quant_conv."),
+        post_quant_conv: keys.has("post_quant_conv."),
+        norm_num_groups: hints
+            .number("safelight.vae.norm_num_groups")
+            .unwrap_or(VaeConfig::sd15().norm_num_groups),
+        scale_factor: VaeConfig::sd15().scale_factor,
+    };
+    problems.dedup();
+    if problems.is_empty() {
+        Ok(config)
+    } else {
+        Err(problems)
+    }
+}
+
+/// The text model's structure.
+pub(crate) fn text(keys: &PartKeys) -> TextConfig {
+    let usual = TextConfig::sd15();
+    let token = "text_model.embeddings.token_embedding.weight";
+    let position = "text_model.embeddings.position_embedding.weight";
+    let layers = keys.count("text_model.encoder.layers.");
+    let of = |field: &str| {
+        (0..layers)
+            .map(|idx| format!("text_model.encoder.layers.{idx}.{field}"))
+            .collect::<Vec<_>>()
+    };
+    let (norms, fc1) = (of("layer_norm1.weight"), of("mlp.fc1.weight"));
+    let ends = [
+        (token, 1),
+        (position, 1),
+        ("text_model.final_layer_norm.weight", 0),
+    ];
+    let width = vote(
+        keys,
+        ends.into_iter()
+            .chain(norms.iter().map(|name| (name.as_str(), 0))),
+    );
+    let width = width.unwrap_or(usual.width);
+    TextConfig {
+        vocabulary: vote(keys, [(token, 0)]).unwrap_or(usual.vocabulary),
+        positions: vote(keys, [(position, 0)]).unwrap_or(usual.positions),
+        width,
+        layers,
+        heads: (width / HEAD_WIDTH).max(1),
+        mlp: vote(keys, fc1.iter().map(|name| (name.as_str(), 0))).unwrap_or(4 * width),
+        activation: if width <= QUICK_GELU_WIDTH_MAX {
+            Activation::QuickGelu
+        } else {
+            Activation::Gelu
+        },
+        norm_eps: usual.norm_eps,
+    }
+}

@@ -1,0 +1,439 @@
+//! What every network here is built with: leaves that will hold packed weights, and the builder that fills them.
+//!
+//! A network is described once, by the code that constructs it. Constructing reads nothing: each leaf is checked against
+//! the names and shapes in the file, and everything missing or misshapen is listed at once. Only [`Builder::fill`] reads,
+//! one bounded wave of tensors at a time, so that packing never needs a second copy of the model.
+//! The arithmetic itself is `safelight_tensor`'s; which tensor of which file a name means is [`crate::load`]'s.
+
+use std::fmt;
+use std::ops::Deref;
+use std::sync::{Arc, OnceLock};
+
+use rayon::prelude::*;
+use safelight_format::{Dtype, decode_f32};
+use safelight_tensor::{Conv2d, Linear, Norm, Padding, Tensor};
+
+use crate::load::{LoadError, Problem};
+
+/// f32 bytes that one wave of [`Builder::fill`] may hold before packing: a few of the largest SD 1.5 tensors.
+const WAVE_BYTES: usize = 192 << 20;
+
+/// Where a network's weights come from.
+///
+/// Names are the modules' own, which are diffusers' (`down_blocks.0.resnets.0.conv1.weight`).
+pub trait Weights: Sync {
+    /// Whether the tensor is there, holds floats, and has one of the `shapes`.
+    fn check(&self, name: &str, shapes: &[Vec<usize>]) -> Result<(), Problem>;
+
+    /// The tensor's `count` values.
+    fn read(&self, name: &str, count: usize) -> Result<Vec<f32>, LoadError>;
+
+    /// The tensor as it is stored.
+    fn read_stored(&self, name: &str, count: usize) -> Result<(Dtype, Vec<u8>), LoadError>;
+
+    /// What the file calls the tensor.
+    fn stored_name(&self, name: &str) -> String;
+
+    /// The file, for messages.
+    fn label(&self) -> String;
+}
+
+/// A weight that is described now and read later.
+///
+/// # Panics
+/// On use before [`Builder::fill`] succeeded: constructors hand networks out only after that.
+pub struct Leaf<T>(Arc<OnceLock<T>>);
+
+impl<T> Leaf<T> {
+    fn empty() -> (Leaf<T>, Arc<OnceLock<T>>) {
+        let slot = Arc::new(OnceLock::new());
+        (Leaf(slot.clone()), slot)
+    }
+}
+
+impl<T> Deref for Leaf<T> {
+    type Target = T;
+    fn deref(&self) -> &T {
+        self.0
+            .get()
+            .expect("a network is used only after its weights were read")
+    }
+}
+
+/// An embedding table `[rows, width]`, kept in the file's own dtype: only the rows asked for are decoded.
+pub struct Table {
+    dtype: Dtype,
+    bytes: Vec<u8>,
+    width: usize,
+}
+
+impl Table {
+    /// How many rows there are.
+    pub fn rows(&self) -> usize {
+        self.bytes.len() / self.row_bytes()
+    }
+
+    /// How many values a row has.
+    pub fn width(&self) -> usize {
+        self.width
+    }
+
+    /// One row, decoded.
+    ///
+    /// # Panics
+    /// If `row >= self.rows()`.
+    pub fn row(&self, row: usize) -> Vec<f32> {
+        let bytes = self.row_bytes();
+        decode_f32(self.dtype, &self.bytes[row * bytes..][..bytes])
+            .expect("`check` let only float dtypes in")
+    }
+
+    fn row_bytes(&self) -> usize {
+        self.width * self.dtype.bits() as usize / 8
+    }
+}
+
+type Job<'w> = Box<dyn FnOnce(&'w dyn Weights) -> Result<(), LoadError> + Send + 'w>;
+
+/// Describes a network's leaves, then fills them.
+pub struct Builder<'w> {
+    weights: &'w dyn Weights,
+    jobs: Vec<(usize, Job<'w>)>,
+    problems: Vec<Problem>,
+    parameter_count: u64,
+}
+
+impl<'w> Builder<'w> {
+    /// A builder that will read from `weights`.
+    pub fn new(weights: &'w dyn Weights) -> Builder<'w> {
+        Builder {
+            weights,
+            jobs: Vec::new(),
+            problems: Vec::new(),
+            parameter_count: 0,
+        }
+    }
+
+    /// `y = x · Wᵀ + b`, also where the file stores it as a 1×1 convolution `[outputs, inputs, 1, 1]`.
+    pub fn linear(
+        &mut self,
+        name: &str,
+        outputs: usize,
+        inputs: usize,
+        bias: bool,
+    ) -> Leaf<Linear> {
+        let (weight, bias) = (
+            format!("{name}.weight"),
+            bias.then(|| format!("{name}.bias")),
+        );
+        self.expect(
+            &weight,
+            &[
+                vec![outputs, inputs],
+                vec![outputs, inputs, 1, 1],
+                vec![outputs, inputs, 1],
+            ],
+        );
+        self.expect_bias(bias.as_deref(), outputs);
+        let (leaf, slot) = Leaf::empty();
+        self.job(outputs * inputs, move |weights| {
+            let weight = read_finite(weights, &weight, outputs * inputs)?;
+            let bias = read_bias(weights, bias.as_deref(), outputs)?;
+            let _ = slot.set(Linear::new(&weight, outputs, inputs, bias.as_deref()));
+            Ok(())
+        });
+        leaf
+    }
+
+    /// A square convolution with weight `[outputs, inputs, kernel, kernel]` and a bias.
+    pub fn conv(&mut self, name: &str, shape: ConvShape) -> Leaf<Conv2d> {
+        let ConvShape {
+            outputs,
+            inputs,
+            kernel,
+            stride,
+            padding,
+        } = shape;
+        let (weight, bias) = (format!("{name}.weight"), format!("{name}.bias"));
+        let dims = [outputs, inputs, kernel, kernel];
+        let count = dims.iter().product();
+        self.expect(&weight, &[dims.to_vec()]);
+        self.expect_bias(Some(&bias), outputs);
+        let (leaf, slot) = Leaf::empty();
+        self.job(count, move |weights| {
+            let weight = read_finite(weights, &weight, count)?;
+            let bias = read_finite(weights, &bias, outputs)?;
+            let _ = slot.set(Conv2d::new(&weight, dims, Some(&bias), stride, padding));
+            Ok(())
+        });
+        leaf
+    }
+
+    /// The scale and shift of a group or layer norm over `channels`.
+    pub fn norm(&mut self, name: &str, channels: usize, eps: f32) -> Leaf<Norm> {
+        let (gamma, beta) = (format!("{name}.weight"), format!("{name}.bias"));
+        self.expect(&gamma, &[vec![channels]]);
+        self.expect(&beta, &[vec![channels]]);
+        let (leaf, slot) = Leaf::empty();
+        self.job(channels, move |weights| {
+            let gamma = read_finite(weights, &gamma, channels)?;
+            let beta = read_finite(weights, &beta, channels)?;
+            let _ = slot.set(Norm { gamma, beta, eps });
+            Ok(())
+        });
+        leaf
+    }
+
+    /// An embedding table `[rows, width]`.
+    pub fn table(&mut self, name: &str, rows: usize, width: usize) -> Leaf<Table> {
+        let name = format!("{name}.weight");
+        self.expect(&name, &[vec![rows, width]]);
+        let (leaf, slot) = Leaf::empty();
+        self.job(rows * width, move |weights| {
+            let (dtype, bytes) = weights.read_stored(&name, rows * width)?;
+            let table = Table {
+                dtype,
+                bytes,
+                width,
+            };
+            for row in 0..rows {
+                all_finite(weights, &name, &table.row(row))?;
+            }
+            let _ = slot.set(table);
+            Ok(())
+        });
+        leaf
+    }
+
+    /// Notes something the file cannot be used with.
+    pub fn problem(&mut self, problem: Problem) {
+        self.problems.push(problem);
+    }
+
+    /// What was found wrong so far: every missing and misshapen tensor.
+    pub fn problems(&self) -> &[Problem] {
+        &self.problems
+    }
+
+    /// How many numbers the network is made of.
+    pub fn parameter_count(&self) -> u64 {
+        self.parameter_count
+    }
+
+    /// Reads and packs every leaf, in waves of at most [`WAVE_BYTES`] (or one tensor).
+    ///
+    /// # Errors
+    /// If anything was missing or misshapen (nothing is read then), if reading fails, and, all at once, for tensors that
+    /// hold NaN or infinity.
+    pub fn fill(self) -> Result<(), LoadError> {
+        if !self.problems.is_empty() {
+            return Err(LoadError::Weights {
+                label: self.weights.label(),
+                problems: self.problems,
+            });
+        }
+        let weights = self.weights;
+        let mut not_finite = Vec::new();
+        let mut jobs = self.jobs.into_iter().peekable();
+        while jobs.peek().is_some() {
+            let (mut wave, mut wave_bytes) = (Vec::new(), 0);
+            while let Some((bytes, job)) =
+                jobs.next_if(|(bytes, _)| wave_bytes == 0 || wave_bytes + bytes <= WAVE_BYTES)
+            {
+                wave_bytes += bytes;
+                wave.push(job);
+            }
+            let results: Vec<_> = wave.into_par_iter().map(|job| job(weights)).collect();
+            for result in results {
+                match result {
+                    Err(LoadError::Weights { problems, .. }) => not_finite.extend(problems),
+                    other => other?,
+                }
+            }
+        }
+        if not_finite.is_empty() {
+            return Ok(());
+        }
+        Err(LoadError::Weights {
+            label: weights.label(),
+            problems: not_finite,
+        })
+    }
+
+    fn expect(&mut self, name: &str, shapes: &[Vec<usize>]) {
+        self.parameter_count += shapes[0].iter().map(|&dim| dim as u64).product::<u64>();
+        if let Err(problem) = self.weights.check(name, shapes) {
+            self.problems.push(problem);
+        }
+    }
+
+    fn expect_bias(&mut self, name: Option<&str>, outputs: usize) {
+        if let Some(name) = name {
+            self.expect(name, &[vec![outputs]]);
+        }
+    }
+
+    fn job(
+        &mut self,
+        count: usize,
+        job: impl FnOnce(&'w dyn Weights) -> Result<(), LoadError> + Send + 'w,
+    ) {
+        self.jobs.push((count.saturating_mul(4), Box::new(job)));
+    }
+}
+
+/// What a convolution is, beside its name.
+#[derive(Clone, Copy, Debug)]
+pub struct ConvShape {
+    /// Output channels.
+    pub outputs: usize,
+    /// Input channels.
+    pub inputs: usize,
+    /// Kernel height and width.
+    pub kernel: usize,
+    /// Step between output pixels.
+    pub stride: usize,
+    /// Zeros around the picture.
+    pub padding: Padding,
+}
+
+impl ConvShape {
+    /// A 3×3 convolution that keeps height and width.
+    pub fn same(outputs: usize, inputs: usize) -> ConvShape {
+        ConvShape {
+            outputs,
+            inputs,
+            kernel: 3,
+            stride: 1,
+            padding: Padding {
+                top: 1,
+                left: 1,
+                bottom: 1,
+                right: 1,
+            },
+        }
+    }
+
+    /// The same convolution, at every second pixel.
+    pub fn halving(self) -> ConvShape {
+        ConvShape { stride: 2, ..self }
+    }
+
+    /// The same convolution with other padding.
+    pub fn padded(self, padding: Padding) -> ConvShape {
+        ConvShape { padding, ..self }
+    }
+}
+
+fn read_bias(
+    weights: &dyn Weights,
+    name: Option<&str>,
+    count: usize,
+) -> Result<Option<Vec<f32>>, LoadError> {
+    name.map(|name| read_finite(weights, name, count))
+        .transpose()
+}
+
+fn read_finite(weights: &dyn Weights, name: &str, count: usize) -> Result<Vec<f32>, LoadError> {
+    let values = weights.read(name, count)?;
+    assert_eq!(values.len(), count, "`check` compared the shape of {name}");
+    all_finite(weights, name, &values)?;
+    Ok(values)
+}
+
+fn all_finite(weights: &dyn Weights, name: &str, values: &[f32]) -> Result<(), LoadError> {
+    // The largest exponent, as integers, because a maximum of integers becomes a vector loop.
+    let largest = values
+        .iter()
+        .fold(0, |largest, x| largest.max(x.to_bits() & 0x7FFF_FFFF));
+    if largest < f32::INFINITY.to_bits() {
+        return Ok(());
+    }
+    let bad = values.iter().filter(|x| !x.is_finite()).count();
+    let tensor = weights.stored_name(name);
+    Err(LoadError::Weights {
+        label: weights.label(),
+        problems: vec![Problem::NotFinite {
+            tensor,
+            bad,
+            of: values.len(),
+        }],
+    })
+}
+
+/// Sees the tensors between blocks: tests compare them, a benchmark reads the clock.
+pub struct Trace<'a>(Option<&'a mut See<'a>>);
+
+/// What is called with a block's name and output.
+type See<'a> = dyn FnMut(&str, &Tensor) + 'a;
+
+impl<'a> Trace<'a> {
+    /// Sees nothing and costs nothing.
+    pub fn off() -> Trace<'a> {
+        Trace(None)
+    }
+
+    /// Calls `see(name, output)` after each block, in the order of computation.
+    pub fn to(see: &'a mut See<'a>) -> Trace<'a> {
+        Trace(Some(see))
+    }
+
+    pub(crate) fn see(&mut self, name: fmt::Arguments<'_>, tensor: &Tensor) {
+        if let Some(see) = &mut self.0 {
+            see(&name.to_string(), tensor);
+        }
+    }
+}
+
+/// Weights out of a random number generator: a network to measure, not to draw with.
+///
+/// Values are uniform in `±sqrt(3 / inputs)`, norms and biases near one and zero, so that activations neither vanish
+/// nor overflow.
+pub struct RandomWeights {
+    /// Two networks with the same seed have the same weights.
+    pub seed: u64,
+}
+
+impl Weights for RandomWeights {
+    fn check(&self, _name: &str, _shapes: &[Vec<usize>]) -> Result<(), Problem> {
+        Ok(())
+    }
+
+    fn read(&self, name: &str, count: usize) -> Result<Vec<f32>, LoadError> {
+        let mut state = name
+            .bytes()
+            .fold(self.seed ^ 0x9E37_79B9_7F4A_7C15, |state, byte| {
+                (state ^ u64::from(byte)).wrapping_mul(0x0100_0000_01B3)
+            });
+        // The number of inputs is not known here; √count lies between that of the wide and the narrow layers.
+        let (middle, reach) = match name {
+            _ if name.contains("norm") && name.ends_with(".weight") => (1.0, 0.1),
+            _ if name.ends_with(".bias") => (0.0, 0.1),
+            _ => (0.0, (3.0 / (count as f32).sqrt()).sqrt()),
+        };
+        let mut uniform = || {
+            // splitmix64 (Steele, Lea and Flood 2014), its high 24 bits.
+            state = state.wrapping_add(0x9E37_79B9_7F4A_7C15);
+            let mut mixed = (state ^ (state >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+            mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+            ((mixed ^ (mixed >> 31)) >> 40) as f32 / (1u64 << 23) as f32 - 1.0
+        };
+        Ok((0..count).map(|_| middle + reach * uniform()).collect())
+    }
+
+    fn read_stored(&self, name: &str, count: usize) -> Result<(Dtype, Vec<u8>), LoadError> {
+        let values = self.read(name, count)?;
+        Ok((
+            Dtype::F32,
+            values.iter().flat_map(|x| x.to_le_bytes()).collect(),
+        ))
+    }
+
+    fn stored_name(&self, name: &str) -> String {
+        name.to_string()
+    }
+
+    fn label(&self) -> String {
+        format!("random weights, seed {}", self.seed)
+    }
+}

@@ -1,0 +1,431 @@
+//! The denoising network: a noisy latent, a time and a text go in, the noise (or velocity) in it comes out.
+//!
+//! Fields carry diffusers' names. Which tensor of a file they mean is [`crate::load`]'s business; schedules and
+//! guidance are the samplers'.
+
+mod blocks;
+mod config;
+
+pub use blocks::{KeyValue, ResnetBlock, ResnetShape, Transformer, TransformerShape};
+pub use config::{Heads, Level, UNetConfig};
+
+use safelight_tensor::{Activation, Conv2d, Epilogue, Linear, Norm, Tensor, ops};
+
+use crate::load::{LoadError, Problem};
+use crate::nn::{Builder, ConvShape, Leaf, Trace, Weights};
+
+/// The UNet of Stable Diffusion 1.x's class, of any size.
+///
+/// Source: Rombach et al. 2022, arXiv:2112.10752; Ronneberger et al. 2015, arXiv:1505.04597.
+pub struct UNet {
+    config: UNetConfig,
+    time_embedding: [Leaf<Linear>; 2],
+    conv_in: Leaf<Conv2d>,
+    down_blocks: Vec<Block>,
+    mid_block: Option<MidBlock>,
+    up_blocks: Vec<Block>,
+    conv_norm_out: Leaf<Norm>,
+    conv_out: Leaf<Conv2d>,
+}
+
+/// One level: residual blocks with their transformers, then the change of size.
+struct Block {
+    layers: Vec<(ResnetBlock, Option<Transformer>)>,
+    /// `downsamplers.0.conv` or `upsamplers.0.conv`.
+    resample: Option<Leaf<Conv2d>>,
+}
+
+struct MidBlock {
+    resnets: [ResnetBlock; 2],
+    attention: Option<Transformer>,
+}
+
+/// A text prepared for one UNet: its keys and values in every cross-attention.
+///
+/// Prepare once for each prompt, use at every step.
+pub struct PreparedText {
+    key_values: Vec<Vec<KeyValue>>,
+    batch: usize,
+}
+
+impl PreparedText {
+    /// How many pictures the text was prepared for.
+    pub fn batch(&self) -> usize {
+        self.batch
+    }
+}
+
+impl UNet {
+    /// Describes the network without reading; [`Builder::fill`] reads.
+    pub fn describe(builder: &mut Builder<'_>, config: UNetConfig) -> UNet {
+        let faults = config.faults();
+        let sound = faults.is_empty();
+        faults
+            .into_iter()
+            .for_each(|what| builder.problem(Problem::Unsupported { what }));
+        let skips = if sound {
+            config.skips().expect("no faults")
+        } else {
+            Vec::new()
+        };
+        let time = config.time_embedding_channels;
+        let model = config.model_channels;
+        UNet {
+            time_embedding: [
+                builder.linear("time_embedding.linear_1", time, model, true),
+                builder.linear("time_embedding.linear_2", time, time, true),
+            ],
+            conv_in: builder.conv("conv_in", ConvShape::same(model, config.in_channels)),
+            down_blocks: down_blocks(builder, &config),
+            mid_block: config
+                .mid_depth
+                .map(|depth| mid_block(builder, &config, depth)),
+            up_blocks: up_blocks(builder, &config, &skips),
+            conv_norm_out: builder.norm("conv_norm_out", model, config.norm_eps),
+            conv_out: builder.conv("conv_out", ConvShape::same(config.out_channels, model)),
+            config,
+        }
+    }
+
+    /// Reads the network.
+    ///
+    /// # Errors
+    /// If a tensor is missing, misshapen, unreadable or not finite.
+    pub fn load(weights: &dyn Weights, config: UNetConfig) -> Result<UNet, LoadError> {
+        let mut builder = Builder::new(weights);
+        let unet = UNet::describe(&mut builder, config);
+        builder.fill()?;
+        Ok(unet)
+    }
+
+    /// The network's structure.
+    pub fn config(&self) -> &UNetConfig {
+        &self.config
+    }
+
+    /// Computes the keys and values of a text embedding, `[B, T, D]`.
+    ///
+    /// # Panics
+    /// If `D` is not the config's `context_channels`.
+    pub fn prepare(&self, context: &Tensor) -> PreparedText {
+        let (width, batch) = (self.config.context_channels, context.dim(0));
+        assert_eq!(
+            context.last_dim(),
+            width,
+            "text embedding of width {}, UNet {width}",
+            context.last_dim()
+        );
+        PreparedText {
+            key_values: self.transformers().map(|t| t.text(context)).collect(),
+            batch,
+        }
+    }
+
+    /// The network's answer to the noisy latents `x` at the times `t`, given the texts `context`.
+    ///
+    /// `x` is `[B, H, W, in_channels]`, `t` has one time in 0..1000 for each of the `B`, `context` is `[B, T, D]`; the
+    /// result is `[B, H, W, out_channels]`. Any height and width from 1 will do.
+    ///
+    /// # Panics
+    /// If the shapes do not fit.
+    pub fn forward(&self, x: &Tensor, t: &[f32], context: &Tensor) -> Tensor {
+        self.forward_prepared(x, t, &self.prepare(context), &mut Trace::off())
+    }
+
+    /// As [`UNet::forward`], with a text prepared before and every block's output shown to `trace`.
+    ///
+    /// The trace sees `time_embedding`, `conv_in`, `down_blocks.0.resnets.0`, `down_blocks.0.attentions.0`, …,
+    /// `down_blocks.0.downsamplers.0`, `mid_block.resnets.0`, …, `conv_out`: names of diffusers' modules.
+    pub fn forward_prepared(
+        &self,
+        x: &Tensor,
+        t: &[f32],
+        text: &PreparedText,
+        trace: &mut Trace<'_>,
+    ) -> Tensor {
+        let channels = self.config.in_channels;
+        assert_eq!(
+            x.last_dim(),
+            channels,
+            "latents with {} channels, UNet takes {channels}",
+            x.last_dim()
+        );
+        assert_eq!(
+            (t.len(), text.batch),
+            (x.dim(0), x.dim(0)),
+            "times and texts for {} latents",
+            x.dim(0)
+        );
+        let time = self.time(t);
+        trace.see(format_args!("time_embedding"), &time);
+        let time = ops::silu(&time);
+        let mut texts = text.key_values.iter();
+        let x = ops::conv2d(x, &self.conv_in, Epilogue::default());
+        trace.see(format_args!("conv_in"), &x);
+        let mut skips = vec![x];
+        for (level, block) in self.down_blocks.iter().enumerate() {
+            block.down(level, &mut skips, &time, &mut texts, trace);
+        }
+        let lowest = skips.last().expect("conv_in's output is there");
+        let mut x = match &self.mid_block {
+            Some(mid_block) => mid_block.forward(lowest, &time, &mut texts, trace),
+            None => lowest.clone(),
+        };
+        for (level, block) in self.up_blocks.iter().enumerate() {
+            x = block.up(level, x, &mut skips, &time, &mut texts, trace);
+        }
+        let x = ops::group_norm(&x, self.config.norm_num_groups, &self.conv_norm_out, true);
+        let x = ops::conv2d(&x, &self.conv_out, Epilogue::default());
+        trace.see(format_args!("conv_out"), &x);
+        x
+    }
+
+    /// The time embedding of each `t`: `[B, time_embedding_channels]`.
+    fn time(&self, t: &[f32]) -> Tensor {
+        let [linear_1, linear_2] = &self.time_embedding;
+        let silu = Epilogue {
+            activation: Activation::Silu,
+            ..Epilogue::default()
+        };
+        let hidden = ops::linear(&sinusoids(t, self.config.model_channels), linear_1, silu);
+        ops::linear(&hidden, linear_2, Epilogue::default())
+    }
+
+    fn transformers(&self) -> impl Iterator<Item = &Transformer> {
+        fn of(blocks: &[Block]) -> impl Iterator<Item = &Transformer> {
+            blocks.iter().flat_map(|block| {
+                block
+                    .layers
+                    .iter()
+                    .filter_map(|(_, attention)| attention.as_ref())
+            })
+        }
+        of(&self.down_blocks)
+            .chain(
+                self.mid_block
+                    .iter()
+                    .filter_map(|mid_block| mid_block.attention.as_ref()),
+            )
+            .chain(of(&self.up_blocks))
+    }
+}
+
+/// Cosines, then sines, of `t` at `width / 2` frequencies from 1 down to nearly 1/10000: `[B, width]`.
+///
+/// Source: Vaswani et al. 2017, arXiv:1706.03762, §3.5, in the order of the released checkpoints.
+pub fn sinusoids(t: &[f32], width: usize) -> Tensor {
+    let half = width / 2;
+    let mut values = Vec::with_capacity(t.len() * width);
+    for &t in t {
+        let angle = |idx: usize| {
+            let exponent = -10_000_f32.ln() * idx as f32 / half as f32;
+            f64::from(t * f64::from(exponent).exp() as f32)
+        };
+        values.extend((0..half).map(|idx| angle(idx).cos() as f32));
+        values.extend((0..half).map(|idx| angle(idx).sin() as f32));
+    }
+    Tensor::from_vec(&[t.len(), 2 * half], values)
+}
+
+fn resnet(
+    builder: &mut Builder<'_>,
+    config: &UNetConfig,
+    name: &str,
+    inputs: usize,
+    outputs: usize,
+) -> ResnetBlock {
+    let shape = ResnetShape {
+        inputs,
+        outputs,
+        time_embedding: Some(config.time_embedding_channels),
+        norm_num_groups: config.norm_num_groups,
+        norm_eps: config.norm_eps,
+    };
+    ResnetBlock::new(builder, name, shape)
+}
+
+/// The transformer of `depth`, or none for 0; `level` counts from the largest picture.
+fn transformer(
+    builder: &mut Builder<'_>,
+    config: &UNetConfig,
+    name: &str,
+    (level, channels, depth): (usize, usize, usize),
+) -> Option<Transformer> {
+    let shape = TransformerShape {
+        channels,
+        depth,
+        heads: config.heads.count(level, channels),
+        context: config.context_channels,
+        norm_num_groups: config.norm_num_groups,
+    };
+    (depth > 0).then(|| Transformer::new(builder, name, shape))
+}
+
+fn down_blocks(builder: &mut Builder<'_>, config: &UNetConfig) -> Vec<Block> {
+    let mut channels = config.model_channels;
+    let mut blocks = Vec::new();
+    for (level, shape) in config.down.iter().enumerate() {
+        let name = format!("down_blocks.{level}");
+        let mut layers = Vec::new();
+        for (layer, &depth) in shape.depths.iter().enumerate() {
+            let resnet = resnet(
+                builder,
+                config,
+                &format!("{name}.resnets.{layer}"),
+                channels,
+                shape.channels,
+            );
+            channels = shape.channels;
+            let attention = format!("{name}.attentions.{layer}");
+            layers.push((
+                resnet,
+                transformer(builder, config, &attention, (level, channels, depth)),
+            ));
+        }
+        let conv = ConvShape::same(channels, channels).halving();
+        let resample = shape
+            .resample
+            .then(|| builder.conv(&format!("{name}.downsamplers.0.conv"), conv));
+        blocks.push(Block { layers, resample });
+    }
+    blocks
+}
+
+fn mid_block(builder: &mut Builder<'_>, config: &UNetConfig, depth: usize) -> MidBlock {
+    let (channels, level) = (config.mid_channels(), config.down.len().saturating_sub(1));
+    MidBlock {
+        resnets: [0, 1].map(|idx| {
+            resnet(
+                builder,
+                config,
+                &format!("mid_block.resnets.{idx}"),
+                channels,
+                channels,
+            )
+        }),
+        attention: transformer(
+            builder,
+            config,
+            "mid_block.attentions.0",
+            (level, channels, depth),
+        ),
+    }
+}
+
+fn up_blocks(builder: &mut Builder<'_>, config: &UNetConfig, skips: &[Vec<usize>]) -> Vec<Block> {
+    let mut channels = config.mid_channels();
+    let mut blocks = Vec::new();
+    for (idx, (shape, skips)) in config.up.iter().zip(skips).enumerate() {
+        let (name, level) = (format!("up_blocks.{idx}"), config.up.len() - 1 - idx);
+        let mut layers = Vec::new();
+        for (layer, (&depth, &skip)) in shape.depths.iter().zip(skips).enumerate() {
+            let resnet = resnet(
+                builder,
+                config,
+                &format!("{name}.resnets.{layer}"),
+                channels + skip,
+                shape.channels,
+            );
+            channels = shape.channels;
+            let attention = format!("{name}.attentions.{layer}");
+            layers.push((
+                resnet,
+                transformer(builder, config, &attention, (level, channels, depth)),
+            ));
+        }
+        let conv = ConvShape::same(channels, channels);
+        let resample = shape
+            .resample
+            .then(|| builder.conv(&format!("{name}.upsamplers.0.conv"), conv));
+        blocks.push(Block { layers, resample });
+    }
+    blocks
+}
+
+/// Keys and values of the transformers to come, in the order they run.
+type Texts<'t> = std::slice::Iter<'t, Vec<KeyValue>>;
+
+fn next<'t>(texts: &mut Texts<'t>) -> &'t [KeyValue] {
+    texts
+        .next()
+        .expect("the text was prepared for this network")
+}
+
+impl Block {
+    /// Runs one level on the way down; every output goes onto `skips`.
+    fn down(
+        &self,
+        level: usize,
+        skips: &mut Vec<Tensor>,
+        time: &Tensor,
+        texts: &mut Texts<'_>,
+        trace: &mut Trace<'_>,
+    ) {
+        let last = |skips: &[Tensor]| skips.len() - 1;
+        for (layer, (resnet, attention)) in self.layers.iter().enumerate() {
+            let mut x = resnet.forward(&skips[last(skips)], Some(time));
+            trace.see(format_args!("down_blocks.{level}.resnets.{layer}"), &x);
+            if let Some(attention) = attention {
+                x = attention.forward(&x, next(texts));
+                trace.see(format_args!("down_blocks.{level}.attentions.{layer}"), &x);
+            }
+            skips.push(x);
+        }
+        if let Some(conv) = &self.resample {
+            let x = ops::conv2d(&skips[last(skips)], conv, Epilogue::default());
+            trace.see(format_args!("down_blocks.{level}.downsamplers.0"), &x);
+            skips.push(x);
+        }
+    }
+
+    /// Runs one level on the way up; every residual block takes a tensor from `skips`.
+    fn up(
+        &self,
+        level: usize,
+        mut x: Tensor,
+        skips: &mut Vec<Tensor>,
+        time: &Tensor,
+        texts: &mut Texts<'_>,
+        trace: &mut Trace<'_>,
+    ) -> Tensor {
+        for (layer, (resnet, attention)) in self.layers.iter().enumerate() {
+            let skip = skips.pop().expect("`UNetConfig::skips` counted them");
+            let both = ops::concat_channels(&x, &skip);
+            drop(skip);
+            x = resnet.forward(&both, Some(time));
+            drop(both);
+            trace.see(format_args!("up_blocks.{level}.resnets.{layer}"), &x);
+            if let Some(attention) = attention {
+                x = attention.forward(&x, next(texts));
+                trace.see(format_args!("up_blocks.{level}.attentions.{layer}"), &x);
+            }
+        }
+        if let Some(conv) = &self.resample {
+            // Sizes that halving rounded up come back through the skip connection that waits at the next level.
+            let skip = skips.last().expect("`UNetConfig::skips` counted them");
+            x = ops::conv2d_upsampled(&x, conv, skip.dim(1), skip.dim(2));
+            trace.see(format_args!("up_blocks.{level}.upsamplers.0"), &x);
+        }
+        x
+    }
+}
+
+impl MidBlock {
+    fn forward(
+        &self,
+        x: &Tensor,
+        time: &Tensor,
+        texts: &mut Texts<'_>,
+        trace: &mut Trace<'_>,
+    ) -> Tensor {
+        let mut x = self.resnets[0].forward(x, Some(time));
+        trace.see(format_args!("mid_block.resnets.0"), &x);
+        if let Some(attention) = &self.attention {
+            x = attention.forward(&x, next(texts));
+            trace.see(format_args!("mid_block.attentions.0"), &x);
+        }
+        let x = self.resnets[1].forward(&x, Some(time));
+        trace.see(format_args!("mid_block.resnets.1"), &x);
+        x
+    }
+}

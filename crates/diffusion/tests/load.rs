@@ -1,0 +1,281 @@
+//! Checkpoints as they come: both layouts, every dtype, and broken in the ways files break.
+
+mod common;
+
+use std::collections::BTreeMap;
+
+use common::weights::{Layout, safetensors_bytes, tensor};
+use safelight_diffusion::load::{
+    self, Family, LoadError, LoadOptions, Model, Naming, Part, Problem, Task,
+};
+use safelight_store::Checkpoint;
+use safelight_tensor::Tensor;
+
+/// The single file of a layout, changed by `change` before it is opened.
+fn checkpoint(
+    layout: &str,
+    change: impl FnOnce(&mut BTreeMap<String, (Vec<usize>, Vec<f32>)>),
+) -> Checkpoint {
+    let layout = Layout::read(layout);
+    let with_values = |(name, shape): (String, Vec<usize>)| {
+        (name.clone(), (shape.clone(), tensor(&name, &shape, 7)))
+    };
+    let mut tensors: BTreeMap<_, _> = layout.tensors.into_iter().map(with_values).collect();
+    change(&mut tensors);
+    let rows = tensors
+        .iter()
+        .map(|(name, (shape, values))| (name.as_str(), shape.as_slice(), values.clone()));
+    let bytes = safetensors_bytes(rows.collect(), &layout.metadata);
+    Checkpoint::from_bytes("test.safetensors", bytes).expect("a valid file")
+}
+
+fn latent(channels: usize) -> Tensor {
+    let values = (0..7 * 9 * channels)
+        .map(|i| (i as f32 * 0.7).sin())
+        .collect();
+    Tensor::from_vec(&[1, 7, 9, channels], values)
+}
+
+fn problems(checkpoint: &Checkpoint) -> Vec<Problem> {
+    match Model::from_checkpoint(checkpoint, &LoadOptions::default()) {
+        Err(LoadError::Weights { problems, .. }) => problems,
+        Err(other) => panic!("another error: {other}"),
+        Ok(_) => panic!("it loaded"),
+    }
+}
+
+const CONV: &str = "model.diffusion_model.input_blocks.1.0.in_layers.2.weight";
+
+#[test]
+fn a_single_file_and_its_folder_are_the_same_model() {
+    let layout = Layout::read("sd");
+    let file = Checkpoint::from_bytes("sd.safetensors", layout.single_file(7)).unwrap();
+    let file = Model::from_checkpoint(&file, &LoadOptions::default()).unwrap();
+    let root = std::env::temp_dir().join(format!("safelight-folder-{}", std::process::id()));
+    std::fs::create_dir_all(&root).unwrap();
+    layout.write_folder(7, &root);
+    let folder = Model::load(&root, &LoadOptions::default());
+    std::fs::remove_dir_all(&root).unwrap();
+    let folder = folder.unwrap_or_else(|error| panic!("{error}"));
+    assert_eq!(file.info.part(Part::UNet).unwrap().naming, Naming::Ldm);
+    assert_eq!(
+        folder.info.part(Part::UNet).unwrap().naming,
+        Naming::Diffusers
+    );
+    let draw = |model: &Model| {
+        let text = model.text.forward(&[49406, 320, 1125, 49407], 1);
+        let noise = model.unet.forward(&latent(4), &[500.0], &text);
+        let moments = model.vae.encode(&model.vae.decode(&noise));
+        [text, noise, moments.mean, moments.log_variance].map(Tensor::into_vec)
+    };
+    assert_eq!(draw(&file), draw(&folder));
+}
+
+#[test]
+fn what_a_file_is_shows_without_reading_weights() {
+    let info = load::describe(&checkpoint("sd", |_| {}));
+    assert_eq!(
+        (info.family, info.task, info.problems.len()),
+        (Family::StableDiffusion1, Task::TextToImage, 0)
+    );
+    assert_eq!(info.parts.len(), 3);
+    let info = load::describe(&checkpoint("sd_inpaint", |_| {}));
+    assert_eq!((info.task, info.problems), (Task::Inpaint, vec![]));
+}
+
+#[test]
+fn every_layout_describes_and_runs() {
+    for name in [
+        "unet_s1",
+        "unet_s2",
+        "unet_m1",
+        "unet_linear",
+        "unet_groups",
+        "unet_inpaint",
+    ] {
+        let unet = load::load_unet(&checkpoint(name, |_| {}))
+            .unwrap_or_else(|error| panic!("{name}: {error}"));
+        let context = Tensor::zeros(&[1, 5, unet.config().context_channels]);
+        let out = unet.forward(&latent(unet.config().in_channels), &[10.0], &context);
+        assert_eq!(out.shape(), [1, 7, 9, 4], "{name}");
+        assert!(out.data().iter().all(|x| x.is_finite()), "{name}");
+    }
+    for name in ["vae_s1", "vae_m2", "vae_groups"] {
+        let vae = load::load_vae(&checkpoint(name, |_| {}))
+            .unwrap_or_else(|error| panic!("{name}: {error}"));
+        let picture = vae.decode(&latent(4));
+        let scale = vae.config().downscale();
+        assert_eq!(picture.shape(), [1, 7 * scale, 9 * scale, 3], "{name}");
+        assert_eq!(vae.encode(&picture).mean.shape(), [1, 7, 9, 4], "{name}");
+    }
+    for name in ["text64x2", "text64x5", "text128x3"] {
+        let text = load::load_text(&checkpoint(name, |_| {}))
+            .unwrap_or_else(|error| panic!("{name}: {error}"));
+        assert_eq!(
+            text.forward(&[49406, 1, 49407], 2).shape(),
+            [1, 3, text.config().width],
+            "{name}"
+        );
+    }
+}
+
+#[test]
+fn every_missing_tensor_is_named_at_once() {
+    let gone = [
+        CONV,
+        "first_stage_model.decoder.conv_in.weight",
+        "model.diffusion_model.input_blocks.0.0.weight",
+    ];
+    let found = problems(&checkpoint("sd", |tensors| {
+        gone.iter().for_each(|name| drop(tensors.remove(*name)))
+    }));
+    let mut found: Vec<String> = found.iter().map(ToString::to_string).collect();
+    found.sort();
+    let mut expected = gone.map(|name| format!("`{name}` is missing"));
+    expected.sort();
+    assert_eq!(found, expected);
+}
+
+#[test]
+fn a_missing_layer_is_missed() {
+    let layer = "cond_stage_model.transformer.text_model.encoder.layers.0.";
+    let found = problems(&checkpoint("sd", |tensors| {
+        tensors.retain(|name, _| !name.starts_with(layer))
+    }));
+    assert_eq!(found.len(), 16, "{found:?}");
+    let middle = "model.diffusion_model.middle_block.";
+    let found = problems(&checkpoint("sd", |tensors| {
+        tensors.retain(|name, _| !name.starts_with(middle))
+    }));
+    assert!(found.len() > 10, "{found:?}");
+}
+
+#[test]
+fn a_wrong_shape_is_said_with_the_right_one() {
+    for name in [
+        CONV,
+        "model.diffusion_model.input_blocks.1.0.in_layers.0.weight",
+    ] {
+        let found = problems(&checkpoint("sd", |tensors| {
+            let (shape, values) = tensors.get_mut(name).unwrap();
+            let half = values.len() / shape[0] * (shape[0] / 2);
+            shape[0] /= 2;
+            values.truncate(half);
+        }));
+        let [
+            Problem::WrongShape {
+                tensor,
+                actual,
+                expected,
+            },
+        ] = &found[..]
+        else {
+            panic!("{found:?}")
+        };
+        assert_eq!(
+            (tensor.as_str(), actual[0] as usize * 2),
+            (name, expected[0])
+        );
+    }
+}
+
+#[test]
+fn every_tensor_with_nan_is_named() {
+    let spoiled = [
+        CONV,
+        "first_stage_model.decoder.conv_in.bias",
+        "cond_stage_model.transformer.text_model.final_layer_norm.bias",
+    ];
+    let found = problems(&checkpoint("sd", |tensors| {
+        for (name, value) in spoiled
+            .iter()
+            .zip([f32::NAN, f32::INFINITY, f32::NEG_INFINITY])
+        {
+            *tensors.get_mut(*name).unwrap().1.last_mut().unwrap() = value;
+        }
+    }));
+    for name in spoiled {
+        assert!(
+            found
+                .iter()
+                .any(|p| matches!(p, Problem::NotFinite { tensor, bad: 1, .. } if tensor == name)),
+            "{found:?}"
+        );
+    }
+    assert_eq!(found.len(), 3);
+}
+
+#[test]
+fn a_part_that_is_not_there_is_named() {
+    let found = problems(&checkpoint("sd", |tensors| {
+        tensors.retain(|name, _| !name.starts_with("first_stage_model."))
+    }));
+    assert_eq!(found.len(), 1, "{found:?}");
+    assert!(found[0].to_string().contains("no VAE"), "{}", found[0]);
+}
+
+#[test]
+fn parts_that_do_not_fit_are_named() {
+    let wide = "cond_stage_model.transformer.text_model.embeddings.token_embedding.weight";
+    let found = problems(&checkpoint("sd", |tensors| {
+        let (shape, values) = tensors.get_mut(wide).unwrap();
+        values.truncate(1000 * shape[1]);
+        shape[0] = 1000;
+    }));
+    assert!(found[0].to_string().contains("1000 tokens"), "{found:?}");
+}
+
+#[test]
+fn another_family_is_refused_by_name() {
+    let label = "model.diffusion_model.label_emb.0.0.weight";
+    let xl = checkpoint("sd", |tensors| {
+        tensors.insert(label.into(), (vec![2, 2816], vec![0.0; 2 * 2816]));
+    });
+    let error = Model::from_checkpoint(&xl, &LoadOptions::default())
+        .err()
+        .expect("refused")
+        .to_string();
+    assert!(
+        error.contains("an SDXL checkpoint") && error.contains("2816"),
+        "{error}"
+    );
+}
+
+#[test]
+fn ema_copies_and_other_extras_are_ignored() {
+    let extra = checkpoint("sd", |tensors| {
+        tensors.insert(
+            "model_ema.diffusion_modelinput_blocks00weight".into(),
+            (vec![3], vec![0.0; 3]),
+        );
+        tensors.insert(
+            "cond_stage_model.transformer.text_model.embeddings.position_ids".into(),
+            (vec![1, 77], vec![0.0; 77]),
+        );
+        tensors.insert("alphas_cumprod".into(), (vec![1000], vec![0.0; 1000]));
+    });
+    let model = Model::from_checkpoint(&extra, &LoadOptions::default())
+        .unwrap_or_else(|error| panic!("{error}"));
+    assert_eq!(model.info.ignored_tensors, 3);
+}
+
+#[test]
+fn names_without_text_model_will_do() {
+    let renamed = checkpoint("sd", |tensors| {
+        *tensors = std::mem::take(tensors)
+            .into_iter()
+            .map(|(name, value)| {
+                (
+                    name.replace("transformer.text_model.", "transformer."),
+                    value,
+                )
+            })
+            .collect();
+    });
+    let model = Model::from_checkpoint(&renamed, &LoadOptions::default())
+        .unwrap_or_else(|error| panic!("{error}"));
+    assert_eq!(
+        model.info.part(Part::TextEncoder).unwrap().naming,
+        Naming::Bare
+    );
+}
