@@ -6,13 +6,17 @@
 //!
 //! Read [`level`] first (which instructions this process uses), then [`gemm`], then [`conv`].
 
+pub mod activation;
 mod arch;
 pub mod attention;
 pub mod conv;
+pub mod elementwise;
 pub mod epilogue;
 pub mod gemm;
 pub mod level;
 mod math;
+pub mod norm;
+pub mod resample;
 #[doc(hidden)]
 pub mod testing;
 
