@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use safelight_kernels::norm::Affine;
 use safelight_kernels::{ConvShape, Extent, PackedConv, PackedLinear, Padding};
 
 /// A fully connected layer, `y = x·Wᵀ + b`, over the last dimension.
@@ -161,6 +162,16 @@ pub struct Norm {
     pub beta: Vec<f32>,
     /// Added to the variance.
     pub eps: f32,
+}
+
+impl Norm {
+    pub(crate) fn affine(&self) -> Affine<'_> {
+        Affine {
+            gamma: &self.gamma,
+            beta: &self.beta,
+            eps: self.eps,
+        }
+    }
 }
 
 fn check_bias(layer: &str, bias: Option<&[f32]>, out: usize) {

@@ -1,6 +1,7 @@
 //! The operations. Each checks its shapes, takes an output from the pool and calls a kernel.
 
 use safelight_kernels::attention::{AttentionShape, StridedRows};
+use safelight_kernels::norm::GroupShape;
 use safelight_kernels::{self as kernels, Activation, Extent};
 
 use crate::layers::{Conv2d, Linear, Norm};
@@ -84,15 +85,12 @@ pub fn resize_nearest(x: &Tensor, out_h: usize, out_w: usize) -> Tensor {
         x.shape()
     );
     let mut y = Tensor::recycled(&[b, out_h, out_w, c]);
-    for (pixel, y) in y.data_mut().chunks_exact_mut(c).enumerate() {
-        let (image, row, column) = (
-            pixel / (out_h * out_w),
-            pixel / out_w % out_h,
-            pixel % out_w,
-        );
-        let (row, column) = (row * h / out_h, column * w / out_w);
-        y.copy_from_slice(&x.data()[((image * h + row) * w + column) * c..][..c]);
-    }
+    let extent = Extent {
+        batch: b,
+        height: h,
+        width: w,
+    };
+    kernels::resample::resize_nearest(x.data(), extent, c, (out_h, out_w), y.data_mut());
     y
 }
 
@@ -117,36 +115,14 @@ pub fn group_norm(x: &Tensor, groups: usize, norm: &Norm, silu: bool) -> Tensor 
     );
     check_norm("group_norm", x, norm);
     let mut y = Tensor::recycled(x.shape());
-    let (pixels, width) = (x.rows() / x.dim(0).max(1), channels / groups);
-    for image in 0..x.dim(0) {
-        for group in 0..groups {
-            let at = |pixel: usize| (image * pixels + pixel) * channels + group * width;
-            let values = || (0..pixels).flat_map(|pixel| &x.data()[at(pixel)..][..width]);
-            let count = (pixels * width) as f64;
-            let mean = values().map(|&value| f64::from(value)).sum::<f64>() / count;
-            let variance = values()
-                .map(|&value| (f64::from(value) - mean).powi(2))
-                .sum::<f64>()
-                / count;
-            let scale = 1.0 / (variance + f64::from(norm.eps)).sqrt();
-            for pixel in 0..pixels {
-                for channel in 0..width {
-                    let (gamma, beta) = (
-                        norm.gamma[group * width + channel],
-                        norm.beta[group * width + channel],
-                    );
-                    let value = ((f64::from(x.data()[at(pixel) + channel]) - mean) * scale) as f32
-                        * gamma
-                        + beta;
-                    y.data_mut()[at(pixel) + channel] = if silu {
-                        activate(Activation::Silu, value)
-                    } else {
-                        value
-                    };
-                }
-            }
-        }
-    }
+    let (batch, pixels) = (x.dim(0), x.rows() / x.dim(0).max(1));
+    let shape = GroupShape {
+        batch,
+        pixels,
+        channels,
+        groups,
+    };
+    kernels::norm::group_norm(&shape, &norm.affine(), silu, x.data(), y.data_mut());
     y
 }
 
@@ -159,19 +135,7 @@ pub fn group_norm(x: &Tensor, groups: usize, norm: &Norm, silu: bool) -> Tensor 
 pub fn layer_norm(x: &Tensor, norm: &Norm) -> Tensor {
     check_norm("layer_norm", x, norm);
     let mut y = Tensor::recycled(x.shape());
-    let channels = x.last_dim();
-    for (x, y) in rows(x).zip(y.data_mut().chunks_exact_mut(channels)) {
-        let mean = x.iter().map(|&value| f64::from(value)).sum::<f64>() / channels as f64;
-        let variance = x
-            .iter()
-            .map(|&value| (f64::from(value) - mean).powi(2))
-            .sum::<f64>()
-            / channels as f64;
-        let scale = 1.0 / (variance + f64::from(norm.eps)).sqrt();
-        for (((y, x), gamma), beta) in y.iter_mut().zip(x).zip(&norm.gamma).zip(&norm.beta) {
-            *y = ((f64::from(*x) - mean) * scale) as f32 * gamma + beta;
-        }
-    }
+    kernels::norm::layer_norm(&norm.affine(), x.data(), y.data_mut());
     y
 }
 
@@ -236,32 +200,27 @@ pub fn geglu(x: &Tensor) -> Tensor {
         x.shape()
     );
     let mut y = Tensor::recycled(&with_last(x.shape(), width));
-    for (x, y) in rows(x).zip(y.data_mut().chunks_exact_mut(width)) {
-        let (values, gates) = x.split_at(width);
-        for ((y, value), gate) in y.iter_mut().zip(values).zip(gates) {
-            *y = value * activate(Activation::Gelu, *gate);
-        }
-    }
+    kernels::activation::geglu(width, x.data(), y.data_mut());
     y
 }
 
 /// `x·σ(x)` for every value.
 pub fn silu(x: &Tensor) -> Tensor {
-    map(x, |value| activate(Activation::Silu, value))
+    activated(Activation::Silu, x)
 }
 
 /// `x·Φ(x)` for every value: the exact form, through erf.
 ///
 /// Source: Hendrycks and Gimpel 2016, arXiv:1606.08415, §2.
 pub fn gelu(x: &Tensor) -> Tensor {
-    map(x, |value| activate(Activation::Gelu, value))
+    activated(Activation::Gelu, x)
 }
 
 /// `x·σ(1.702·x)` for every value.
 ///
 /// Source: Hendrycks and Gimpel 2016, arXiv:1606.08415, §2, second approximation.
 pub fn quick_gelu(x: &Tensor) -> Tensor {
-    map(x, |value| activate(Activation::QuickGelu, value))
+    activated(Activation::QuickGelu, x)
 }
 
 /// `a + b`, of one shape.
@@ -271,15 +230,24 @@ pub fn quick_gelu(x: &Tensor) -> Tensor {
 pub fn add(a: &Tensor, b: &Tensor) -> Tensor {
     assert_eq!(a.shape(), b.shape(), "add: shapes differ");
     let mut y = Tensor::recycled(a.shape());
-    for ((y, a), b) in y.data_mut().iter_mut().zip(a.data()).zip(b.data()) {
-        *y = a + b;
-    }
+    kernels::elementwise::add(a.data(), b.data(), y.data_mut());
     y
+}
+
+/// `y + factor·x`, in place: `y` becomes it.
+///
+/// # Panics
+/// If the shapes differ.
+pub fn add_scaled(y: &mut Tensor, factor: f32, x: &Tensor) {
+    assert_eq!(y.shape(), x.shape(), "add_scaled: shapes differ");
+    kernels::elementwise::axpy(factor, x.data(), y.data_mut());
 }
 
 /// `x·factor`.
 pub fn scale(x: &Tensor, factor: f32) -> Tensor {
-    map(x, |value| value * factor)
+    let mut y = Tensor::recycled(x.shape());
+    kernels::elementwise::scale(factor, x.data(), y.data_mut());
+    y
 }
 
 /// `[…, A]` and `[…, B]` to `[…, A + B]`.
@@ -297,21 +265,8 @@ pub fn concat_channels(a: &Tensor, b: &Tensor) -> Tensor {
         b.shape()
     );
     let mut y = Tensor::recycled(&with_last(a.shape(), a_width + b_width));
-    for ((y, a), b) in y
-        .data_mut()
-        .chunks_exact_mut(a_width + b_width)
-        .zip(rows(a))
-        .zip(rows(b))
-    {
-        y[..a_width].copy_from_slice(a);
-        y[a_width..].copy_from_slice(b);
-    }
+    kernels::elementwise::concat_channels(a.data(), a_width, b.data(), b_width, y.data_mut());
     y
-}
-
-/// The rows of `x`, each one last dimension long.
-fn rows(x: &Tensor) -> std::slice::ChunksExact<'_, f32> {
-    x.data().chunks_exact(x.last_dim())
 }
 
 /// `shape` with another last dimension.
@@ -390,64 +345,16 @@ fn checked_epilogue<'a>(
     }
 }
 
-fn map(x: &Tensor, function: impl Fn(f32) -> f32) -> Tensor {
+fn activated(activation: Activation, x: &Tensor) -> Tensor {
     let mut y = Tensor::recycled(x.shape());
-    for (y, x) in y.data_mut().iter_mut().zip(x.data()) {
-        *y = function(*x);
-    }
+    kernels::activation::activate(activation, x.data(), y.data_mut());
     y
-}
-
-fn activate(activation: Activation, x: f32) -> f32 {
-    match activation {
-        Activation::None => x,
-        Activation::Silu => x / (1.0 + (-x).exp()),
-        Activation::QuickGelu => x / (1.0 + (-1.702 * x).exp()),
-        Activation::Gelu => {
-            let x = f64::from(x);
-            (0.5 * x * (1.0 + erf(x * std::f64::consts::FRAC_1_SQRT_2))) as f32
-        }
-    }
-}
-
-/// The error function by its series `2/√π · e^(−x²) · Σ 2ⁿ x^(2n+1) / (2n+1)!!`, whose terms are all of one sign.
-///
-/// Source: Abramowitz and Stegun 1964, 7.1.6.
-fn erf(x: f64) -> f64 {
-    if x.abs() > 6.0 {
-        return x.signum();
-    }
-    let (mut term, mut sum, mut n) = (x, x, 0.0);
-    while term.abs() > sum.abs() * 1e-17 {
-        n += 1.0;
-        term *= 2.0 * x * x / (2.0 * n + 1.0);
-        sum += term;
-    }
-    std::f64::consts::FRAC_2_SQRT_PI * (-x * x).exp() * sum
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use safelight_kernels::Padding;
-
-    #[test]
-    fn known_values_of_the_activations() {
-        // torch 2.x: F.gelu, F.silu at 1 and -2.
-        for (activation, x, expected) in [
-            (Activation::Gelu, 1.0, 0.841_344_7),
-            (Activation::Gelu, -2.0, -0.045_500_264),
-            (Activation::Silu, 1.0, 0.731_058_6),
-            (Activation::Silu, -2.0, -0.238_405_85),
-            (Activation::QuickGelu, 1.0, 0.845_795_8),
-        ] {
-            let got = activate(activation, x);
-            assert!(
-                (got - expected).abs() < 1e-6,
-                "{activation:?}({x}) = {got}, expected {expected}"
-            );
-        }
-    }
 
     #[test]
     fn a_convolution_by_hand() {

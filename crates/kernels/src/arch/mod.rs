@@ -54,18 +54,12 @@ pub(crate) trait Simd: Copy + Send + Sync {
     fn min(self, a: Self::V, b: Self::V) -> Self::V;
     /// |a|
     fn abs(self, a: Self::V) -> Self::V;
-    /// |a| with the sign of `sign`.
-    fn copy_sign(self, a: Self::V, sign: Self::V) -> Self::V;
-    /// √a
-    fn sqrt(self, a: Self::V) -> Self::V;
     /// To the nearest integer, ties to even.
     fn round(self, a: Self::V) -> Self::V;
     /// a · 2ⁿ for whole n in -126..=127.
     fn scale_by_power_of_2(self, a: Self::V, n: Self::V) -> Self::V;
     /// Sum of the lanes, in an order that depends on the level only.
     fn reduce_add(self, a: Self::V) -> f32;
-    /// Largest lane.
-    fn reduce_max(self, a: Self::V) -> f32;
     /// Asks for the cache line of `x` to come to the second-level cache; wherever `x` points.
     fn prefetch(self, x: *const f32);
 }
@@ -168,14 +162,6 @@ impl Simd for Scalar {
         a.abs()
     }
     #[inline(always)]
-    fn copy_sign(self, a: f32, sign: f32) -> f32 {
-        a.copysign(sign)
-    }
-    #[inline(always)]
-    fn sqrt(self, a: f32) -> f32 {
-        a.sqrt()
-    }
-    #[inline(always)]
     fn round(self, a: f32) -> f32 {
         a.round_ties_even()
     }
@@ -185,10 +171,6 @@ impl Simd for Scalar {
     }
     #[inline(always)]
     fn reduce_add(self, a: f32) -> f32 {
-        a
-    }
-    #[inline(always)]
-    fn reduce_max(self, a: f32) -> f32 {
         a
     }
     #[inline(always)]

@@ -111,19 +111,6 @@ impl Simd for Avx2 {
         unsafe { _mm256_andnot_ps(_mm256_set1_ps(-0.0), a) }
     }
     #[inline(always)]
-    fn copy_sign(self, a: __m256, sign: __m256) -> __m256 {
-        // SAFETY: `self` proves the instructions.
-        unsafe {
-            let mask = _mm256_set1_ps(-0.0);
-            _mm256_or_ps(_mm256_andnot_ps(mask, a), _mm256_and_ps(mask, sign))
-        }
-    }
-    #[inline(always)]
-    fn sqrt(self, a: __m256) -> __m256 {
-        // SAFETY: `self` proves the instructions.
-        unsafe { _mm256_sqrt_ps(a) }
-    }
-    #[inline(always)]
     fn round(self, a: __m256) -> __m256 {
         // SAFETY: `self` proves the instructions.
         unsafe { _mm256_round_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(a) }
@@ -143,15 +130,6 @@ impl Simd for Avx2 {
             let four = _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps::<1>(a));
             let two = _mm_add_ps(four, _mm_movehl_ps(four, four));
             _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)))
-        }
-    }
-    #[inline(always)]
-    fn reduce_max(self, a: __m256) -> f32 {
-        // SAFETY: `self` proves the instructions.
-        unsafe {
-            let four = _mm_max_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps::<1>(a));
-            let two = _mm_max_ps(four, _mm_movehl_ps(four, four));
-            _mm_cvtss_f32(_mm_max_ss(two, _mm_movehdup_ps(two)))
         }
     }
     #[inline(always)]
@@ -250,19 +228,6 @@ impl Simd for Avx512 {
         unsafe { _mm512_andnot_ps(_mm512_set1_ps(-0.0), a) }
     }
     #[inline(always)]
-    fn copy_sign(self, a: __m512, sign: __m512) -> __m512 {
-        // SAFETY: `self` proves the instructions.
-        unsafe {
-            let mask = _mm512_set1_ps(-0.0);
-            _mm512_or_ps(_mm512_andnot_ps(mask, a), _mm512_and_ps(mask, sign))
-        }
-    }
-    #[inline(always)]
-    fn sqrt(self, a: __m512) -> __m512 {
-        // SAFETY: `self` proves the instructions.
-        unsafe { _mm512_sqrt_ps(a) }
-    }
-    #[inline(always)]
     fn round(self, a: __m512) -> __m512 {
         // SAFETY: `self` proves the instructions.
         unsafe { _mm512_roundscale_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(a) }
@@ -276,11 +241,6 @@ impl Simd for Avx512 {
     fn reduce_add(self, a: __m512) -> f32 {
         // SAFETY: `self` proves the instructions.
         unsafe { _mm512_reduce_add_ps(a) }
-    }
-    #[inline(always)]
-    fn reduce_max(self, a: __m512) -> f32 {
-        // SAFETY: `self` proves the instructions.
-        unsafe { _mm512_reduce_max_ps(a) }
     }
     #[inline(always)]
     fn prefetch(self, x: *const f32) {
