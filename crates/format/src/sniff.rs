@@ -92,7 +92,7 @@ impl FileKind {
                 "an executable program; do not run it, get the model from its author"
             }
             FileKind::Zeros => {
-                "nothing but zero bytes: the download never finished; download it again"
+                "a run of zero bytes: the download reserved its space and never came; download it again"
             }
         }
     }
@@ -156,7 +156,7 @@ pub fn sniff(bytes: &[u8]) -> Option<FileKind> {
     if is_pickle(bytes) {
         return Some(FileKind::Pickle);
     }
-    if bytes.len() >= 8 && bytes.iter().all(|&byte| byte == 0) {
+    if bytes.len() >= 16 && bytes.iter().all(|&byte| byte == 0) {
         return Some(FileKind::Zeros);
     }
     text_kind(bytes)
@@ -268,6 +268,6 @@ mod tests {
         check(b"\x80\x02\0\0\0\0\0\0{\"__metadata__\":{}}", None); // 640 bytes of header
         check(b"\x1f\x8b\x08\0\0\0\0\0{\"a\"", None);
         check(b"noise", None);
-        check(&[0; 7], None);
+        check(&[0; 15], None);
     }
 }
