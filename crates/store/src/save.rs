@@ -79,11 +79,13 @@ pub fn save_sharded(
 ) -> Result<ShardedSave, StoreError> {
     let index_path = folder.join("model.safetensors.index.json");
     // Contradictions among all tensors are found before the first shard is written.
-    let planned = HeaderPlan::new(tensors, metadata, options.order);
-    planned.map_err(|error| StoreError::Write {
-        file: path_text(&index_path),
-        error,
-    })?;
+    match HeaderPlan::new(tensors, metadata, options.order) {
+        Ok(_) | Err(WriteError::HeaderTooLong { .. }) => {} // each shard has a header of its own
+        Err(error) => {
+            let file = path_text(&index_path);
+            return Err(StoreError::Write { file, error });
+        }
+    }
     let groups = split(tensors, max_shard_bytes);
     let total_size = tensors.iter().map(|tensor| tensor.bytes.len() as u64).sum();
     if groups.len() <= 1 {
