@@ -85,7 +85,7 @@ impl FileKind {
             FileKind::Hdf5 => "an HDF5 file (Keras weights); convert it to safetensors",
             FileKind::Npy => "a NumPy array; convert it to safetensors",
             FileKind::Json => {
-                "a JSON text; a shard index is recognised by its name, which must end in `.safetensors.index.json`"
+                "a JSON text, such as a config or a server's error answer; the name of a shard index must end in `.safetensors.index.json`"
             }
             FileKind::Xml => "an XML text, probably a server's error answer; download it again",
             FileKind::Executable => {

@@ -161,11 +161,7 @@ impl fmt::Display for StoreError {
                 write!(f, "cannot {doing} {}: {error}", shown(file))
             }
             StoreError::NotAFile { file, what } => {
-                write!(
-                    f,
-                    "{}: this is {what}, a .safetensors file is expected",
-                    shown(file)
-                )
+                write!(f, "{}: this is {what}, a file is expected", shown(file))
             }
             StoreError::Format { file, error } => write!(f, "{}: {error}", shown(file)),
             StoreError::Shrank {
