@@ -1,0 +1,246 @@
+//! One entry: what a file or folder is and whether it can be drawn with, from headers alone.
+
+use std::path::{Path, PathBuf};
+
+use safelight_diffusion::load::{self, Family, LoadError, LoadOptions, Model, ModelInfo, Part};
+use safelight_format::Dtype;
+use safelight_store::Checkpoint;
+
+use crate::demo::{self, DEMO_NAME};
+use crate::hash::{HashCache, sha256_hex};
+
+/// How a model is stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Layout {
+    /// One `.safetensors` file.
+    File,
+    /// The shards of a `.safetensors.index.json`.
+    Shards,
+    /// A diffusers folder, with a `model_index.json`.
+    Folder,
+    /// Part of the program.
+    Embedded,
+}
+
+impl Layout {
+    /// A word for it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Layout::File => "file",
+            Layout::Shards => "shards",
+            Layout::Folder => "folder",
+            Layout::Embedded => "embedded",
+        }
+    }
+}
+
+/// A model, usable or not.
+#[derive(Clone, Debug)]
+pub struct Entry {
+    /// The file's name without its ending, or the folder's.
+    pub name: String,
+    /// The same with the folders between it and the root it was found under, separated by `/`.
+    pub relative: String,
+    /// Where it lies; `None` if [`Layout::Embedded`].
+    pub path: Option<PathBuf>,
+    /// How it is stored.
+    pub layout: Layout,
+    /// Bytes on disk, all files together.
+    pub bytes: u64,
+    /// What its headers say; `None` if they can't be read.
+    pub info: Option<ModelInfo>,
+    /// Width and height it was trained at, where its metadata say so (`modelspec.resolution`).
+    pub native_size: Option<(u32, u32)>,
+    /// SHA-256 of the whole file in hexadecimal, once it is known; only single files have one.
+    pub sha256: Option<String>,
+    /// Why it can't be used.
+    pub problem: Option<String>,
+}
+
+impl Entry {
+    /// Describes what lies at `path`, found under `root`. Never fails: what is wrong is the entry's problem.
+    pub fn at(path: &Path, root: &Path) -> Entry {
+        let layout = match path {
+            _ if path.is_dir() => Layout::Folder,
+            _ if is_index(path) => Layout::Shards,
+            _ => Layout::File,
+        };
+        let below = path.strip_prefix(root).unwrap_or(path);
+        let relative = below
+            .iter()
+            .map(|part| part.to_string_lossy())
+            .collect::<Vec<_>>()
+            .join("/");
+        let relative = without_ending(&relative, layout);
+        let (info, problem) = match load::describe_path(path) {
+            Ok(info) => {
+                let problem = info
+                    .usable()
+                    .err()
+                    .map(|error| without_label(&error.to_string(), &info.label));
+                (Some(info), problem)
+            }
+            Err(error) => (
+                None,
+                Some(without_label(
+                    &error.to_string(),
+                    &path.display().to_string(),
+                )),
+            ),
+        };
+        Entry {
+            name: relative.rsplit('/').next().unwrap_or(&relative).to_owned(),
+            relative,
+            bytes: byte_count(path, layout),
+            path: Some(path.to_owned()),
+            layout,
+            info,
+            native_size: if layout == Layout::Folder {
+                None
+            } else {
+                Checkpoint::open(path)
+                    .ok()
+                    .and_then(|file| native_size(&file))
+            },
+            sha256: None,
+            problem,
+        }
+    }
+
+    /// The model that is part of the program.
+    pub fn demo() -> Entry {
+        let checkpoint = demo::demo();
+        let (info, problem) = match &checkpoint {
+            Ok(checkpoint) => {
+                let info = load::describe(checkpoint);
+                let problem = info.usable().err().map(|error| error.to_string());
+                (Some(info), problem)
+            }
+            Err(error) => (None, Some(error.to_string())),
+        };
+        Entry {
+            name: DEMO_NAME.to_owned(),
+            relative: DEMO_NAME.to_owned(),
+            path: None,
+            layout: Layout::Embedded,
+            bytes: demo::bytes().len() as u64,
+            info,
+            native_size: checkpoint.ok().and_then(|file| native_size(&file)),
+            sha256: None,
+            problem,
+        }
+    }
+
+    /// Its family, if its headers can be read.
+    pub fn family(&self) -> Option<Family> {
+        self.info.as_ref().map(|info| info.family)
+    }
+
+    /// The parts that are there: text encoder, UNet, VAE.
+    pub fn parts(&self) -> Vec<Part> {
+        self.info
+            .iter()
+            .flat_map(|info| &info.parts)
+            .map(|part| part.part)
+            .collect()
+    }
+
+    /// How most of its tensors are stored.
+    pub fn dtype(&self) -> Option<Dtype> {
+        let info = self.info.as_ref()?;
+        let mut counts: Vec<(Dtype, usize)> = Vec::new();
+        for &(dtype, count) in info.parts.iter().flat_map(|part| &part.dtypes) {
+            match counts.iter_mut().find(|(known, _)| *known == dtype) {
+                Some((_, sum)) => *sum += count,
+                None => counts.push((dtype, count)),
+            }
+        }
+        counts
+            .into_iter()
+            .max_by_key(|&(_, count)| count)
+            .map(|(dtype, _)| dtype)
+    }
+
+    /// Looks its hash up, or reads the file for it. Folders and shards have none; a file that can't be read neither.
+    pub fn find_hash(&mut self, cache: &mut HashCache) {
+        self.sha256 = match (self.layout, &self.path) {
+            (Layout::Embedded, _) => Some(sha256_hex(&demo::bytes())),
+            (Layout::File, Some(path)) => cache.get_or_compute(path).ok(),
+            _ => None,
+        };
+    }
+
+    /// Reads all of its weights.
+    ///
+    /// # Errors
+    /// As [`Model::load`].
+    pub fn load(&self, options: &LoadOptions) -> Result<Model, LoadError> {
+        match &self.path {
+            Some(path) => Model::load(path, options),
+            None => Model::from_checkpoint(&demo::demo()?, options),
+        }
+    }
+}
+
+pub(crate) fn is_index(path: &Path) -> bool {
+    path.file_name()
+        .is_some_and(|name| name.to_string_lossy().ends_with(INDEX_ENDING))
+}
+
+const INDEX_ENDING: &str = ".safetensors.index.json";
+
+fn without_ending(name: &str, layout: Layout) -> String {
+    let end = match layout {
+        Layout::Shards => name.strip_suffix(INDEX_ENDING),
+        Layout::File => name
+            .rsplit_once('.')
+            .map(|(stem, _)| stem)
+            .filter(|stem| !stem.is_empty() && !stem.ends_with('/')),
+        Layout::Folder | Layout::Embedded => None,
+    };
+    end.unwrap_or(name).to_owned()
+}
+
+/// A message without the file's name at its beginning, which stands beside it already.
+fn without_label(message: &str, label: &str) -> String {
+    message
+        .strip_prefix(label)
+        .and_then(|rest| rest.strip_prefix(": "))
+        .unwrap_or(message)
+        .to_owned()
+}
+
+fn native_size(checkpoint: &Checkpoint) -> Option<(u32, u32)> {
+    let (width, height) = checkpoint
+        .metadata()?
+        .get("modelspec.resolution")?
+        .split_once('x')?;
+    Some((width.parse().ok()?, height.parse().ok()?))
+}
+
+fn byte_count(path: &Path, layout: Layout) -> u64 {
+    let size = |path: &Path| std::fs::metadata(path).map_or(0, |metadata| metadata.len());
+    match layout {
+        Layout::File => size(path),
+        Layout::Shards => {
+            Checkpoint::open(path).map_or_else(|_| size(path), |checkpoint| checkpoint.file_bytes())
+        }
+        Layout::Folder => {
+            let inside = |path: &Path| {
+                std::fs::read_dir(path)
+                    .into_iter()
+                    .flatten()
+                    .flatten()
+                    .map(|entry| entry.path())
+            };
+            let files = inside(path)
+                .filter(|path| path.is_dir())
+                .flat_map(|part| inside(&part));
+            files
+                .filter(|file| file.extension().is_some_and(|end| end == "safetensors"))
+                .map(|file| size(&file))
+                .sum()
+        }
+        Layout::Embedded => 0,
+    }
+}
