@@ -2,7 +2,7 @@
 //!
 //! Shared by `gemm` and `conv`; the activations' arithmetic is in `math`.
 
-use crate::arch::Simd;
+use crate::arch::{PANEL, Rectangle, Simd};
 use crate::math;
 
 /// A function applied to every element.
@@ -89,36 +89,71 @@ impl<'a> Finish<'a> {
         }
     }
 
-    /// Finishes the products of one row, from `column` on, into `out` of the same length.
+    /// Finishes the products of neighbouring rows, `[rows][PANEL]`, from `row` and `column` of the
+    /// output on, into as many columns of `out` from its `at` on as `width` says.
     #[inline(always)]
-    pub(crate) fn row<S: Simd>(
+    pub(crate) fn rows<S: Simd>(
         &self,
         simd: S,
-        row: usize,
-        column: usize,
         products: &[f32],
-        out: &mut [f32],
+        out: &mut Rectangle<'_>,
+        (first_row, at): (usize, usize),
+        width: usize,
     ) {
-        let len = out.len();
-        assert!(products.len() >= len);
-        let bias = self.epilogue.bias.map(|bias| &bias[column..column + len]);
-        let image_bias = self.epilogue.image_bias.map(|bias| {
-            let start = row / self.rows_per_image * self.columns + column;
-            &bias[start..start + len]
-        });
-        let residual = self.epilogue.residual.map(|residual| {
+        let column = out.column + at;
+        let mut bias = [0.0; PANEL];
+        if let Some(all) = self.epilogue.bias {
+            bias[..width].copy_from_slice(&all[column..][..width]);
+        }
+        for (idx, products) in products.as_chunks::<PANEL>().0.iter().enumerate() {
+            let row = out.row + first_row + idx;
+            let image_bias = self.epilogue.image_bias.map(|bias| {
+                let start = row / self.rows_per_image * self.columns + column;
+                &bias[start..][..width]
+            });
             let start = row * self.columns + column;
-            &residual[start..start + len]
-        });
-        let mut at = 0;
-        while at < len {
-            let end = (at + S::LANES).min(len);
-            let mut x = simd.load_partial(&products[at..end]);
-            if let Some(bias) = bias {
-                x = simd.add(x, simd.load_partial(&bias[at..end]));
+            let residual = self
+                .epilogue
+                .residual
+                .map(|residual| &residual[start..][..width]);
+            let out = &mut out.row_mut(first_row + idx)[at..][..width];
+            if let Some(out) = out.first_chunk_mut::<PANEL>() {
+                self.row(simd, products, &bias, image_bias, residual, out);
+            } else {
+                let mut whole = [0.0; PANEL];
+                let image_bias = image_bias.map(widened);
+                let residual = residual.map(widened);
+                let (image_bias, residual) = (image_bias.as_ref(), residual.as_ref());
+                self.row(
+                    simd,
+                    products,
+                    &bias,
+                    image_bias.map(|x| x.as_slice()),
+                    residual.map(|x| x.as_slice()),
+                    &mut whole,
+                );
+                out.copy_from_slice(&whole[..width]);
             }
+        }
+    }
+
+    /// One row of a whole panel.
+    #[inline(always)]
+    fn row<S: Simd>(
+        &self,
+        simd: S,
+        products: &[f32; PANEL],
+        bias: &[f32; PANEL],
+        image_bias: Option<&[f32]>,
+        residual: Option<&[f32]>,
+        out: &mut [f32; PANEL],
+    ) {
+        let image_bias = image_bias.and_then(|bias| bias.first_chunk::<PANEL>());
+        let residual = residual.and_then(|residual| residual.first_chunk::<PANEL>());
+        for at in (0..PANEL).step_by(S::LANES) {
+            let mut x = simd.add(simd.load(&products[at..]), simd.load(&bias[at..]));
             if let Some(bias) = image_bias {
-                x = simd.add(x, simd.load_partial(&bias[at..end]));
+                x = simd.add(x, simd.load(&bias[at..]));
             }
             x = match self.epilogue.activation {
                 Activation::None => x,
@@ -127,10 +162,17 @@ impl<'a> Finish<'a> {
                 Activation::QuickGelu => math::quick_gelu(simd, x),
             };
             if let Some(residual) = residual {
-                x = simd.add(x, simd.load_partial(&residual[at..end]));
+                x = simd.add(x, simd.load(&residual[at..]));
             }
-            simd.store_partial(x, &mut out[at..end]);
-            at = end;
+            simd.store(x, &mut out[at..]);
         }
     }
+}
+
+/// Filled up with zeros to a whole panel.
+#[inline(always)]
+fn widened(x: &[f32]) -> [f32; PANEL] {
+    let mut whole = [0.0; PANEL];
+    whole[..x.len()].copy_from_slice(x);
+    whole
 }

@@ -5,7 +5,7 @@
 use rayon::prelude::*;
 
 use crate::arch::{
-    self, Aligned, OUTSIDE, PANEL, Rectangle, Simd, Task, TileInput, rectangles, tile,
+    self, Aligned, Multiply, OUTSIDE, PANEL, Part, Rectangle, Runs, Simd, Task, rectangles,
 };
 use crate::epilogue::{Epilogue, Finish};
 use crate::level::{Level, level};
@@ -135,44 +135,38 @@ fn piece(rows: usize, panels: &Panels, channels: usize) -> (usize, usize) {
 }
 
 /// Channels that one pass over a piece's rows takes: their weights stay in the first-level cache.
-const BLOCK: usize = 192;
+const PART: usize = 320;
 
-/// A part of the sum: `runs` whole taps from `tap` on, or `channels` of one from `skip` on.
-struct Block {
-    tap: usize,
-    runs: usize,
-    skip: usize,
-    run_len: usize,
-}
-
-/// Cuts `taps` × `channels` products into blocks of about [`BLOCK`], by size alone.
-fn blocks(taps: usize, channels: usize) -> Vec<Block> {
-    if channels <= BLOCK {
-        let runs_max = BLOCK / channels;
-        let block = |tap| Block {
+/// Cuts `taps` × `channels` products into blocks of at most [`PART`], by size alone.
+fn parts(taps: usize, channels: usize) -> Vec<Part> {
+    if channels <= PART {
+        let taps_max = PART / channels;
+        let part = |tap| Part {
             tap,
-            runs: runs_max.min(taps - tap),
+            taps: taps_max.min(taps - tap),
             skip: 0,
-            run_len: channels,
+            len: channels,
         };
-        return (0..taps).step_by(runs_max).map(block).collect();
+        return (0..taps).step_by(taps_max).map(part).collect();
     }
-    let run_len = channels.div_ceil(channels.div_ceil(BLOCK));
+    let len = channels
+        .div_ceil(channels.div_ceil(PART))
+        .next_multiple_of(4);
     let mut all = Vec::new();
     for tap in 0..taps {
-        for skip in (0..channels).step_by(run_len) {
-            all.push(Block {
+        for skip in (0..channels).step_by(len) {
+            all.push(Part {
                 tap,
-                runs: 1,
+                taps: 1,
                 skip,
-                run_len: run_len.min(channels - skip),
+                len: len.min(channels - skip),
             });
         }
     }
     all
 }
 
-/// The fast version: `TILE` rows at a time in registers, the sum in blocks.
+/// The fast version: `TILE` rows at a time in registers, the sum in parts.
 struct Blocked<'a, R, const TILE: usize> {
     x: &'a [f32],
     rows: &'a R,
@@ -187,35 +181,53 @@ impl<R: Rows, const TILE: usize> Task for Blocked<'_, R, TILE> {
     #[inline(always)]
     fn run<S: Simd>(mut self, simd: S) {
         let (taps, channels) = (self.rows.taps(), self.rows.channels());
-        let starts = self.starts();
-        let blocks = blocks(taps, channels);
-        let zeros = vec![0.0; blocks[0].run_len];
-        let mut sums = Aligned::zeros(self.out.row_count.next_multiple_of(TILE) * PANEL);
-        let sums = sums.as_mut_slice();
-        let tiles = self.out.row_count.div_ceil(TILE);
+        let zeros = vec![0.0; channels];
+        let mut runs = Runs::new(self.x, &zeros, (taps, channels), TILE, self.out.row_count);
+        for row in 0..self.out.row_count {
+            let mut tap = 0;
+            self.rows.starts(self.out.row + row, |start| {
+                runs.set((row / TILE, row % TILE), tap, start);
+                tap += 1;
+            });
+        }
+        let parts = parts(taps, channels);
+        let mut sums = Aligned::zeros(runs.tiles() * TILE * PANEL);
         for column in (0..self.out.column_count).step_by(PANEL) {
             let width = PANEL.min(self.out.column_count - column);
-            let panel = self.panels.panel((self.out.column + column) / PANEL);
-            for (idx, block) in blocks.iter().enumerate() {
-                let from = (block.tap * channels + block.skip) * PANEL;
-                let (weights, after) = panel[from..].split_at(block.runs * block.run_len * PANEL);
-                let share = weights.len().div_ceil(tiles).next_multiple_of(16);
-                for (tile_idx, sums) in sums.chunks_exact_mut(TILE * PANEL).enumerate() {
-                    let row = tile_idx * TILE;
-                    let input = TileInput {
-                        x: self.x,
-                        starts: &starts[(tile_idx * taps + block.tap) * TILE..],
-                        starts_stride: TILE,
-                        skip: block.skip,
-                        run_len: block.run_len,
-                        zeros: &zeros,
-                        weights,
-                        next: after.chunks(share).nth(tile_idx).unwrap_or(&[]),
-                    };
-                    let count = TILE.min(self.out.row_count - row);
-                    multiply::<S, TILE>(simd, &input, count, width, idx == 0, sums);
-                    if idx + 1 == blocks.len() {
-                        self.write(simd, row, column, width, sums);
+            let mut panel = self.panels.panel((self.out.column + column) / PANEL);
+            for (idx, &part) in parts.iter().enumerate() {
+                let (weights, after) = panel.split_at(part.taps * part.len * PANEL);
+                panel = after;
+                let next_weights = &after[..after.len().min(weights.len())];
+                let fresh = idx == 0;
+                let last = idx + 1 == parts.len();
+                let multiply = Multiply {
+                    runs: &runs,
+                    part,
+                    weights,
+                    next_weights,
+                    fresh,
+                };
+                let groups = sums.as_mut_slice().chunks_mut(GROUP * TILE * PANEL);
+                for (group, sums) in groups.enumerate() {
+                    let row = group * GROUP * TILE;
+                    let count = self.out.row_count - row;
+                    let whole = (count / TILE).min(GROUP);
+                    let (wholes, rest) = sums.split_at_mut(whole * TILE * PANEL);
+                    let tile = group * GROUP;
+                    multiply.tiles::<S, TILE>(simd, tile, (TILE, width), wholes);
+                    multiply.tiles::<S, TILE>(simd, tile + whole, (count % TILE, width), rest);
+                    if last {
+                        let sums = &sums[..count.min(GROUP * TILE) * PANEL];
+                        let (finish, out) = (&self.finish, &mut self.out);
+                        simd.apart(Write {
+                            finish,
+                            sums,
+                            out,
+                            row,
+                            column,
+                            width,
+                        });
                     }
                 }
             }
@@ -223,62 +235,31 @@ impl<R: Rows, const TILE: usize> Task for Blocked<'_, R, TILE> {
     }
 }
 
-impl<R: Rows, const TILE: usize> Blocked<'_, R, TILE> {
-    /// Where each row's taps start: `[tile][tap][row in tile]`; rows past the last are outside.
-    #[inline(always)]
-    fn starts(&self) -> Vec<usize> {
-        let taps = self.rows.taps();
-        let tiles = self.out.row_count.div_ceil(TILE);
-        let mut starts = vec![OUTSIDE; tiles * taps * TILE];
-        for row_idx in 0..self.out.row_count {
-            let mut at = row_idx / TILE * taps * TILE + row_idx % TILE;
-            self.rows.starts(self.out.row + row_idx, |start| {
-                starts[at] = start;
-                at += TILE;
-            });
-        }
-        starts
-    }
+/// Tiles whose sums are finished together, while they are in the first-level cache.
+const GROUP: usize = 8;
 
-    /// Finishes a tile of sums into the output.
-    #[inline(always)]
-    fn write<S: Simd>(&mut self, simd: S, row: usize, column: usize, width: usize, sums: &[f32]) {
-        let count = TILE.min(self.out.row_count - row);
-        for (idx, sums) in sums.chunks_exact(PANEL).take(count).enumerate() {
-            let (first_row, first_column) = (self.out.row, self.out.column);
-            let out = &mut self.out.row_mut(row + idx)[column..column + width];
-            self.finish.row(
-                simd,
-                first_row + row + idx,
-                first_column + column,
-                sums,
-                out,
-            );
-        }
-    }
+/// [`Finish::rows`] as a function of its own.
+struct Write<'a, 'b> {
+    finish: &'a Finish<'b>,
+    sums: &'a [f32],
+    out: &'a mut Rectangle<'b>,
+    row: usize,
+    column: usize,
+    width: usize,
 }
 
-/// [`tile`] for the `count` rows and `width` columns that are there.
-#[inline(always)]
-fn multiply<S: Simd, const TILE: usize>(
-    simd: S,
-    input: &TileInput<'_>,
-    count: usize,
-    width: usize,
-    fresh: bool,
-    sums: &mut [f32],
-) {
-    let step = 2 * S::LANES;
-    let mut column = 0;
-    while column < width {
-        match (width - column > S::LANES, count) {
-            (true, 1) => tile::<S, 1, 2>(simd, input, column, fresh, sums),
-            (true, 2) => tile::<S, 2, 2>(simd, input, column, fresh, sums),
-            (true, 3 | 4) => tile::<S, 4, 2>(simd, input, column, fresh, sums),
-            (true, _) => tile::<S, TILE, 2>(simd, input, column, fresh, sums),
-            (false, _) => tile::<S, TILE, 1>(simd, input, column, fresh, sums),
-        }
-        column += step;
+impl Task for Write<'_, '_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) {
+        self.finish.rows(
+            simd,
+            self.sums,
+            self.out,
+            (self.row, self.column),
+            self.width,
+        );
     }
 }
 
@@ -301,8 +282,8 @@ impl<R: Rows> Task for Plain<'_, R> {
             for row_idx in 0..self.out.row_count {
                 let (row, first_column) = (self.out.row + row_idx, self.out.column + column);
                 let sums = self.sums(row, first_column / PANEL);
-                let out = &mut self.out.row_mut(row_idx)[column..column + width];
-                self.finish.row(simd, row, first_column, &sums, out);
+                self.finish
+                    .rows(simd, &sums, &mut self.out, (row_idx, column), width);
             }
         }
     }

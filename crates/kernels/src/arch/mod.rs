@@ -12,7 +12,7 @@ mod x86;
 
 pub(crate) use aligned::Aligned;
 pub(crate) use rectangles::{Rectangle, rectangles};
-pub(crate) use tile::{OUTSIDE, TileInput, tile};
+pub(crate) use tile::{Multiply, OUTSIDE, Part, Runs};
 
 use crate::level::Level;
 
@@ -26,6 +26,8 @@ pub(crate) trait Simd: Copy + Send + Sync {
     /// A vector.
     type V: Copy;
 
+    /// Runs a part of a kernel as a function of its own, so that it has the registers to itself.
+    fn apart<T: Task>(self, task: T) -> T::Output;
     /// All lanes `x`.
     fn splat(self, x: f32) -> Self::V;
     /// The first `LANES` of `x`. Panics if there are fewer.
@@ -60,8 +62,10 @@ pub(crate) trait Simd: Copy + Send + Sync {
     fn scale_by_power_of_2(self, a: Self::V, n: Self::V) -> Self::V;
     /// Sum of the lanes, in an order that depends on the level only.
     fn reduce_add(self, a: Self::V) -> f32;
-    /// Asks for the cache line of `x` to come to the second-level cache; wherever `x` points.
+    /// Asks for the cache line of `x` to come to the first-level cache; wherever `x` points.
     fn prefetch(self, x: *const f32);
+    /// Asks for the cache line of `x` to come to the second-level cache; wherever `x` points.
+    fn prefetch_far(self, x: *const f32);
 }
 
 /// A kernel, written over any [`Simd`]. Mark `run` `#[inline(always)]`.
@@ -103,6 +107,10 @@ impl Simd for Scalar {
     const LANES: usize = 1;
     type V = f32;
 
+    #[inline(always)]
+    fn apart<T: Task>(self, task: T) -> T::Output {
+        task.run(self)
+    }
     #[inline(always)]
     fn splat(self, x: f32) -> f32 {
         x
@@ -175,4 +183,6 @@ impl Simd for Scalar {
     }
     #[inline(always)]
     fn prefetch(self, _x: *const f32) {}
+    #[inline(always)]
+    fn prefetch_far(self, _x: *const f32) {}
 }

@@ -8,6 +8,7 @@ use super::{Simd, Task};
 ///
 /// # Safety
 /// The CPU has both.
+#[inline(never)]
 #[target_feature(enable = "avx2,fma")]
 pub(super) unsafe fn run_avx2<T: Task>(task: T) -> T::Output {
     task.run(Avx2(()))
@@ -17,6 +18,7 @@ pub(super) unsafe fn run_avx2<T: Task>(task: T) -> T::Output {
 ///
 /// # Safety
 /// The CPU has AVX2, FMA and AVX-512 F, BW, DQ and VL.
+#[inline(never)]
 #[target_feature(enable = "avx2,fma,avx512f,avx512bw,avx512dq,avx512vl")]
 pub(super) unsafe fn run_avx512<T: Task>(task: T) -> T::Output {
     task.run(Avx512(()))
@@ -30,6 +32,11 @@ impl Simd for Avx2 {
     const LANES: usize = 8;
     type V = __m256;
 
+    #[inline(always)]
+    fn apart<T: Task>(self, task: T) -> T::Output {
+        // SAFETY: `self` proves the instructions.
+        unsafe { run_avx2(task) }
+    }
     #[inline(always)]
     fn splat(self, x: f32) -> __m256 {
         // SAFETY: `self` proves the instructions.
@@ -135,6 +142,11 @@ impl Simd for Avx2 {
     #[inline(always)]
     fn prefetch(self, x: *const f32) {
         // SAFETY: a prefetch never faults, whatever the address.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(x.cast()) }
+    }
+    #[inline(always)]
+    fn prefetch_far(self, x: *const f32) {
+        // SAFETY: a prefetch never faults, whatever the address.
         unsafe { _mm_prefetch::<_MM_HINT_T1>(x.cast()) }
     }
 }
@@ -147,6 +159,11 @@ impl Simd for Avx512 {
     const LANES: usize = 16;
     type V = __m512;
 
+    #[inline(always)]
+    fn apart<T: Task>(self, task: T) -> T::Output {
+        // SAFETY: `self` proves the instructions.
+        unsafe { run_avx512(task) }
+    }
     #[inline(always)]
     fn splat(self, x: f32) -> __m512 {
         // SAFETY: `self` proves the instructions.
@@ -244,6 +261,11 @@ impl Simd for Avx512 {
     }
     #[inline(always)]
     fn prefetch(self, x: *const f32) {
+        // SAFETY: a prefetch never faults, whatever the address.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(x.cast()) }
+    }
+    #[inline(always)]
+    fn prefetch_far(self, x: *const f32) {
         // SAFETY: a prefetch never faults, whatever the address.
         unsafe { _mm_prefetch::<_MM_HINT_T1>(x.cast()) }
     }
