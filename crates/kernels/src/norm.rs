@@ -261,16 +261,26 @@ impl Task for Apply<'_> {
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
         if self.silu {
-            self.rows(simd, |x| math::silu(simd, x));
+            self.rows::<S, true>(simd);
         } else {
-            self.rows(simd, |x| x);
+            self.rows::<S, false>(simd);
         }
+    }
+}
+
+/// SiLU, or nothing.
+struct Activate<const SILU: bool>;
+
+impl<const SILU: bool> Activate<SILU> {
+    #[inline(always)]
+    fn of<S: Simd>(&self, simd: S, x: S::V) -> S::V {
+        if SILU { math::silu(simd, x) } else { x }
     }
 }
 
 impl Apply<'_> {
     #[inline(always)]
-    fn rows<S: Simd>(self, simd: S, function: impl Fn(S::V) -> S::V) {
+    fn rows<S: Simd, const SILU: bool>(self, simd: S) {
         let Coefficients {
             center,
             scale,
@@ -278,18 +288,20 @@ impl Apply<'_> {
         } = self.coefficients;
         let channels = center.len();
         let whole = channels / S::LANES * S::LANES;
+        // Not a closure: one that is called twice is not inlined, and so not compiled for the level.
+        let activate = Activate::<SILU>;
         let rows = self.x.chunks_exact(channels);
         for (x, out) in rows.zip(self.out.chunks_exact_mut(channels)) {
             for at in (0..whole).step_by(S::LANES) {
                 let load = |from: &[f32]| simd.load(&from[at..at + S::LANES]);
                 let x = simd.sub(load(x), load(center));
-                let y = function(simd.mul_add(x, load(scale), load(shift)));
+                let y = activate.of(simd, simd.mul_add(x, load(scale), load(shift)));
                 simd.store(y, &mut out[at..at + S::LANES]);
             }
             if whole < channels {
                 let load = |from: &[f32]| simd.load_partial(&from[whole..]);
                 let x = simd.sub(load(x), load(center));
-                let y = function(simd.mul_add(x, load(scale), load(shift)));
+                let y = activate.of(simd, simd.mul_add(x, load(scale), load(shift)));
                 simd.store_partial(y, &mut out[whole..]);
             }
         }
