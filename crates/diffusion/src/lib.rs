@@ -22,3 +22,5 @@ pub mod tokenizer;
 pub mod infotext;
 
 pub mod prompt;
+
+pub mod pipeline;

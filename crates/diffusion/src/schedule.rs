@@ -108,6 +108,24 @@ impl Betas {
     }
 }
 
+/// The levels `alphas_cumprod` stretched so that the last is (all but) pure noise: `√ᾱ` is shifted and scaled, the first
+/// staying what it is, and the last becomes 4.897·10⁻⁸ instead of 0, as in A1111 and ComfyUI.
+///
+/// Source: Lin et al. 2023, arXiv:2305.08891, Algorithm 1.
+///
+/// # Panics
+/// If there are fewer than two levels.
+pub fn zero_terminal_snr(alphas_cumprod: &[f32]) -> Vec<f32> {
+    let last_idx = alphas_cumprod.len() - 1;
+    assert!(last_idx > 0, "at least two noise levels");
+    let root = |idx: usize| f64::from(alphas_cumprod[idx]).sqrt();
+    let (first, last) = (root(0), root(last_idx));
+    let stretched = |idx| ((root(idx) - last) * first / (first - last)).powi(2) as f32;
+    let mut alphas: Vec<f32> = (0..=last_idx).map(stretched).collect();
+    alphas[last_idx] = 4.897_345e-8;
+    alphas
+}
+
 /// `count` values from `start` to `end`, with torch's roundings: counted from the nearer end.
 fn linspace_f32(start: f32, end: f32, count: usize) -> Vec<f32> {
     if count == 1 {
@@ -442,6 +460,16 @@ mod tests {
             close(sigmas.table()[idx], expected, 4e-5); // 1 − ᾱ₀ has lost 10 bits in f32
         }
         close(sigmas.sigma_max(), 14.614641229, 1e-6);
+    }
+
+    #[test]
+    fn zero_terminal_snr_ends_in_noise() {
+        let levels = NoiseLevels::new(&zero_terminal_snr(
+            &Betas::STABLE_DIFFUSION.alphas_cumprod(),
+        ));
+        for (idx, expected) in [(500, 1.774557474), (998, 2254.2379783), (999, 4518.7636987)] {
+            close(levels.table()[idx], expected, 2e-4); // √ᾱ₉₉₈ − √ᾱ₉₉₉ has lost 12 bits in f32
+        }
     }
 
     #[test]

@@ -18,12 +18,12 @@ pub use config::{FinalSigma, SchedulerConfig, SigmaCurve, SolverType, Spacing};
 /// ```
 /// use safelight_diffusion::sampler::{Sampler, diffusers::{Scheduler, SchedulerConfig}};
 ///
-/// let config = SchedulerConfig::stable_diffusion();
-/// let mut scheduler = Scheduler::new(Sampler::Euler, &config, 20)?;
+/// let config = SchedulerConfig::stable_diffusion(Sampler::Ddim);
+/// let mut scheduler = Scheduler::new(Sampler::Ddim, &config, 20)?;
 /// assert_eq!(scheduler.timesteps()[0], 951.0);
 /// let mut x = vec![scheduler.init_noise_sigma(); 4];
 /// let scaled = scheduler.scale_model_input(&x);
-/// scheduler.step(&scaled, &mut x, |_| unreachable!("Euler adds no noise"));
+/// scheduler.step(&scaled, &mut x, |_| unreachable!("DDIM adds no noise"));
 /// # Ok::<(), safelight_diffusion::sampler::PlanError>(())
 /// ```
 #[derive(Clone, Debug)]

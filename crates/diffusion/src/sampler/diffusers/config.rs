@@ -85,16 +85,15 @@ pub struct SchedulerConfig {
 }
 
 impl SchedulerConfig {
-    /// What diffusers uses for a single-file Stable Diffusion 1.x checkpoint: leading spacing, offset 1, no clipping.
-    pub fn stable_diffusion() -> Self {
+    /// What `sampler`'s class makes of the `scheduler_config.json` that Stable Diffusion 1.x comes with: an offset of 1, no
+    /// clipping, and the class's own spacing.
+    pub fn stable_diffusion(sampler: Sampler) -> Self {
         SchedulerConfig {
             betas: Betas::STABLE_DIFFUSION,
-            prediction: Prediction::Epsilon,
-            spacing: Spacing::Leading,
             steps_offset: 1,
             set_alpha_to_one: false,
             clip_sample: None,
-            ..Self::class_defaults(Sampler::Euler)
+            ..Self::class_defaults(sampler)
         }
     }
 
@@ -415,16 +414,22 @@ mod tests {
             "num_train_timesteps": 1000, "set_alpha_to_one": false, "skip_prk_steps": true, "steps_offset": 1,
             "trained_betas": null, "clip_sample": false
         });
-        let ddim = SchedulerConfig::from_json(&json, Sampler::Ddim).unwrap();
-        assert_eq!(ddim, SchedulerConfig::stable_diffusion());
-        let euler = SchedulerConfig::from_json(&json, Sampler::Euler).unwrap();
-        assert_eq!(
-            euler,
-            SchedulerConfig {
-                spacing: Spacing::Linspace,
-                ..ddim
-            }
-        );
+        for sampler in Sampler::ALL {
+            let config = SchedulerConfig::from_json(&json, sampler).unwrap();
+            assert_eq!(
+                config,
+                SchedulerConfig::stable_diffusion(sampler),
+                "{}",
+                sampler.name()
+            );
+            let leading = matches!(sampler, Sampler::Ddim | Sampler::Lcm);
+            assert_eq!(
+                config.spacing == Spacing::Leading,
+                leading,
+                "{}",
+                sampler.name()
+            );
+        }
     }
 
     #[test]
@@ -461,7 +466,7 @@ mod tests {
     fn zero_terminal_snr_ends_at_nothing() {
         let config = SchedulerConfig {
             zero_terminal_snr: true,
-            ..SchedulerConfig::stable_diffusion()
+            ..SchedulerConfig::stable_diffusion(Sampler::Euler)
         };
         assert_eq!(config.alphas_cumprod(Sampler::Ddim)[999], 0.0);
         assert_eq!(config.alphas_cumprod(Sampler::Euler)[999], 2.0f32.powi(-24));

@@ -1,0 +1,227 @@
+//! What the samplers ask of the networks: guidance, inpainting's extra channels, masks, noise, progress.
+
+use std::ops::ControlFlow;
+
+use safelight_tensor::Tensor;
+
+use super::request::{GenerateError, Traced};
+use super::text::Prompts;
+use crate::nn::Trace;
+use crate::noise::NoiseRng;
+use crate::sampler::{Flavour, Host, StepDone};
+use crate::unet::{PreparedText, UNet};
+
+/// Latent pixels up to which both halves of guidance share one call of the network.
+const SHARED_PIXELS_MAX: usize = 64 * 64;
+/// Channels of a latent.
+pub(super) const LATENT_CHANNELS: usize = 4;
+
+/// Keeps part of the latent as it is. All vectors are `[H, W, 4]`.
+pub(super) struct Blend {
+    /// 1 where something new is drawn, 0 where the old stays.
+    pub(super) new: Vec<f32>,
+    /// What stays.
+    pub(super) init: Vec<f32>,
+    /// The noise that the start was mixed with.
+    pub(super) noise: Vec<f32>,
+}
+
+impl Blend {
+    /// `x` where drawn, `kept` elsewhere.
+    pub(super) fn apply(&self, x: &mut [f32], kept: &[f32]) {
+        for ((x, &new), &kept) in x.iter_mut().zip(&self.new).zip(kept) {
+            *x = *x * new + kept * (1.0 - new);
+        }
+    }
+}
+
+/// Guidance: which prompts, and how far from one to the other.
+pub(super) struct Guidance<'a> {
+    pub(super) positive: &'a Prompts,
+    /// `None` without guidance.
+    pub(super) negative: Option<&'a Prompts>,
+    pub(super) scale: f32,
+}
+
+/// One picture being denoised.
+pub(super) struct Denoiser<'a> {
+    pub(super) unet: &'a UNet,
+    pub(super) guidance: Guidance<'a>,
+    pub(super) flavour: Flavour,
+    /// Height and width of the latent.
+    pub(super) size: (usize, usize),
+    /// Inpainting networks' further channels, `[H, W, 5]`.
+    pub(super) extra: Option<&'a [f32]>,
+    pub(super) blend: Option<&'a Blend>,
+    pub(super) rng: NoiseRng,
+    pub(super) seed: u64,
+    pub(super) step_count: usize,
+    pub(super) on_step: &'a mut dyn FnMut(usize, usize) -> ControlFlow<()>,
+    pub(super) trace: Option<&'a mut Vec<Traced>>,
+    /// [`State::default`] to begin with.
+    pub(super) state: State,
+}
+
+/// What changes from call to call.
+#[derive(Default)]
+pub(super) struct State {
+    call: usize,
+    steps_done: usize,
+    /// The last texts prepared, and which embeddings they are.
+    prepared: Option<((usize, usize), Vec<PreparedText>)>,
+}
+
+impl Denoiser<'_> {
+    /// The network's input for one picture: `x`, and an inpainting network's further channels behind it.
+    fn input(&self, x: &[f32]) -> Vec<f32> {
+        let Some(extra) = self.extra else {
+            return x.to_vec();
+        };
+        let extra_channels = extra.len() / (x.len() / LATENT_CHANNELS);
+        let pixels = x
+            .chunks_exact(LATENT_CHANNELS)
+            .zip(extra.chunks_exact(extra_channels));
+        pixels
+            .flat_map(|(x, extra)| x.iter().chain(extra))
+            .copied()
+            .collect()
+    }
+
+    /// Prepares the texts of this call, unless the last call's are the same.
+    fn prepare(&mut self) {
+        let Guidance {
+            positive, negative, ..
+        } = &self.guidance;
+        let wanted = (
+            positive.idx_at(self.state.call),
+            negative.map_or(0, |n| n.idx_at(self.state.call)),
+        );
+        if self
+            .state
+            .prepared
+            .as_ref()
+            .is_some_and(|(which, _)| *which == wanted)
+        {
+            return;
+        }
+        let positive = positive.get(wanted.0);
+        let texts = match negative.map(|negative| negative.get(wanted.1)) {
+            None => vec![self.unet.prepare(positive)],
+            Some(negative) if self.shares(positive, negative) => {
+                let joined = [positive.data(), negative.data()].concat();
+                let shape = [2, positive.dim(1), positive.dim(2)];
+                vec![self.unet.prepare(&Tensor::from_vec(&shape, joined))]
+            }
+            Some(negative) => vec![self.unet.prepare(positive), self.unet.prepare(negative)],
+        };
+        self.state.prepared = Some((wanted, texts));
+    }
+
+    /// Whether one call of the network serves both prompts. Prompts of different length never share: A1111 does not
+    /// pad them.
+    fn shares(&self, positive: &Tensor, negative: &Tensor) -> bool {
+        positive.shape() == negative.shape() && self.size.0 * self.size.1 <= SHARED_PIXELS_MAX
+    }
+
+    fn not_finite(&self) -> GenerateError {
+        let place = format!("step {} of {}", self.state.steps_done + 1, self.step_count);
+        GenerateError::NotFinite {
+            place,
+            seed: self.seed,
+        }
+    }
+}
+
+impl Host for Denoiser<'_> {
+    type Error = GenerateError;
+
+    fn predict(&mut self, x: &[f32], t: f32) -> Result<Vec<f32>, GenerateError> {
+        self.state.call += 1;
+        self.prepare();
+        let input = self.input(x);
+        let (height, width) = self.size;
+        let (_, texts) = self.state.prepared.as_ref().expect("prepared above");
+        let mut outputs = Vec::with_capacity(2);
+        for text in texts {
+            let batch = text.batch();
+            let shape = [batch, height, width, input.len() / (height * width)];
+            let tensor = Tensor::from_vec(&shape, input.repeat(batch));
+            let output =
+                self.unet
+                    .forward_prepared(&tensor, &vec![t; batch], text, &mut Trace::off());
+            assert_eq!(
+                output.count(),
+                batch * x.len(),
+                "the UNet gives a latent for a latent"
+            );
+            outputs.extend(output.data().chunks_exact(x.len()).map(<[f32]>::to_vec));
+        }
+        let negative = outputs
+            .get(1)
+            .map(Vec::as_slice)
+            .unwrap_or_default()
+            .to_vec();
+        let mut guided = outputs.swap_remove(0);
+        // Ho and Salimans 2022, arXiv:2207.12598, equation 6, in the form with 1 for no guidance.
+        for (positive, negative) in guided.iter_mut().zip(negative) {
+            *positive = negative + self.guidance.scale * (*positive - negative);
+        }
+        if guided.iter().all(|value| value.is_finite()) {
+            Ok(guided)
+        } else {
+            Err(self.not_finite())
+        }
+    }
+
+    fn noise(&mut self, out: &mut [f32]) {
+        out.copy_from_slice(&latent_noise(&mut self.rng, self.size));
+    }
+
+    fn adjust_input(&mut self, x: &mut [f32]) {
+        if let Some(blend) = self.blend {
+            blend.apply(x, &blend.init);
+        }
+    }
+
+    fn adjust_denoised(&mut self, denoised: &mut [f32]) {
+        if let Some(blend) = self.blend {
+            blend.apply(denoised, &blend.init);
+        }
+    }
+
+    fn step_done(&mut self, done: StepDone<'_>) -> ControlFlow<()> {
+        if let (Flavour::Diffusers, Some(blend)) = (self.flavour, self.blend) {
+            // StableDiffusionInpaintPipeline: the kept part gets the noise of the level just reached.
+            match done.level {
+                Some(level) => blend.apply(done.latents, &level.apply(&blend.init, &blend.noise)),
+                None => blend.apply(done.latents, &blend.init),
+            }
+        }
+        self.state.steps_done = done.step;
+        if let Some(trace) = &mut self.trace {
+            trace.push(traced(
+                format!("step.{}", done.step),
+                done.latents,
+                self.size,
+            ));
+        }
+        (self.on_step)(done.step, done.step_count)
+    }
+}
+
+/// One draw of noise for a latent, `[H, W, 4]`: torch draws `[4, H, W]`.
+pub(super) fn latent_noise(rng: &mut NoiseRng, (height, width): (usize, usize)) -> Vec<f32> {
+    let noise = rng.randn(LATENT_CHANNELS * height * width);
+    Tensor::from_nchw(&[1, LATENT_CHANNELS, height, width], &noise).into_vec()
+}
+
+/// A latent `[H, W, C]` under a name, in torch's order `[1, C, H, W]`.
+pub(super) fn traced(name: String, latent: &[f32], (height, width): (usize, usize)) -> Traced {
+    let channels = latent.len() / (height * width);
+    let values = Tensor::from_slice(&[1, height, width, channels], latent).to_nchw();
+    Traced {
+        name,
+        shape: vec![1, channels, height, width],
+        values,
+    }
+}

@@ -1,0 +1,330 @@
+//! What a mask does to a picture: soft edges, something to start from below it, and the original above everything else.
+//!
+//! Source of the steps: A1111's `modules/masking.py` and `modules/processing.py`.
+
+use super::image::{Filter, Mask, RgbImage};
+
+/// The mask with soft edges: a Gaussian of standard deviation `sigma` pixels, cut off at `⌊2.5 σ + ½⌋`, edges mirrored.
+pub(super) fn blurred(mask: &Mask, sigma: f32) -> Mask {
+    let reach = (2.5 * sigma + 0.5) as usize;
+    if reach == 0 {
+        return mask.clone();
+    }
+    let bell = |offset: usize| (-0.5 * (offset as f64 / f64::from(sigma)).powi(2)).exp();
+    let sum: f64 = bell(0) + 2.0 * (1..=reach).map(bell).sum::<f64>();
+    let weights: Vec<f64> = (0..=reach).map(|offset| bell(offset) / sum).collect();
+    let (width, height) = (mask.width(), mask.height());
+    let values: Vec<f64> = mask.bytes().iter().map(|&byte| f64::from(byte)).collect();
+    let across = convolved(&values, &weights, |x, y| y * width + x, width, height);
+    let down = convolved(&across, &weights, |y, x| y * width + x, height, width);
+    let bytes = down.into_iter().map(|value| value.round() as u8).collect();
+    Mask::new(width, height, bytes)
+}
+
+/// One pass of a symmetric filter along lines; `at(along, line)` is the index of a value.
+fn convolved(
+    values: &[f64],
+    weights: &[f64],
+    at: impl Fn(usize, usize) -> usize,
+    length: usize,
+    lines: usize,
+) -> Vec<f64> {
+    let mirrored = |position: isize| {
+        let period = 2 * (length as isize - 1).max(1);
+        let folded = position.rem_euclid(period);
+        folded.min(period - folded).min(length as isize - 1) as usize
+    };
+    let mut out = vec![0.0; values.len()];
+    for line in 0..lines {
+        for along in 0..length {
+            let side = |offset: usize| {
+                let (here, offset) = (along as isize, offset as isize);
+                values[at(mirrored(here - offset), line)]
+                    + values[at(mirrored(here + offset), line)]
+            };
+            let sides: f64 = (1..weights.len())
+                .map(|offset| weights[offset] * side(offset))
+                .sum();
+            out[at(along, line)] = weights[0] * values[at(along, line)] + sides;
+        }
+    }
+    out
+}
+
+/// The mask for latents of `width` × `height`, `[H, W]`: 1 where something new is drawn, 0 where the old stays.
+///
+/// A1111 shrinks with Pillow's bicubic filter and rounds.
+pub(super) fn of_latent(mask: &Mask, width: usize, height: usize) -> Vec<f32> {
+    let small = mask.resized(width, height, Filter::Bicubic);
+    small
+        .bytes()
+        .iter()
+        .map(|&byte| (f32::from(byte) / 255.0).round_ties_even())
+        .collect()
+}
+
+/// The mask for latents of `width` × `height` by taking the pixel at the upper left of each cell: 1 from half grey on.
+///
+/// What `interpolate` does by default, in diffusers and for the mask channel of inpainting networks.
+pub(super) fn of_latent_nearest(mask: &Mask, width: usize, height: usize) -> Vec<f32> {
+    let cell = |idx: usize, from: usize, to: usize| (idx * from / to).min(from - 1);
+    let value = |y: usize, x: usize| {
+        let byte = mask.bytes()
+            [cell(y, mask.height(), height) * mask.width() + cell(x, mask.width(), width)];
+        if is_white(byte) { 1.0 } else { 0.0 }
+    };
+    (0..height)
+        .flat_map(|y| (0..width).map(move |x| (y, x)))
+        .map(|(y, x)| value(y, x))
+        .collect()
+}
+
+/// Whether a byte of a mask counts as white where only black and white do.
+pub(super) fn is_white(byte: u8) -> bool {
+    byte >= 128
+}
+
+/// The colours around a mask spread into it: what A1111 calls the masked content "fill".
+///
+/// The unmasked picture is blurred ever less, and each blur is laid over the one before.
+pub(super) fn filled(image: &RgbImage, mask: &Mask) -> RgbImage {
+    /// Radius of the blur, and how often it is laid over.
+    const LAYERS: [(f64, usize); 6] = [
+        (256.0, 1),
+        (64.0, 1),
+        (16.0, 2),
+        (4.0, 4),
+        (2.0, 2),
+        (0.0, 1),
+    ];
+    let (width, height) = (image.width(), image.height());
+    // Four planes: red, green and blue times opacity, and opacity.
+    let opacity = |idx: usize| f32::from(255 - mask.bytes()[idx]) / 255.0;
+    let plane = |channel: usize| {
+        let value = |idx: usize| match channel {
+            3 => opacity(idx),
+            _ => f32::from(image.bytes()[3 * idx + channel]) * opacity(idx),
+        };
+        (0..width * height).map(value).collect::<Vec<f32>>()
+    };
+    let planes: [Vec<f32>; 4] = std::array::from_fn(plane);
+    let mut canvas: [Vec<f32>; 4] = std::array::from_fn(|_| vec![0.0; width * height]);
+    for (radius, count) in LAYERS {
+        let layer: [Vec<f32>; 4] =
+            std::array::from_fn(|channel| softened(&planes[channel], width, height, radius));
+        for _ in 0..count {
+            for idx in 0..width * height {
+                let through = 1.0 - layer[3][idx];
+                for channel in 0..4 {
+                    canvas[channel][idx] = layer[channel][idx] + canvas[channel][idx] * through;
+                }
+            }
+        }
+    }
+    let colour = |idx: usize| {
+        let opacity = canvas[3][idx];
+        [0, 1, 2].map(|channel| {
+            if opacity > 0.0 {
+                (canvas[channel][idx] / opacity).round().clamp(0.0, 255.0) as u8
+            } else {
+                0
+            }
+        })
+    };
+    RgbImage::new(
+        width,
+        height,
+        (0..width * height).flat_map(colour).collect(),
+    )
+}
+
+/// A Gaussian blur of standard deviation `radius`, made of three box blurs each way, edges repeated.
+///
+/// Source: Gwosdek et al. 2011, "Theoretical foundations of Gaussian convolution by extended box filtering", as Pillow
+/// uses it.
+fn softened(values: &[f32], width: usize, height: usize, radius: f64) -> Vec<f32> {
+    if radius == 0.0 {
+        return values.to_vec();
+    }
+    let variance = radius * radius / 3.0;
+    let whole = (((12.0 * variance + 1.0).sqrt() - 1.0) / 2.0).floor();
+    let part = (2.0 * whole + 1.0) * (whole * (whole + 1.0) - 3.0 * variance)
+        / (6.0 * (variance - (whole + 1.0).powi(2)));
+    let mut values = values.to_vec();
+    for _ in 0..3 {
+        values = boxed(
+            &values,
+            whole as usize,
+            part,
+            |x, y| y * width + x,
+            width,
+            height,
+        );
+    }
+    for _ in 0..3 {
+        values = boxed(
+            &values,
+            whole as usize,
+            part,
+            |y, x| y * width + x,
+            height,
+            width,
+        );
+    }
+    values
+}
+
+/// The mean over `reach` values to each side and `part` of the next ones, along lines.
+fn boxed(
+    values: &[f32],
+    reach: usize,
+    part: f64,
+    at: impl Fn(usize, usize) -> usize,
+    length: usize,
+    lines: usize,
+) -> Vec<f32> {
+    let weight = 1.0 / (2.0 * (reach as f64 + part) + 1.0);
+    let mut out = vec![0.0; values.len()];
+    for line in 0..lines {
+        let value = |position: isize| {
+            f64::from(values[at(position.clamp(0, length as isize - 1) as usize, line)])
+        };
+        let reach = reach as isize;
+        let mut sum: f64 = (-reach..=reach).map(value).sum();
+        for along in 0..length as isize {
+            let ends = value(along - reach - 1) + value(along + reach + 1);
+            out[at(along as usize, line)] = (weight * (sum + part * ends)) as f32;
+            sum += value(along + reach + 1) - value(along - reach);
+        }
+    }
+    out
+}
+
+/// Lays the original over what was drawn, transparent where the mask is white.
+///
+/// A1111 doubles the mask first, so half grey shows none of the original; where the mask is black, the original's
+/// bytes stay exactly. In between, Pillow's integer arithmetic.
+pub(super) fn overlaid(drawn: &mut RgbImage, original: &RgbImage, mask: &Mask) {
+    let pixels = drawn
+        .bytes_mut()
+        .chunks_exact_mut(3)
+        .zip(original.bytes().chunks_exact(3));
+    for ((drawn, original), &mask) in pixels.zip(mask.bytes()) {
+        let opacity = 255 - u32::from(mask.saturating_mul(2));
+        match opacity {
+            0 => {}
+            255 => drawn.copy_from_slice(original),
+            _ => {
+                for (drawn, &original) in drawn.iter_mut().zip(original) {
+                    // Pillow keeps the original premultiplied in bytes, and divides again before laying it over.
+                    let premultiplied = divided_by_255(u32::from(original) * opacity);
+                    let restored = (255 * premultiplied / opacity).min(255);
+                    *drawn =
+                        divided_by_255(restored * opacity + u32::from(*drawn) * (255 - opacity))
+                            as u8;
+                }
+            }
+        }
+    }
+}
+
+/// `value / 255`, rounded.
+fn divided_by_255(value: u32) -> u32 {
+    let value = value + 128;
+    ((value >> 8) + value) >> 8
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn spot(width: usize, height: usize) -> Mask {
+        let white = |idx: usize| {
+            (width / 3..2 * width / 3).contains(&(idx % width))
+                && (height / 3..2 * height / 3).contains(&(idx / width))
+        };
+        Mask::new(
+            width,
+            height,
+            (0..width * height)
+                .map(|idx| if white(idx) { 255 } else { 0 })
+                .collect(),
+        )
+    }
+
+    #[test]
+    fn a_blur_keeps_flat_parts_and_reaches_as_far_as_it_says() {
+        let mask = spot(72, 72); // white from 24 to 47
+        let soft = blurred(&mask, 4.0);
+        assert_eq!(
+            soft.bytes()[36 * 72 + 36],
+            255,
+            "12 pixels in: beyond the reach"
+        );
+        assert_eq!(
+            soft.bytes()[36 * 72 + 24 - 11],
+            0,
+            "11 pixels out: beyond the reach"
+        );
+        let edge = soft.bytes()[36 * 72 + 24];
+        assert!((128..160).contains(&edge), "{edge} at the edge");
+        assert_eq!(blurred(&mask, 0.0), mask);
+        let white = Mask::new(3, 2, vec![255; 6]);
+        assert_eq!(blurred(&white, 8.0), white, "wider than the mask");
+    }
+
+    #[test]
+    fn latent_masks_are_black_and_white() {
+        let mask = blurred(&spot(72, 48), 4.0);
+        for small in [of_latent(&mask, 9, 6), of_latent_nearest(&mask, 9, 6)] {
+            assert_eq!(small.len(), 54);
+            assert!(small.iter().all(|&value| value == 0.0 || value == 1.0));
+            assert_eq!((small[3 * 9 + 4], small[0]), (1.0, 0.0));
+        }
+    }
+
+    #[test]
+    fn outside_the_mask_the_original_stays() {
+        let original = RgbImage::new(60, 60, (0..10_800).map(|i| (i * 7 % 256) as u8).collect());
+        let mut drawn = RgbImage::new(60, 60, vec![90; 10_800]);
+        let mask = blurred(&spot(60, 60), 4.0);
+        overlaid(&mut drawn, &original, &mask);
+        for idx in 0..3600 {
+            let (drawn, original) = (
+                &drawn.bytes()[3 * idx..3 * idx + 3],
+                &original.bytes()[3 * idx..3 * idx + 3],
+            );
+            match mask.bytes()[idx] {
+                0 => assert_eq!(drawn, original),
+                128.. => assert_eq!(drawn, [90, 90, 90]),
+                _ => {}
+            }
+        }
+    }
+
+    #[test]
+    fn filling_takes_the_colours_around() {
+        let left_red = |idx: usize| {
+            if idx % 60 < 30 {
+                [200, 0, 0]
+            } else {
+                [0, 0, 200]
+            }
+        };
+        let image = RgbImage::new(60, 60, (0..3600).flat_map(left_red).collect());
+        let fill = filled(&image, &spot(60, 60));
+        let pixel = |x: usize, y: usize| &fill.bytes()[3 * (60 * y + x)..][..3];
+        assert_eq!(pixel(5, 5), [200, 0, 0], "outside nothing changes");
+        assert!(
+            pixel(22, 30)[0] > 150 && pixel(38, 30)[2] > 150,
+            "inside the nearer colour rules"
+        );
+    }
+
+    #[test]
+    fn a_mask_of_everything_can_be_filled() {
+        let image = RgbImage::new(4, 4, vec![7; 48]);
+        let fill = filled(&image, &Mask::new(4, 4, vec![255; 16]));
+        assert_eq!(fill.bytes(), [0; 48]);
+    }
+}

@@ -1,0 +1,55 @@
+//! How much memory a request will need.
+
+use super::denoise::LATENT_CHANNELS;
+use super::request::{GenerateError, Request};
+use crate::load::ModelInfo;
+
+const BYTES: u64 = std::mem::size_of::<f32>() as u64;
+
+/// The memory that drawing `request` with the described model takes at its peak, weights included, in bytes.
+///
+/// An estimate from shapes, meant to be too high rather than too low: packed weights, and the largest of what the UNet
+/// (one picture, with guidance two) and the VAE hold at once.
+///
+/// # Errors
+/// If the request's size is impossible in itself.
+pub fn memory_bytes(info: &ModelInfo, request: &Request) -> Result<u64, GenerateError> {
+    let factor = info.vae.as_ref().map_or(8, |vae| vae.downscale());
+    let (width, height) = super::canvas::drawn_size(request, factor)?;
+    let (latent_w, latent_h) = (
+        width.div_ceil(factor) as u64,
+        height.div_ceil(factor) as u64,
+    );
+    let weights: u64 = info.parts.iter().map(|part| part.parameters * BYTES).sum();
+    let pictures = request.batch as u64
+        * (3 * (width * height) as u64 + LATENT_CHANNELS as u64 * latent_w * latent_h * BYTES);
+    let unet = unet_bytes(info, latent_w * latent_h);
+    let vae = vae_bytes(info, (width * height) as u64);
+    Ok(weights + weights / 16 + pictures + unet.max(vae))
+}
+
+/// Skips of every level, and twelve working tensors of the widest one: the gated feed-forward takes eight.
+fn unet_bytes(info: &ModelInfo, pixels: u64) -> u64 {
+    let Some(unet) = &info.unet else { return 0 };
+    let mut skips = 0;
+    let mut working = 0;
+    for (level, block) in unet.down.iter().enumerate() {
+        let level_pixels = pixels >> (2 * level);
+        let tensor = level_pixels * block.channels as u64;
+        skips += (block.depths.len() as u64 + 1) * tensor;
+        working = working.max(12 * tensor);
+    }
+    2 * BYTES * (skips + working)
+}
+
+/// Input, normed input, output and column buffer where the decoder is widest for its size.
+fn vae_bytes(info: &ModelInfo, pixels: u64) -> u64 {
+    let Some(vae) = &info.vae else { return 0 };
+    let channels = &vae.decoder.channels;
+    let level = |idx: usize| {
+        let shrunk = 2 * (channels.len() - 1 - idx);
+        let before = channels[idx.saturating_sub(1)];
+        (pixels >> shrunk) * (2 * before + 3 * channels[idx]) as u64
+    };
+    BYTES * (0..channels.len()).map(level).max().unwrap_or(0)
+}
