@@ -16,8 +16,10 @@ use crate::source::{Bytes, FileSource, ReadAt, Source};
 /// What is read first of a file: enough for most headers, in one read.
 const FIRST_READ_BYTES: u64 = 64 * 1024;
 
-/// A tensor is decoded in pieces of this many bytes, a multiple of every element's size.
-const PIECE_BYTES: usize = 1024 * 1024;
+/// Tensors are read and decoded in pieces of this many bytes: a multiple of every element's size,
+/// and small enough that a piece and its `f32`s stay in the second-level cache, so that each page
+/// of the result is touched once.
+const PIECE_BYTES: usize = 128 * 1024;
 
 /// How a checkpoint is opened.
 #[derive(Clone, Copy, Debug, Default)]
@@ -251,20 +253,29 @@ impl Checkpoint {
     /// No such tensor, the system's errors, a file that shrank, memory.
     pub fn read_bytes(&self, name: &str) -> Result<Vec<u8>, StoreError> {
         let (file, tensor) = self.find(name)?;
-        let mut bytes = file.zeros(&tensor.name, tensor.byte_count())?;
-        file.source
-            .read_exact_at(&mut bytes, file.header.data_start() + tensor.data_offsets.0)?;
+        let mut bytes = file.reserve(&tensor.name, tensor.byte_count())?;
+        file.for_each_piece(tensor, |piece| {
+            bytes.extend_from_slice(piece);
+            Ok(())
+        })?;
         Ok(bytes)
     }
 
-    /// Reads a tensor as `f32`s, whatever number type the file has. Memory: the result and 1 MiB.
+    /// Reads a tensor as `f32`s, whatever number type the file has. Memory: the result and less than 1 MiB.
     ///
     /// # Errors
     /// As [`Checkpoint::read_bytes`], and [`StoreError::Decode`] for complex and 4- or 6-bit numbers.
     pub fn read_f32(&self, name: &str) -> Result<Vec<f32>, StoreError> {
         let (file, tensor) = self.find(name)?;
-        let mut values = file.zeros(&tensor.name, tensor.element_count())?;
-        file.decode(tensor, &mut values)?;
+        file.check_readable(tensor)?;
+        let mut values = file.reserve(&tensor.name, tensor.element_count())?;
+        let mut decoded = vec![0.0; PIECE_BYTES / element_bytes(tensor)];
+        file.for_each_piece(tensor, |piece| {
+            let count = piece.len() / element_bytes(tensor);
+            decode_f32_into(tensor.dtype, piece, &mut decoded[..count])?;
+            values.extend_from_slice(&decoded[..count]);
+            Ok(())
+        })?;
         Ok(values)
     }
 
@@ -274,7 +285,24 @@ impl Checkpoint {
     /// As [`Checkpoint::read_f32`], and [`StoreError::Decode`] if `out` has another length.
     pub fn read_f32_into(&self, name: &str, out: &mut [f32]) -> Result<(), StoreError> {
         let (file, tensor) = self.find(name)?;
-        file.decode(tensor, out)
+        file.check_readable(tensor)?;
+        if out.len() as u64 != tensor.element_count() {
+            let byte_count = usize::try_from(tensor.byte_count()).unwrap_or(usize::MAX);
+            let (dtype, element_count) = (tensor.dtype, out.len());
+            let error = DecodeError::WrongLength {
+                dtype,
+                byte_count,
+                element_count,
+            };
+            return Err(file.undecodable(tensor, error));
+        }
+        let mut done = 0;
+        file.for_each_piece(tensor, |piece| {
+            let next = done + piece.len() / element_bytes(tensor);
+            decode_f32_into(tensor.dtype, piece, &mut out[done..next])?;
+            done = next;
+            Ok(())
+        })
     }
 
     /// A tensor's bytes where they lie, without a copy: for buffers and for [`crate::map`]ped files.
@@ -355,26 +383,21 @@ impl ShardFile {
         Ok(ShardFile { source, header })
     }
 
-    /// Memory for `count` elements, or an error where a plain allocation would end the program.
-    fn zeros<T: Copy + Default>(&self, tensor: &str, count: u64) -> Result<Vec<T>, StoreError> {
+    /// An empty vector with room for `count` elements, or an error where a plain allocation would
+    /// end the program.
+    fn reserve<T>(&self, tensor: &str, count: u64) -> Result<Vec<T>, StoreError> {
         let mut vec = Vec::new();
-        match usize::try_from(count)
-            .ok()
-            .filter(|&count| vec.try_reserve_exact(count).is_ok())
-        {
-            Some(count) => {
-                vec.resize(count, T::default());
-                Ok(vec)
-            }
-            None => {
-                let (file, what) = (self.source.label.clone(), format!("tensor `{tensor}`"));
-                Err(StoreError::OutOfMemory {
-                    file,
-                    what,
-                    byte_count: count.saturating_mul(size_of::<T>() as u64),
-                })
-            }
+        let len = usize::try_from(count).ok();
+        if len.is_some_and(|len| vec.try_reserve_exact(len).is_ok()) {
+            return Ok(vec);
         }
+        let (file, what) = (self.source.label.clone(), format!("tensor `{tensor}`"));
+        let byte_count = count.saturating_mul(size_of::<T>() as u64);
+        Err(StoreError::OutOfMemory {
+            file,
+            what,
+            byte_count,
+        })
     }
 
     fn view(&self, tensor: &TensorInfo) -> Option<&[u8]> {
@@ -383,38 +406,47 @@ impl ShardFile {
         self.source.memory()?.get(start..end)
     }
 
-    /// Reads and decodes piece by piece.
-    fn decode(&self, tensor: &TensorInfo, out: &mut [f32]) -> Result<(), StoreError> {
-        let bad = |error| {
-            let (file, tensor) = (self.source.label.clone(), tensor.name.clone());
-            StoreError::Decode {
-                file,
-                tensor,
-                error,
-            }
-        };
-        decode_f32_into(tensor.dtype, &[], &mut []).map_err(bad)?; // is there a reading at all?
+    /// Hands the tensor's bytes to `each`, in order, at most [`PIECE_BYTES`] at a time and whole
+    /// elements only.
+    fn for_each_piece(
+        &self,
+        tensor: &TensorInfo,
+        mut each: impl FnMut(&[u8]) -> Result<(), DecodeError>,
+    ) -> Result<(), StoreError> {
+        let undecodable = |error| self.undecodable(tensor, error);
         if let Some(bytes) = self.view(tensor) {
-            return decode_f32_into(tensor.dtype, bytes, out).map_err(bad);
+            return bytes
+                .chunks(PIECE_BYTES)
+                .try_for_each(|piece| each(piece).map_err(undecodable));
         }
-        if out.len() as u64 != tensor.element_count() {
-            let byte_count = usize::try_from(tensor.byte_count()).unwrap_or(usize::MAX);
-            let (dtype, element_count) = (tensor.dtype, out.len());
-            return Err(bad(DecodeError::WrongLength {
-                dtype,
-                byte_count,
-                element_count,
-            }));
-        }
-        let element_bytes = tensor.dtype.bits().div_ceil(8) as usize;
-        let mut offset = self.header.data_start() + tensor.data_offsets.0;
-        let mut buffer = vec![0; PIECE_BYTES.min(out.len() * element_bytes)];
-        for piece in out.chunks_mut(PIECE_BYTES / element_bytes) {
-            let bytes = &mut buffer[..piece.len() * element_bytes];
-            self.source.read_exact_at(bytes, offset)?;
-            decode_f32_into(tensor.dtype, bytes, piece).map_err(bad)?;
-            offset += bytes.len() as u64;
+        let start = self.header.data_start();
+        let (mut offset, end) = (start + tensor.data_offsets.0, start + tensor.data_offsets.1);
+        let mut buffer = vec![0; tensor.byte_count().min(PIECE_BYTES as u64) as usize];
+        while offset < end {
+            let len = (end - offset).min(PIECE_BYTES as u64) as usize;
+            self.source.read_exact_at(&mut buffer[..len], offset)?;
+            each(&buffer[..len]).map_err(undecodable)?;
+            offset += len as u64;
         }
         Ok(())
     }
+
+    /// Whether the dtype can be read as `f32`s at all; asked before anything is reserved or read.
+    fn check_readable(&self, tensor: &TensorInfo) -> Result<(), StoreError> {
+        decode_f32_into(tensor.dtype, &[], &mut []).map_err(|error| self.undecodable(tensor, error))
+    }
+
+    fn undecodable(&self, tensor: &TensorInfo, error: DecodeError) -> StoreError {
+        let (file, tensor) = (self.source.label.clone(), tensor.name.clone());
+        StoreError::Decode {
+            file,
+            tensor,
+            error,
+        }
+    }
+}
+
+/// The size of an element of at least 8 bits.
+fn element_bytes(tensor: &TensorInfo) -> usize {
+    tensor.dtype.bits().div_ceil(8) as usize
 }
