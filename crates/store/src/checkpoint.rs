@@ -269,7 +269,8 @@ impl Checkpoint {
         let (file, tensor) = self.find(name)?;
         file.check_readable(tensor)?;
         let mut values = file.reserve(&tensor.name, tensor.element_count())?;
-        let mut decoded = vec![0.0; PIECE_BYTES / element_bytes(tensor)];
+        let piece_bytes = tensor.byte_count().min(PIECE_BYTES as u64) as usize;
+        let mut decoded = vec![0.0; piece_bytes / element_bytes(tensor)];
         file.for_each_piece(tensor, |piece| {
             let count = piece.len() / element_bytes(tensor);
             decode_f32_into(tensor.dtype, piece, &mut decoded[..count])?;
