@@ -68,6 +68,7 @@ fn main() {
         threads,
         time: Duration::from_millis(milliseconds.unwrap_or(400)),
     };
+    bench.pack();
     for level in Level::available() {
         let peak = peak_flops(level) / 1e9;
         println!("peak/{level}: {peak:.1} GFLOP/s a thread, {threads} threads");
@@ -87,6 +88,30 @@ struct Bench {
 }
 
 impl Bench {
+    /// Packing, which a model's load waits for, in millions of weights a second of a CPU.
+    fn pack(&self) {
+        if !self.words.iter().all(|word| "pack".contains(word.as_str())) {
+            return;
+        }
+        let shape = ConvShape {
+            out_channels: 1280,
+            in_channels: 1280,
+            kernel_height: 3,
+            kernel_width: 3,
+            stride: 1,
+            padding: Padding::all(1),
+        };
+        let weight = Rng::seeded(1).f32s(1280 * 1280 * 9);
+        let rate = |work: &dyn Fn()| {
+            let cpu_before = cpu_seconds();
+            (0..5).for_each(|_| work());
+            (5 * weight.len()) as f64 / (cpu_seconds() - cpu_before) / 1e6
+        };
+        let conv = rate(&|| drop(PackedConv::new(&weight, shape)));
+        let linear = rate(&|| drop(PackedLinear::new(&weight, 11520, 1280)));
+        println!("pack: conv {conv:.0} million weights a second of one CPU, linear {linear:.0}");
+    }
+
     fn linear(&self, level: Level, peak: f64, (rows, inside, out): (usize, usize, usize)) {
         let name = format!("linear/{rows}x{inside}x{out}/f32/{level}");
         let flops = (2 * rows * inside * out) as f64;

@@ -82,25 +82,9 @@ impl PackedConv {
     /// # Panics
     /// If the length is another or a size is 0.
     pub fn new(weight: &[f32], shape: ConvShape) -> Self {
-        let ConvShape {
-            out_channels,
-            in_channels,
-            kernel_height,
-            kernel_width,
-            stride,
-            ..
-        } = shape;
-        let taps = kernel_height * kernel_width;
-        assert!(
-            out_channels > 0 && in_channels > 0 && taps > 0 && stride > 0,
-            "{shape:?}"
-        );
-        let depth = taps * in_channels;
-        assert_eq!(weight.len(), out_channels * depth, "{shape:?}");
-        let panels = Panels::pack(out_channels, depth, |column, k| {
-            let (tap, channel) = (k / in_channels, k % in_channels);
-            weight[column * depth + channel * taps + tap]
-        });
+        assert!(shape.stride > 0, "{shape:?}");
+        let taps = shape.kernel_height * shape.kernel_width;
+        let panels = Panels::pack(weight, shape.out_channels, shape.in_channels, taps);
         PackedConv { panels, shape }
     }
 

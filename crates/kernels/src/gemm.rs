@@ -10,6 +10,9 @@ use crate::arch::{
 use crate::epilogue::{Epilogue, Finish};
 use crate::level::{Level, level};
 
+/// Channels whose weights, of a whole panel and nine taps, fit the second-level cache together.
+const PACKED_AT_ONCE: usize = 128;
+
 /// Weights laid out as kernels read them: panels of 32 output channels, `[ceil(N/32)][K][32]`,
 /// the last one filled up with zeros.
 #[derive(Clone, Debug)]
@@ -20,22 +23,32 @@ pub(crate) struct Panels {
 }
 
 impl Panels {
-    /// Packs `columns` channels of `depth` weights; `weight(column, k)` says which.
-    pub(crate) fn pack(
-        columns: usize,
-        depth: usize,
-        weight: impl Fn(usize, usize) -> f32 + Sync,
-    ) -> Self {
+    /// Packs `weight`, `[columns][channels][taps]`; a row of a panel is a tap's channel.
+    ///
+    /// # Panics
+    /// If the length is another or a size is 0.
+    pub(crate) fn pack(weight: &[f32], columns: usize, channels: usize, taps: usize) -> Self {
+        let depth = channels * taps;
+        assert!(columns > 0 && depth > 0, "[{columns}, {channels}, {taps}]");
+        assert_eq!(
+            weight.len(),
+            columns * depth,
+            "[{columns}, {channels}, {taps}]"
+        );
         let mut data = Aligned::zeros(columns.div_ceil(PANEL) * depth * PANEL);
-        data.as_mut_slice()
-            .par_chunks_mut((depth * PANEL).max(1))
-            .enumerate()
-            .for_each(|(panel_idx, panel)| {
-                for (k, row) in panel.chunks_exact_mut(PANEL).enumerate() {
-                    for (idx, x) in row.iter_mut().enumerate() {
-                        let column = panel_idx * PANEL + idx;
-                        if column < columns {
-                            *x = weight(column, k);
+        let panels = data.as_mut_slice().par_chunks_exact_mut(depth * PANEL);
+        panels
+            .zip(weight.par_chunks(PANEL * depth))
+            .for_each(|(panel, weight)| {
+                let count = weight.len() / depth;
+                for first in (0..channels).step_by(PACKED_AT_ONCE) {
+                    for tap in 0..taps {
+                        for channel in first..channels.min(first + PACKED_AT_ONCE) {
+                            let row = &mut panel[(tap * channels + channel) * PANEL..][..count];
+                            let weight = weight[channel * taps + tap..].iter().step_by(depth);
+                            for (x, weight) in row.iter_mut().zip(weight) {
+                                *x = *weight;
+                            }
                         }
                     }
                 }
@@ -324,15 +337,7 @@ impl PackedLinear {
     /// # Panics
     /// If the length is another or a size is 0.
     pub fn new(weight: &[f32], out_features: usize, in_features: usize) -> Self {
-        assert!(out_features > 0 && in_features > 0);
-        assert_eq!(
-            weight.len(),
-            out_features * in_features,
-            "[{out_features}, {in_features}]"
-        );
-        let panels = Panels::pack(out_features, in_features, |column, k| {
-            weight[column * in_features + k]
-        });
+        let panels = Panels::pack(weight, out_features, in_features, 1);
         PackedLinear {
             panels,
             in_features,
