@@ -337,7 +337,6 @@ impl<'a> Scanner<'a> {
     /// One or more digits; returns how many.
     fn digits(&mut self, digits: &mut Digits, fraction: bool) -> Result<usize, FormatError> {
         let start = self.at;
-        digits.full &= !fraction;
         while let Some(digit @ b'0'..=b'9') = self.peek() {
             digits.push(u64::from(digit - b'0'), fraction);
             self.at += 1;
