@@ -41,6 +41,8 @@ pub struct VaeHalf {
 
 /// Epsilon of the autoencoder's norms.
 const NORM_EPS: f32 = 1e-6;
+/// Most levels: beyond them a latent's pixel would stand for more than any picture.
+const LEVELS_MAX: usize = 16;
 /// Colours of a picture.
 const PICTURE_CHANNELS: usize = 3;
 
@@ -77,6 +79,12 @@ impl VaeConfig {
                     "VAE: {channels} channels do not divide into {groups} norm groups"
                 ));
             }
+        }
+        if self.decoder.channels.len() > LEVELS_MAX {
+            let levels = self.decoder.channels.len();
+            faults.push(format!(
+                "VAE: {levels} levels, at most {LEVELS_MAX} are supported"
+            ));
         }
         if self.encoder.channels.is_empty()
             || self.encoder.channels.len() != self.decoder.channels.len()

@@ -3,11 +3,14 @@
 mod common;
 
 use std::collections::BTreeMap;
+use std::path::Path;
 
 use common::weights::{Layout, safetensors_bytes, tensor};
 use safelight_diffusion::load::{
-    self, Family, LoadError, LoadOptions, Model, Naming, Part, Problem, Task,
+    self, Family, LoadError, LoadOptions, Model, ModelInfo, Naming, Part, Problem, Task,
 };
+use safelight_diffusion::schedule::Prediction;
+use safelight_format::Dtype;
 use safelight_store::Checkpoint;
 use safelight_tensor::Tensor;
 
@@ -278,4 +281,227 @@ fn names_without_text_model_will_do() {
         model.info.part(Part::TextEncoder).unwrap().naming,
         Naming::Bare
     );
+}
+
+/// The same tensors, each stored in `dtype`.
+fn stored_as(layout: &str, dtype: Dtype) -> Checkpoint {
+    let layout = Layout::read(layout);
+    let encode = |value: f32| match dtype {
+        Dtype::F64 => f64::from(value).to_le_bytes().to_vec(),
+        Dtype::Bf16 => value.to_bits().to_le_bytes()[2..].to_vec(),
+        // 0.5 and -1.5 alone, so that no rounding has to be written here.
+        Dtype::F16 => if value > 0.0 { 0x3800_u16 } else { 0xBE00 }
+            .to_le_bytes()
+            .to_vec(),
+        Dtype::F8E4m3 => vec![if value > 0.0 { 0x30 } else { 0xBC }],
+        Dtype::F8E5m2 => vec![if value > 0.0 { 0x38 } else { 0xBE }],
+        other => panic!("{other} is not tested"),
+    };
+    let rows: Vec<_> = layout
+        .tensors
+        .iter()
+        .map(|(name, shape)| {
+            let bytes: Vec<u8> = tensor(name, shape, 7)
+                .into_iter()
+                .flat_map(encode)
+                .collect();
+            (
+                name,
+                shape.iter().map(|&dim| dim as u64).collect::<Vec<_>>(),
+                bytes,
+            )
+        })
+        .collect();
+    let mut header = serde_json::Map::new();
+    let (mut end, mut data) = (0, Vec::new());
+    for (name, shape, bytes) in rows {
+        let start = end;
+        end += bytes.len();
+        let offsets = [start, end];
+        let row =
+            serde_json::json!({"dtype": dtype.name(), "shape": shape, "data_offsets": offsets});
+        header.insert(name.clone(), row);
+        data.extend(bytes);
+    }
+    let text = serde_json::Value::Object(header).to_string();
+    let mut bytes = (text.len() as u64).to_le_bytes().to_vec();
+    bytes.extend(text.as_bytes());
+    bytes.extend(data);
+    Checkpoint::from_bytes("stored.safetensors", bytes).expect("a valid file")
+}
+
+#[test]
+fn every_float_dtype_loads() {
+    for dtype in [
+        Dtype::F64,
+        Dtype::Bf16,
+        Dtype::F16,
+        Dtype::F8E4m3,
+        Dtype::F8E5m2,
+    ] {
+        let checkpoint = stored_as("unet_s1", dtype);
+        let info = load::describe(&checkpoint);
+        assert_eq!(info.part(Part::UNet).unwrap().dtypes[0].0, dtype);
+        let unet = load::load_unet(&checkpoint).unwrap_or_else(|error| panic!("{dtype}: {error}"));
+        let context = Tensor::zeros(&[1, 5, unet.config().context_channels]);
+        let out = unet.forward(&latent(4), &[10.0], &context).into_vec();
+        assert!(out.iter().all(|x| x.is_finite()), "{dtype}");
+        if dtype == Dtype::F64 {
+            let same = load::load_unet(&checkpoint_of("unet_s1")).unwrap();
+            assert_eq!(out, same.forward(&latent(4), &[10.0], &context).into_vec());
+        }
+    }
+}
+
+fn checkpoint_of(layout: &str) -> Checkpoint {
+    checkpoint(layout, |_| {})
+}
+
+#[test]
+fn what_the_unet_predicts_is_read_from_key_and_metadata() {
+    assert_eq!(
+        load::describe(&checkpoint_of("sd")).prediction,
+        Prediction::Epsilon
+    );
+    let info = load::describe(&checkpoint("sd", |tensors| {
+        for name in ["v_pred", "ztsnr"] {
+            tensors.insert(name.into(), (vec![0], vec![]));
+        }
+    }));
+    assert_eq!(
+        (info.prediction, info.zero_terminal_snr),
+        (Prediction::V, true)
+    );
+    let mut layout = Layout::read("sd");
+    layout
+        .metadata
+        .insert("modelspec.prediction_type".into(), "v".into());
+    layout.tensors.retain(|name, _| name.ends_with("bias"));
+    let file = Checkpoint::from_bytes("x", layout.single_file(1)).unwrap();
+    assert_eq!(load::describe(&file).prediction, Prediction::V);
+}
+
+/// A folder of the layout `sd`, changed by `change`, then described.
+fn folder(name: &str, change: impl FnOnce(&Path)) -> Result<ModelInfo, LoadError> {
+    let root = std::env::temp_dir().join(format!("safelight-{name}-{}", std::process::id()));
+    std::fs::create_dir_all(&root).unwrap();
+    Layout::read("sd").write_folder(7, &root);
+    change(&root);
+    let info = load::describe_path(&root);
+    std::fs::remove_dir_all(&root).unwrap();
+    info
+}
+
+/// Changes one field of a JSON file.
+fn set(path: &Path, key: &str, value: serde_json::Value) {
+    let mut json: serde_json::Value =
+        serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
+    json[key] = value;
+    std::fs::write(path, json.to_string()).unwrap();
+}
+
+#[test]
+fn a_folders_json_is_believed() {
+    let info = folder("json", |root| {
+        std::fs::create_dir_all(root.join("scheduler")).unwrap();
+        let scheduler = r#"{"prediction_type": "v_prediction", "beta_schedule": "linear", "beta_start": 0.001, "beta_end": 0.02}"#;
+        std::fs::write(root.join("scheduler/scheduler_config.json"), scheduler).unwrap();
+        set(&root.join("vae/config.json"), "scaling_factor", 0.5.into());
+        set(&root.join("unet/config.json"), "attention_head_dim", 4.into());
+        let whole = root.join("unet/diffusion_pytorch_model.safetensors");
+        std::fs::rename(whole, root.join("unet/diffusion_pytorch_model.fp16.safetensors")).unwrap();
+    })
+    .unwrap_or_else(|error| panic!("{error}"));
+    assert_eq!(info.problems, []);
+    assert_eq!((info.prediction, info.betas.start), (Prediction::V, 0.001));
+    assert_eq!(info.vae.unwrap().scale_factor, 0.5);
+    assert_eq!(info.unet.unwrap().heads.count(0, 64), 4);
+}
+
+#[test]
+fn a_folders_faults_are_named() {
+    let unet = |root: &Path| root.join("unet/config.json");
+    let refused = |name, key: &str, value: serde_json::Value| {
+        let error = folder(name, |root| set(&unet(root), key, value))
+            .err()
+            .expect("refused")
+            .to_string();
+        assert!(
+            error.contains(key) && error.contains("config.json"),
+            "{error}"
+        );
+    };
+    refused("act", "act_fn", "mish".into());
+    refused("class", "class_embed_type", "timestep".into());
+    refused("layers", "layers_per_block", 1_000_000_000_u64.into());
+    refused("widths", "block_out_channels", "many".into());
+    let info = folder("gone", |root| {
+        let weights = root.join("text_encoder/model.safetensors");
+        std::fs::rename(weights, root.join("text_encoder/pytorch_model.bin")).unwrap();
+    });
+    let problems = info.unwrap_or_else(|error| panic!("{error}")).problems;
+    assert!(
+        problems.len() == 1 && problems[0].to_string().contains("a pickle"),
+        "{problems:?}"
+    );
+    let error = folder("index", |root| {
+        std::fs::write(root.join("model_index.json"), "{").unwrap()
+    });
+    assert!(
+        error
+            .err()
+            .expect("refused")
+            .to_string()
+            .contains("not JSON")
+    );
+    let xl = |root: &Path| {
+        set(
+            &root.join("model_index.json"),
+            "_class_name",
+            "StableDiffusionXLPipeline".into(),
+        )
+    };
+    assert!(matches!(
+        folder("xl", xl),
+        Err(LoadError::Family {
+            family: Family::StableDiffusionXl,
+            ..
+        })
+    ));
+}
+
+#[test]
+fn no_header_is_too_strange() {
+    let mut random = common::weights::Mt19937::seeded(1);
+    let mut below = |end: usize| random.next_u32() as usize % end;
+    let sizes = [0, 1, 3, 7, 32];
+    for _ in 0..20 {
+        let mut layout = Layout::read("sd");
+        let mut names: Vec<String> = layout.tensors.keys().cloned().collect();
+        for _ in 0..40 {
+            let name = names.swap_remove(below(names.len()));
+            let shape = layout.tensors.remove(&name).unwrap();
+            let digit = char::from(b'0' + below(10) as u8);
+            match below(3) {
+                0 => {}
+                1 => drop(layout.tensors.insert(
+                    name.replacen(|c: char| c.is_ascii_digit(), &digit.to_string(), 1),
+                    shape,
+                )),
+                _ => {
+                    let mut shape: Vec<usize> =
+                        shape.iter().map(|_| sizes[below(sizes.len())]).collect();
+                    // No data: the header alone may say what it likes.
+                    let large = below(shape.len());
+                    shape[large] = 1 << (10 * below(5));
+                    let empty = below(shape.len());
+                    shape[empty] = 0;
+                    layout.tensors.insert(name, shape);
+                }
+            }
+        }
+        let info =
+            load::describe(&Checkpoint::from_bytes("strange", layout.single_file(1)).unwrap());
+        assert!(!info.problems.is_empty() || !info.family.is_supported());
+    }
 }

@@ -9,6 +9,7 @@ use safelight_tensor::Activation;
 use serde_json::{Value, json};
 
 use super::LoadError;
+use super::shapes::SIZE_MAX;
 use crate::schedule::{BetaCurve, Betas, Prediction};
 use crate::text::TextConfig;
 use crate::unet::{Heads, Level, UNetConfig};
@@ -16,6 +17,9 @@ use crate::vae::{VaeConfig, VaeHalf};
 
 /// Longest JSON file read; real ones have a few kilobytes.
 const JSON_BYTES_MAX: u64 = 1 << 20;
+
+/// Most levels a network has, and most layers of a level: far beyond any, and few enough to list.
+const COUNT_MAX: usize = 64;
 
 /// One JSON file, an object.
 #[derive(Clone, Debug)]
@@ -78,10 +82,23 @@ impl Json {
         let Some(value) = self.get(key) else {
             return Ok(None);
         };
-        let number = value.as_u64().and_then(|number| u32::try_from(number).ok());
+        let number = believable(value);
         number
-            .map(|number| Some(number as usize))
+            .map(Some)
             .ok_or_else(|| self.fault(key, "a whole number"))
+    }
+
+    /// How many of something: a number up to [`COUNT_MAX`].
+    fn count(&self, key: &str) -> Result<Option<usize>, LoadError> {
+        let count = self.number(key)?;
+        match count {
+            Some(count) if count > COUNT_MAX => Err(self.too_many(key)),
+            _ => Ok(count),
+        }
+    }
+
+    fn too_many(&self, key: &str) -> LoadError {
+        self.fault(key, &format!("at most {COUNT_MAX}"))
     }
 
     fn float(&self, key: &str) -> Result<Option<f64>, LoadError> {
@@ -108,12 +125,7 @@ impl Json {
     fn numbers(&self, key: &str, count: usize) -> Result<Option<Vec<usize>>, LoadError> {
         match self.get(key) {
             Some(Value::Array(values)) => {
-                let number = |value: &Value| {
-                    u32::try_from(value.as_u64()?)
-                        .ok()
-                        .map(|number| number as usize)
-                };
-                let numbers = values.iter().map(number).collect::<Option<Vec<_>>>();
+                let numbers = values.iter().map(believable).collect::<Option<Vec<_>>>();
                 numbers
                     .map(Some)
                     .ok_or_else(|| self.fault(key, "whole numbers"))
@@ -158,6 +170,12 @@ impl Json {
             .map(Some)
             .ok_or_else(|| self.fault(key, &format!("a list of {}", allowed.join(" and "))))
     }
+}
+
+/// A whole number no larger than sizes can be.
+fn believable(value: &Value) -> Option<usize> {
+    let number = usize::try_from(value.as_u64()?).ok()?;
+    (number <= SIZE_MAX).then_some(number)
 }
 
 /// Settings of a UNet that must be as in Stable Diffusion 1.x.
@@ -206,8 +224,8 @@ pub(crate) fn unet(json: &Json, shapes: &mut UNetConfig) -> Result<(), LoadError
         true => Ok(()),
         false => Err(json.fault(key, &format!("one for each of {count} levels"))),
     };
-    if count == 0 {
-        return Err(json.fault("block_out_channels", "at least one level"));
+    if count == 0 || count > COUNT_MAX {
+        return Err(json.fault("block_out_channels", &format!("1 to {COUNT_MAX} levels")));
     }
     if let Some(layers) = json.numbers("layers_per_block", count)? {
         one_each("layers_per_block", &layers)?;
@@ -215,6 +233,9 @@ pub(crate) fn unet(json: &Json, shapes: &mut UNetConfig) -> Result<(), LoadError
             .numbers("transformer_layers_per_block", count)?
             .unwrap_or(vec![1; count]);
         one_each("transformer_layers_per_block", &depths)?;
+        if layers.iter().chain(&depths).any(|&count| count > COUNT_MAX) {
+            return Err(json.too_many("layers_per_block"));
+        }
         let down = json.types("down_block_types", &["CrossAttnDownBlock2D", "DownBlock2D"])?;
         let up = json.types("up_block_types", &["CrossAttnUpBlock2D", "UpBlock2D"])?;
         let shape = |idx: usize, crossing: bool, layers: usize, resample: bool| Level {
@@ -286,7 +307,7 @@ pub(crate) fn vae(json: &Json, shapes: &mut VaeConfig) -> Result<(), LoadError> 
     let widths = json
         .numbers("block_out_channels", 1)?
         .unwrap_or_else(|| shapes.encoder.channels.clone());
-    if let Some(layers) = json.number("layers_per_block")? {
+    if let Some(layers) = json.count("layers_per_block")? {
         let attention = json.truth("mid_block_add_attention")?.unwrap_or(true);
         let half = |channels: Vec<usize>, layers| VaeHalf {
             layers: vec![layers; channels.len()],
@@ -320,7 +341,7 @@ pub(crate) fn text(json: &Json, shapes: &mut TextConfig) -> Result<(), LoadError
         .number("max_position_embeddings")?
         .unwrap_or(shapes.positions);
     shapes.width = json.number("hidden_size")?.unwrap_or(shapes.width);
-    shapes.layers = json.number("num_hidden_layers")?.unwrap_or(shapes.layers);
+    shapes.layers = json.count("num_hidden_layers")?.unwrap_or(shapes.layers);
     shapes.heads = json.number("num_attention_heads")?.unwrap_or(shapes.heads);
     shapes.mlp = json.number("intermediate_size")?.unwrap_or(shapes.mlp);
     shapes.norm_eps = json

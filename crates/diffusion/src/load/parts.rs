@@ -63,7 +63,10 @@ impl<'c> PartSource<'c> {
         let (mut tensors, mut parameters, mut dtypes) = (0, 0, Vec::<(Dtype, usize)>::new());
         for (_, stored) in self.keys.tensors() {
             tensors += 1;
-            parameters += stored.shape.iter().product::<u64>();
+            parameters += stored
+                .shape
+                .iter()
+                .fold(1, |count: u64, &dim| count.saturating_mul(dim));
             match dtypes.iter_mut().find(|(dtype, _)| *dtype == stored.dtype) {
                 Some((_, count)) => *count += 1,
                 None => dtypes.push((stored.dtype, 1)),
@@ -407,17 +410,12 @@ impl<'c> Parts<'c> {
         if let Some((_, what)) = self.absences.iter().find(|(absent, _)| *absent == part) {
             return Problem::MissingPart { what: what.clone() };
         }
-        let file = if self.label.is_empty() {
-            "the file"
-        } else {
-            self.label.as_str()
-        };
         let advice = match part {
             Part::Vae => "; a VAE file can be given beside it",
             _ => "",
         };
         Problem::MissingPart {
-            what: format!("there is no {} in {file}{advice}", part.name()),
+            what: format!("there is no {} in it{advice}", part.name()),
         }
     }
 

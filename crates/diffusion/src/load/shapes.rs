@@ -18,6 +18,9 @@ const UNET_HEADS: usize = 8;
 /// The widest CLIP text model that uses the approximate GELU.
 const QUICK_GELU_WIDTH_MAX: usize = 768;
 
+/// Sizes are believed from 1 to here: products of three stay far from overflow.
+pub(crate) const SIZE_MAX: usize = 1 << 20;
+
 /// What a file's metadata says of the numbers that shapes do not show.
 pub(crate) struct Hints<'m>(pub(crate) &'m dyn Fn(&str) -> Option<String>);
 
@@ -41,7 +44,10 @@ fn vote<'n>(keys: &PartKeys, entries: impl IntoIterator<Item = (&'n str, usize)>
         let Some(&size) = keys.get(name).and_then(|stored| stored.shape.get(axis)) else {
             continue;
         };
-        let Ok(size) = usize::try_from(size) else {
+        let Some(size) = usize::try_from(size)
+            .ok()
+            .filter(|size| (1..=SIZE_MAX).contains(size))
+        else {
             continue;
         };
         match votes.iter_mut().find(|(voted, _)| *voted == size) {
