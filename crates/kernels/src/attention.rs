@@ -7,6 +7,8 @@
 //! Sources: Milakov and Gimelshein 2018, arXiv:1805.02867 (online softmax); Dao et al. 2022,
 //! arXiv:2205.14135 (blocks of keys with running maximum and sum).
 
+use std::ops::Range;
+
 use rayon::prelude::*;
 
 use crate::arch::{self, Rectangle, Simd, Task, rectangles};
@@ -16,8 +18,10 @@ use crate::level::{Level, level};
 const KEY_BLOCK: usize = 128;
 /// Floats of a head that one pass over the scores takes.
 const DEPTH_BLOCK: usize = 128;
-/// Vectors of queries in a block.
+/// Vectors of queries in a tile.
 const QUERY_VECTORS: usize = 3;
+/// Tiles of queries that a block of keys is read for.
+const TILES_MAX: usize = 4;
 
 /// The sizes of an attention.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -139,11 +143,14 @@ pub fn attention_at(
     if out.is_empty() {
         return;
     }
-    let query_block = match level {
+    let tile = match level {
         Level::Scalar => 16,
         Level::Avx2 => 8 * QUERY_VECTORS,
         Level::Avx512 => 16 * QUERY_VECTORS,
     };
+    // Where there is work for many threads, a block of keys serves several tiles of queries.
+    let tiles = shape.batch * shape.heads * shape.queries.div_ceil(tile);
+    let query_block = if tiles >= 64 { TILES_MAX * tile } else { tile };
     let mut blocks: Vec<(usize, Rectangle<'_>)> = Vec::new();
     for (image, out) in out.chunks_exact_mut(shape.queries * width).enumerate() {
         let pieces = rectangles(out, width, query_block, shape.head_width);
@@ -238,73 +245,103 @@ impl Task for Block<'_> {
     type Output = ();
 
     #[inline(always)]
-    fn run<S: Simd>(self, simd: S) {
-        // Accumulators of a tile: 8 × 3 of 32 registers, or 4 × 3 of 16.
-        match (self.out.row_count.div_ceil(S::LANES), S::LANES >= 16) {
-            (1, true) => self.tiled::<S, 8, 1>(simd),
-            (2, true) => self.tiled::<S, 8, 2>(simd),
-            (_, true) => self.tiled::<S, 8, QUERY_VECTORS>(simd),
-            (1, false) => self.tiled::<S, 4, 1>(simd),
-            (2, false) => self.tiled::<S, 4, 2>(simd),
-            (_, false) => self.tiled::<S, 4, QUERY_VECTORS>(simd),
+    fn run<S: Simd>(mut self, simd: S) {
+        // Whole tiles first, then what is left, in as few vectors as will do.
+        let whole = self.out.row_count / (QUERY_VECTORS * S::LANES) * (QUERY_VECTORS * S::LANES);
+        let rest = self.out.row_count - whole;
+        let mut scratch = std::mem::take(self.scratch);
+        if whole > 0 {
+            self.tiles::<S, QUERY_VECTORS>(simd, 0..whole, &mut scratch);
         }
+        match rest.div_ceil(S::LANES) {
+            0 => {}
+            1 => self.tiles::<S, 1>(simd, whole..whole + rest, &mut scratch),
+            2 => self.tiles::<S, 2>(simd, whole..whole + rest, &mut scratch),
+            _ => self.tiles::<S, QUERY_VECTORS>(simd, whole..whole + rest, &mut scratch),
+        }
+        *self.scratch = scratch;
     }
 }
 
 impl Block<'_> {
-    /// `C` vectors of queries against every block of keys, tiles of `R` keys (then of `R` floats of the head).
+    /// Tiles of `C` vectors of queries, together the block's `rows`, against every block of keys.
     #[inline(always)]
-    fn tiled<S: Simd, const R: usize, const C: usize>(mut self, simd: S) {
-        let (d, lanes) = (self.shape.head_width, C * S::LANES);
-        let mut scratch = std::mem::take(self.scratch);
-        let needed = (2 * d + KEY_BLOCK) * lanes;
-        if scratch.len() < needed {
-            scratch.resize(needed, 0.0);
-        }
-        let (q, rest) = scratch.split_at_mut(d * lanes);
-        let (sums, rest) = rest.split_at_mut(d * lanes);
-        self.transpose_queries(lanes, q);
-        sums.fill(0.0);
-
-        let keys = if self.shape.causal {
-            self.shape.keys.min(self.out.row + self.out.row_count)
+    fn tiles<S: Simd, const C: usize>(
+        &mut self,
+        simd: S,
+        rows: Range<usize>,
+        scratch: &mut Vec<f32>,
+    ) {
+        // Accumulators: 8 × 3 of 32 registers, or 4 × 3 of 16.
+        if S::LANES >= 16 {
+            self.tiles_of::<S, 8, C>(simd, rows, scratch);
         } else {
-            self.shape.keys
-        };
-        let mut softmax = Softmax::<S, C>::new(simd);
-        for first_key in (0..keys).step_by(KEY_BLOCK) {
-            let scores = &mut rest[..KEY_BLOCK.min(keys - first_key) * lanes];
-            for depth in (0..d).step_by(DEPTH_BLOCK) {
-                self.score_keys::<S, R, C>(simd, first_key, depth, q, scores);
-            }
-            if self.shape.causal {
-                self.mask(first_key, lanes, scores);
-            }
-            let shrink = softmax.weigh(simd, scores);
-            self.add_values::<S, R, C>(simd, first_key, scores, shrink, sums);
+            self.tiles_of::<S, 4, C>(simd, rows, scratch);
         }
-        softmax.normalise(simd, sums);
-        for idx in 0..self.out.row_count {
-            for (out, sums) in self
-                .out
-                .row_mut(idx)
-                .iter_mut()
-                .zip(sums.chunks_exact(lanes))
-            {
-                *out = sums[idx];
+    }
+
+    /// [`Self::tiles`], with `R` keys (then `R` floats of the head) at a time.
+    #[inline(always)]
+    fn tiles_of<S: Simd, const R: usize, const C: usize>(
+        &mut self,
+        simd: S,
+        rows: Range<usize>,
+        scratch: &mut Vec<f32>,
+    ) {
+        let (d, lanes) = (self.shape.head_width, C * S::LANES);
+        let count = rows.len().div_ceil(lanes);
+        assert!(count <= TILES_MAX);
+        let scratch = aligned(scratch, (2 * d * count + KEY_BLOCK) * lanes);
+        let (q, rest) = scratch.split_at_mut(d * count * lanes);
+        let (sums, rest) = rest.split_at_mut(d * count * lanes);
+        sums.fill(0.0);
+        for (idx, q) in q.chunks_exact_mut(d * lanes).enumerate() {
+            let first = rows.start + idx * lanes;
+            self.transpose_queries(first..rows.end.min(first + lanes), lanes, q);
+        }
+
+        let mut softmax = [Softmax::<S, C>::new(simd); TILES_MAX];
+        for first_key in (0..self.shape.keys).step_by(KEY_BLOCK) {
+            let scores = &mut rest[..KEY_BLOCK.min(self.shape.keys - first_key) * lanes];
+            let tiles = q
+                .chunks_exact(d * lanes)
+                .zip(sums.chunks_exact_mut(d * lanes));
+            for (idx, ((q, sums), softmax)) in tiles.zip(&mut softmax).enumerate() {
+                let first_query = self.out.row + rows.start + idx * lanes;
+                if self.shape.causal && first_key >= first_query + lanes {
+                    continue;
+                }
+                for depth in (0..d).step_by(DEPTH_BLOCK) {
+                    self.score_keys::<S, R, C>(simd, first_key, depth, q, scores);
+                }
+                if self.shape.causal {
+                    mask(first_key, first_query, lanes, scores);
+                }
+                let shrink = softmax.weigh(simd, scores);
+                self.add_values::<S, R, C>(simd, first_key, scores, shrink, sums);
             }
         }
-        *self.scratch = scratch;
+        let tiles = sums.chunks_exact_mut(d * lanes);
+        for (idx, (sums, softmax)) in tiles.zip(&softmax).enumerate() {
+            softmax.normalise(simd, sums);
+            for row in rows.clone().skip(idx * lanes).take(lanes) {
+                let lane = row - rows.start - idx * lanes;
+                let sums = sums.chunks_exact(lanes);
+                for (out, sums) in self.out.row_mut(row).iter_mut().zip(sums) {
+                    *out = sums[lane];
+                }
+            }
+        }
     }
 
     /// Queries as `[d][query]`, times log₂e/√d, so that 2ˣ of a score is its weight; missing queries are 0.
     #[inline(always)]
-    fn transpose_queries(&self, lanes: usize, q: &mut [f32]) {
+    fn transpose_queries(&self, rows: Range<usize>, lanes: usize, q: &mut [f32]) {
         let scale = std::f32::consts::LOG2_E / (self.shape.head_width as f32).sqrt();
         q.fill(0.0);
-        for idx in 0..self.out.row_count {
-            for (to, from) in q.chunks_exact_mut(lanes).zip(self.query(idx)) {
-                to[idx] = from * scale;
+        for (lane, row) in rows.enumerate() {
+            for (to, from) in q.chunks_exact_mut(lanes).zip(self.query(row)) {
+                to[lane] = from * scale;
             }
         }
     }
@@ -335,15 +372,6 @@ impl Block<'_> {
         }
     }
 
-    /// Hides the keys after each query.
-    #[inline(always)]
-    fn mask(&self, first_key: usize, lanes: usize, scores: &mut [f32]) {
-        for (idx, row) in scores.chunks_exact_mut(lanes).enumerate() {
-            let hidden = (first_key + idx).saturating_sub(self.out.row).min(lanes);
-            row[..hidden].fill(f32::MIN);
-        }
-    }
-
     /// Shrinks the sums and adds the values of the block's keys, weighted.
     #[inline(always)]
     fn add_values<S: Simd, const R: usize, const C: usize>(
@@ -371,6 +399,26 @@ impl Block<'_> {
             column += 1;
         }
     }
+}
+
+/// Hides from each query the keys that come after it.
+#[inline(always)]
+fn mask(first_key: usize, first_query: usize, lanes: usize, scores: &mut [f32]) {
+    for (idx, row) in scores.chunks_exact_mut(lanes).enumerate() {
+        let hidden = (first_key + idx).saturating_sub(first_query).min(lanes);
+        row[..hidden].fill(f32::MIN);
+    }
+}
+
+/// `count` floats of `scratch` that begin a cache line: no vector straddles two.
+#[inline(always)]
+fn aligned(scratch: &mut Vec<f32>, count: usize) -> &mut [f32] {
+    const LINE: usize = 64;
+    if scratch.len() < count + LINE / 4 {
+        scratch.resize(count + LINE / 4, 0.0);
+    }
+    let skip = scratch.as_ptr().align_offset(LINE).min(LINE / 4);
+    &mut scratch[skip..skip + count]
 }
 
 /// `R` keys against `C` vectors of queries: `scores[r] (+)= Σ k[r][i]·q[i]`.
@@ -443,6 +491,7 @@ fn value_tile<S: Simd, const R: usize, const C: usize>(
 }
 
 /// Highest score and sum of weights so far, for each query.
+#[derive(Clone, Copy)]
 struct Softmax<S: Simd, const C: usize> {
     highest: [S::V; C],
     sum: [S::V; C],
