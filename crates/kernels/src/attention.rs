@@ -15,13 +15,15 @@ use crate::arch::{self, Rectangle, Simd, Task, rectangles};
 use crate::level::{Level, level};
 
 /// Keys whose scores are held at a time.
-const KEY_BLOCK: usize = 128;
+const KEY_BLOCK: usize = 64;
 /// Floats of a head that one pass over the scores takes.
-const DEPTH_BLOCK: usize = 128;
+const DEPTH_BLOCK: usize = 64;
 /// Vectors of queries in a tile.
 const QUERY_VECTORS: usize = 3;
 /// Tiles of queries that a block of keys is read for.
-const TILES_MAX: usize = 4;
+const TILES_MAX: usize = 8;
+/// Floats of queries and sums that these tiles may have.
+const TILE_FLOATS_MAX: usize = 1 << 16;
 
 /// The sizes of an attention.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -148,9 +150,13 @@ pub fn attention_at(
         Level::Avx2 => 8 * QUERY_VECTORS,
         Level::Avx512 => 16 * QUERY_VECTORS,
     };
-    // Where there is work for many threads, a block of keys serves several tiles of queries.
-    let tiles = shape.batch * shape.heads * shape.queries.div_ceil(tile);
-    let query_block = if tiles >= 64 { TILES_MAX * tile } else { tile };
+    // Where there is work for many threads, a block of keys serves several tiles of queries, as many
+    // as leave a level-2 cache of 1 MiB room for their queries and sums.
+    let query_block = if shape.batch * shape.heads * shape.queries.div_ceil(tile) < 64 {
+        tile
+    } else {
+        tile * (TILE_FLOATS_MAX / (2 * tile * shape.head_width)).clamp(1, TILES_MAX)
+    };
     let mut blocks: Vec<(usize, Rectangle<'_>)> = Vec::new();
     for (image, out) in out.chunks_exact_mut(shape.queries * width).enumerate() {
         let pieces = rectangles(out, width, query_block, shape.head_width);
@@ -682,6 +688,21 @@ mod tests {
                 },
                 1.0,
             );
+        }
+    }
+
+    #[test]
+    fn several_tiles_share_a_block_of_keys() {
+        for (queries, keys, causal) in [(413, 77, false), (800, 150, false), (413, 413, true)] {
+            let shape = AttentionShape {
+                batch: 1,
+                heads: 16,
+                head_width: 8,
+                queries,
+                keys,
+                causal,
+            };
+            check(shape, 1.0);
         }
     }
 
