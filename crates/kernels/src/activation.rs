@@ -51,22 +51,53 @@ impl Task for Map<'_> {
         // One loop for each, so that the choice is not made for every vector.
         match self.activation {
             Activation::None => self.out.copy_from_slice(self.x),
-            Activation::Silu => map(simd, self.x, self.out, |x| math::silu(simd, x)),
-            Activation::Gelu => map(simd, self.x, self.out, |x| math::gelu(simd, x)),
-            Activation::QuickGelu => map(simd, self.x, self.out, |x| math::quick_gelu(simd, x)),
+            Activation::Silu => map(simd, self.x, self.out, Silu),
+            Activation::Gelu => map(simd, self.x, self.out, Gelu),
+            Activation::QuickGelu => map(simd, self.x, self.out, QuickGelu),
         }
     }
 }
 
+/// A function of one vector. Not a closure: one that is called at two places may be compiled apart, and
+/// then without the level's instructions.
+trait Function {
+    fn of<S: Simd>(&self, simd: S, x: S::V) -> S::V;
+}
+
+struct Silu;
+struct Gelu;
+struct QuickGelu;
+
+impl Function for Silu {
+    #[inline(always)]
+    fn of<S: Simd>(&self, simd: S, x: S::V) -> S::V {
+        math::silu(simd, x)
+    }
+}
+
+impl Function for Gelu {
+    #[inline(always)]
+    fn of<S: Simd>(&self, simd: S, x: S::V) -> S::V {
+        math::gelu(simd, x)
+    }
+}
+
+impl Function for QuickGelu {
+    #[inline(always)]
+    fn of<S: Simd>(&self, simd: S, x: S::V) -> S::V {
+        math::quick_gelu(simd, x)
+    }
+}
+
 #[inline(always)]
-fn map<S: Simd>(simd: S, x: &[f32], out: &mut [f32], function: impl Fn(S::V) -> S::V) {
+fn map<S: Simd>(simd: S, x: &[f32], out: &mut [f32], function: impl Function) {
     let mut outs = out.chunks_exact_mut(S::LANES);
     let mut xs = x.chunks_exact(S::LANES);
     for (out, x) in (&mut outs).zip(&mut xs) {
-        simd.store(function(simd.load(x)), out);
+        simd.store(function.of(simd, simd.load(x)), out);
     }
     let rest = simd.load_partial(xs.remainder());
-    simd.store_partial(function(rest), outs.into_remainder());
+    simd.store_partial(function.of(simd, rest), outs.into_remainder());
 }
 
 /// `out = value · gelu(gate)`: rows of `x` are `width` values, then `width` gates; rows of `out` are `width`.

@@ -293,19 +293,35 @@ impl Apply<'_> {
         let rows = self.x.chunks_exact(channels);
         for (x, out) in rows.zip(self.out.chunks_exact_mut(channels)) {
             for at in (0..whole).step_by(S::LANES) {
-                let load = |from: &[f32]| simd.load(&from[at..at + S::LANES]);
-                let x = simd.sub(load(x), load(center));
-                let y = activate.of(simd, simd.mul_add(x, load(scale), load(shift)));
+                let x = simd.sub(load_at(simd, x, at), load_at(simd, center, at));
+                let y = activate.of(
+                    simd,
+                    simd.mul_add(x, load_at(simd, scale, at), load_at(simd, shift, at)),
+                );
                 simd.store(y, &mut out[at..at + S::LANES]);
             }
             if whole < channels {
-                let load = |from: &[f32]| simd.load_partial(&from[whole..]);
-                let x = simd.sub(load(x), load(center));
-                let y = activate.of(simd, simd.mul_add(x, load(scale), load(shift)));
+                let x = simd.sub(
+                    simd.load_partial(&x[whole..]),
+                    simd.load_partial(&center[whole..]),
+                );
+                let y = activate.of(
+                    simd,
+                    simd.mul_add(
+                        x,
+                        simd.load_partial(&scale[whole..]),
+                        simd.load_partial(&shift[whole..]),
+                    ),
+                );
                 simd.store_partial(y, &mut out[whole..]);
             }
         }
     }
+}
+
+#[inline(always)]
+fn load_at<S: Simd>(simd: S, from: &[f32], at: usize) -> S::V {
+    simd.load(&from[at..at + S::LANES])
 }
 
 /// Every row of `x` to mean 0 and (biased) variance 1, then gamma and beta; a row is as long as gamma.
@@ -376,15 +392,21 @@ impl Task for LayerNorm<'_> {
             let scale = simd.splat((1.0 / deviation) as f32);
             let shift = simd.splat(((f64::from(mean as f32) - mean) / deviation) as f32);
             for at in (0..whole).step_by(S::LANES) {
-                let load = |from: &[f32]| simd.load(&from[at..at + S::LANES]);
-                let normal = simd.mul_add(simd.sub(load(x), center), scale, shift);
-                let y = simd.mul_add(normal, load(gamma), load(beta));
+                let normal = simd.mul_add(simd.sub(load_at(simd, x, at), center), scale, shift);
+                let y = simd.mul_add(normal, load_at(simd, gamma, at), load_at(simd, beta, at));
                 simd.store(y, &mut out[at..at + S::LANES]);
             }
             if whole < channels {
-                let load = |from: &[f32]| simd.load_partial(&from[whole..]);
-                let normal = simd.mul_add(simd.sub(load(x), center), scale, shift);
-                let y = simd.mul_add(normal, load(gamma), load(beta));
+                let normal = simd.mul_add(
+                    simd.sub(simd.load_partial(&x[whole..]), center),
+                    scale,
+                    shift,
+                );
+                let y = simd.mul_add(
+                    normal,
+                    simd.load_partial(&gamma[whole..]),
+                    simd.load_partial(&beta[whole..]),
+                );
                 simd.store_partial(y, &mut out[whole..]);
             }
         }
