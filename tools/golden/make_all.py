@@ -4,13 +4,15 @@ import argparse
 
 import models
 import blocks
+import masks
 import pipeline_diffusers
 import pipeline_kdiffusion
+import samplers
 import text
 import unet
 import vae
 
-ROOMS = {"layouts": models, "text": text, "blocks": blocks, "unet": unet, "vae": vae,
+ROOMS = {"layouts": models, "text": text, "blocks": blocks, "unet": unet, "vae": vae, "samplers": samplers, "masks": masks,
          "pipeline_diffusers": pipeline_diffusers, "pipeline_kdiffusion": pipeline_kdiffusion}
 
 if __name__ == "__main__":

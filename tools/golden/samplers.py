@@ -6,10 +6,8 @@ seeded with 7, 16 values a draw. Tensors are named `<sampler>/<setting>/<steps>`
 
 import json
 import sys
-import types
 import warnings
 from importlib.metadata import version
-from importlib.util import find_spec
 from pathlib import Path
 
 import diffusers
@@ -17,22 +15,11 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 
+from kdiff import external, sampling
+
 warnings.filterwarnings("ignore")
 STEPS = (1, 2, 3, 5, 10, 20, 31)
 SIZE = 16
-
-
-def k_diffusion():
-    """k_diffusion's sampling and external modules, without the rest of that package and what the rest needs."""
-    package = types.ModuleType("k_diffusion")
-    package.__path__ = list(find_spec("k_diffusion").submodule_search_locations)
-    sys.modules["k_diffusion"] = package
-    for name in ("torchvision", "torchvision.transforms", "torchvision.transforms.functional"):
-        sys.modules.setdefault(name, types.ModuleType(name))
-    sys.modules["torchvision.transforms"].functional = sys.modules["torchvision.transforms.functional"]
-    import k_diffusion.external
-    import k_diffusion.sampling
-    return k_diffusion.sampling, k_diffusion.external
 
 
 def network(x, t):
@@ -72,7 +59,7 @@ def alphas_cumprod():
     return torch.tensor(np.cumprod(1 - betas), dtype=torch.float32)
 
 
-def a1111_schedules(sampling, model):
+def a1111_schedules(model):
     low, high = model.sigmas[0].item(), model.sigmas[-1].item()
     times = lambda n: torch.linspace(*(model.sigma_to_t(torch.tensor(s)).item() for s in (high, low)), n)
     count = len(model.sigmas)
@@ -87,7 +74,7 @@ def a1111_schedules(sampling, model):
     }
 
 
-def lcm_model(external, alphas):
+def lcm_model(alphas):
     """A1111's denoiser for consistency models: 50 levels, boundary scalings."""
     class Lcm(external.DiscreteEpsDDPMDenoiser):
         def sigma_to_t(self, sigma, quantize=None):
@@ -125,7 +112,6 @@ def a1111_ddim(x, steps, alphas):
 
 
 def make_a1111(out):
-    sampling, external = k_diffusion()
     alphas, tensors = alphas_cumprod(), {}
     eps = external.DiscreteEpsDDPMDenoiser(network, alphas, quantize=False)
     velocity = external.DiscreteVDDPMDenoiser(network, alphas, quantize=False)
@@ -134,9 +120,9 @@ def make_a1111(out):
                  "DPM++ 2M": sampling.sample_dpmpp_2m, "LCM": sample_lcm}
     for sampler, function in functions.items():
         ancestral = sampler in ("Euler a", "LCM")
-        models = {"epsilon": lcm_model(external, alphas)} if sampler == "LCM" else {"epsilon": eps, "v": velocity}
+        models = {"epsilon": lcm_model(alphas)} if sampler == "LCM" else {"epsilon": eps, "v": velocity}
         for prediction, model in models.items():
-            for schedule, sigmas_of in a1111_schedules(sampling, model).items():
+            for schedule, sigmas_of in a1111_schedules(model).items():
                 if prediction == "v" and schedule != "Karras":
                     continue
                 for steps in STEPS:
@@ -225,10 +211,11 @@ def make_diffusers(out):
 
 
 def make(out):
+    out = Path(out)
     make_noise(out)
     make_a1111(out)
     make_diffusers(out)
 
 
 if __name__ == "__main__":
-    make(Path(sys.argv[1]))
+    make(sys.argv[1])

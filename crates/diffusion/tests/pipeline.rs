@@ -204,6 +204,30 @@ fn a_batch_is_its_pictures_one_by_one() {
 }
 
 #[test]
+fn any_number_of_threads_draws_the_same() {
+    let model = model("sd", 1);
+    let inpaint = Inpaint {
+        content: MaskedContent::Fill,
+        ..Inpaint::new(colours(72, 56), right_half(72, 56))
+    };
+    let request = Request {
+        sampler: Sampler::EulerAncestral,
+        ..small(Job::Inpaint(inpaint))
+    };
+    let with_threads = |count| {
+        let pool = rayon::ThreadPoolBuilder::new()
+            .num_threads(count)
+            .build()
+            .expect("a thread pool");
+        pool.install(|| draw(&model, &request))
+    };
+    let alone = with_threads(1);
+    for count in [2, 3, 7] {
+        assert_eq!(alone, with_threads(count), "{count} threads");
+    }
+}
+
+#[test]
 fn every_sampler_does_every_job() {
     let model = model("sd", 1);
     let image = || colours(37, 29);

@@ -237,6 +237,7 @@ fn divided_by_255(value: u32) -> u32 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use safelight_store::Checkpoint;
 
     fn spot(width: usize, height: usize) -> Mask {
         let white = |idx: usize| {
@@ -281,6 +282,33 @@ mod tests {
             assert!(small.iter().all(|&value| value == 0.0 || value == 1.0));
             assert_eq!((small[3 * 9 + 4], small[0]), (1.0, 0.0));
         }
+    }
+
+    /// `tools/golden/masks.py`: what Pillow makes of the same picture and mask.
+    #[test]
+    fn pillows_picture() {
+        let file: &[u8] = include_bytes!("../../../../testdata/golden/masks/pillow.safetensors");
+        let case = Checkpoint::from_bytes("masks/pillow", file).expect("a valid file");
+        let (width, height) = (56, 40);
+        let bytes = |name: &str| case.read_bytes(name).expect("a golden tensor");
+        let image = RgbImage::new(width, height, bytes("in.image"));
+        let white = Mask::new(width, height, bytes("in.mask"));
+        let furthest = |found: &RgbImage, name: &str| {
+            let pairs = found.bytes().iter().zip(bytes(name));
+            pairs
+                .map(|(found, expected)| found.abs_diff(expected))
+                .max()
+        };
+        assert_eq!(furthest(&image.resized(37, 61), "out.lanczos"), Some(0));
+        assert_eq!(
+            of_latent(&white, 7, 5),
+            case.read_f32("out.latent_mask").expect("a golden tensor")
+        );
+        let mut drawn = RgbImage::new(width, height, bytes("in.drawn"));
+        overlaid(&mut drawn, &image, &white);
+        assert_eq!(furthest(&drawn, "out.overlaid"), Some(0));
+        // Pillow rounds to bytes between the blurs; where little shows through, that is most of the value.
+        assert!(furthest(&filled(&image, &white), "out.filled") <= Some(6));
     }
 
     #[test]
