@@ -511,7 +511,7 @@ fn broken_numbers_are_found_where_they_arise() {
     check(
         "model.diffusion_model.out.2.weight",
         Job::Txt2Img,
-        "step 1 of 3",
+        "step 2 of 3",
     );
     check(
         "first_stage_model.decoder.conv_out.weight",
