@@ -137,20 +137,23 @@ pub(crate) fn product<R: Rows>(
         });
 }
 
-/// Output rows and panels that one thread does at a time.
+/// Output rows and panels that one thread does at a time, by size alone.
 ///
 /// Half of a 2 MiB second-level cache holds the rows of the left matrix, which every panel reads
-/// again; a piece is some 64 million operations, a third of a millisecond.
+/// again. A piece is some 8 million products, a tenth of a millisecond, or 1 MiB of weights: a
+/// single row waits for those, and the more threads read them, the better.
 fn piece(rows: usize, panels: &Panels, channels: usize) -> (usize, usize) {
     let rows_max = (256 * 1024 / channels / 48 * 48).clamp(240, 480);
-    let panels_max = (32_000_000 / (rows_max.min(rows).max(1) * panels.depth * PANEL)).max(1);
-    (rows_max, panels_max)
+    let weights = panels.depth * PANEL;
+    let by_work = 8_000_000 / (rows_max.min(rows).max(1) * weights);
+    let by_weights = 256 * 1024 / weights;
+    (rows_max, by_work.min(by_weights).max(1))
 }
 
-/// Channels that one pass over a piece's rows takes: their weights stay in the first-level cache.
+/// Products of one pass over a piece's rows: their weights, 40 KiB, stay in the nearest caches.
 const PART: usize = 320;
 
-/// Cuts `taps` × `channels` products into blocks of at most [`PART`], by size alone.
+/// Cuts `taps` × `channels` products into parts of at most [`PART`], by size alone.
 fn parts(taps: usize, channels: usize) -> Vec<Part> {
     if channels <= PART {
         let taps_max = PART / channels;
