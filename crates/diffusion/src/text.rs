@@ -67,6 +67,16 @@ impl TextConfig {
 /// The CLIP text model.
 ///
 /// Source: Radford et al. 2021, arXiv:2103.00020, §2.4.
+///
+/// ```
+/// use safelight_diffusion::nn::RandomWeights;
+/// use safelight_diffusion::text::{TextConfig, TextEncoder};
+///
+/// let config = TextConfig { width: 64, layers: 1, heads: 1, mlp: 64, ..TextConfig::sd15() };
+/// let text = TextEncoder::load(&RandomWeights { seed: 1 }, config)?;
+/// assert_eq!(text.forward(&[49406, 320, 2368, 49407], 1).shape(), [1, 4, 64]);
+/// # Ok::<(), safelight_diffusion::load::LoadError>(())
+/// ```
 pub struct TextEncoder {
     config: TextConfig,
     token_embedding: Leaf<Table>,

@@ -105,6 +105,20 @@ impl VaeConfig {
 /// The autoencoder of Stable Diffusion 1.x's class, of any size.
 ///
 /// Source: Rombach et al. 2022, arXiv:2112.10752, §3.1; Esser et al. 2021, arXiv:2012.09841, table 7.
+///
+/// ```
+/// use safelight_diffusion::nn::RandomWeights;
+/// use safelight_diffusion::vae::{Vae, VaeConfig, VaeHalf};
+/// use safelight_tensor::Tensor;
+///
+/// let half = VaeHalf { channels: vec![32, 32], layers: vec![1, 1], attention: true };
+/// let config = VaeConfig { encoder: half.clone(), decoder: half, ..VaeConfig::sd15() };
+/// let vae = Vae::load(&RandomWeights { seed: 1 }, config)?;
+/// let picture = vae.decode(&Tensor::zeros(&[1, 4, 6, 4]));
+/// assert_eq!(picture.shape(), [1, 8, 12, 3]);
+/// assert_eq!(vae.encode(&picture).mean.shape(), [1, 4, 6, 4]);
+/// # Ok::<(), safelight_diffusion::load::LoadError>(())
+/// ```
 pub struct Vae {
     config: VaeConfig,
     encoder: Half,

@@ -423,8 +423,7 @@ fn a_folders_faults_are_named() {
     let unet = |root: &Path| root.join("unet/config.json");
     let refused = |name, key: &str, value: serde_json::Value| {
         let error = folder(name, |root| set(&unet(root), key, value))
-            .err()
-            .expect("refused")
+            .expect_err("refused")
             .to_string();
         assert!(
             error.contains(key) && error.contains("config.json"),
@@ -447,13 +446,7 @@ fn a_folders_faults_are_named() {
     let error = folder("index", |root| {
         std::fs::write(root.join("model_index.json"), "{").unwrap()
     });
-    assert!(
-        error
-            .err()
-            .expect("refused")
-            .to_string()
-            .contains("not JSON")
-    );
+    assert!(error.expect_err("refused").to_string().contains("not JSON"));
     let xl = |root: &Path| {
         set(
             &root.join("model_index.json"),

@@ -111,7 +111,7 @@ impl Family {
 
     /// Whether pictures can be drawn with it.
     pub fn is_supported(self) -> bool {
-        matches!(self, Family::StableDiffusion1 | Family::StableDiffusion2)
+        self == Family::StableDiffusion1
     }
 
     /// The family of a file with these tensors, and what gave it away.

@@ -79,9 +79,7 @@ impl ModelInfo {
     /// [`LoadError::Family`] for another family, [`LoadError::Weights`] for the problems.
     pub fn usable(&self) -> Result<(), LoadError> {
         let (label, family) = (self.label.clone(), self.family);
-        let foreign_text =
-            family == Family::StableDiffusion2 && self.part(Part::TextEncoder).is_none();
-        if !family.is_supported() || foreign_text {
+        if !family.is_supported() {
             return Err(LoadError::Family {
                 label,
                 family,

@@ -21,13 +21,26 @@ use std::path::{Path, PathBuf};
 
 use safelight_store::Checkpoint;
 
-use crate::schedule::Prediction;
-use crate::text::TextEncoder;
-use crate::unet::UNet;
-use crate::vae::Vae;
+use crate::nn::{RandomWeights, Weights};
+use crate::schedule::{Betas, Prediction};
+use crate::text::{TextConfig, TextEncoder};
+use crate::unet::{UNet, UNetConfig};
+use crate::vae::{Vae, VaeConfig};
 use parts::{Folder, Parts};
 
 /// A model, ready to draw.
+///
+/// ```no_run
+/// use safelight_diffusion::load::{LoadOptions, Model};
+/// use safelight_tensor::Tensor;
+///
+/// let model = Model::load("v1-5-pruned-emaonly.safetensors".as_ref(), &LoadOptions::default())?;
+/// let text = model.text.forward(&[49406, 320, 2368, 49407], 1);
+/// let noise = model.unet.forward(&Tensor::zeros(&[1, 64, 64, 4]), &[999.0], &text);
+/// let picture = model.vae.decode(&noise);
+/// assert_eq!(picture.shape(), [1, 512, 512, 3]);
+/// # Ok::<(), safelight_diffusion::load::LoadError>(())
+/// ```
 pub struct Model {
     /// Reads the prompt.
     pub text: TextEncoder,
@@ -63,6 +76,41 @@ impl Model {
         let mut parts = Parts::of(&checkpoint);
         parts.read_sidecar(path)?;
         build(parts, vae.as_ref(), options)
+    }
+
+    /// A model of Stable Diffusion 1.5's structure out of random weights: to measure, not to draw with.
+    ///
+    /// The same `seed` gives the same weights. Takes as much memory as a real one, about 4 GB.
+    ///
+    /// # Errors
+    /// None in practice: nothing is read from a file.
+    pub fn random_sd15(seed: u64) -> Result<Model, LoadError> {
+        let weights = RandomWeights { seed };
+        let text = TextEncoder::load(&weights, TextConfig::sd15())?;
+        let unet = UNet::load(&weights, UNetConfig::sd15())?;
+        let vae = Vae::load(&weights, VaeConfig::sd15())?;
+        let info = ModelInfo {
+            label: weights.label(),
+            family: Family::StableDiffusion1,
+            saw: "asked for".into(),
+            task: Task::TextToImage,
+            parts: Vec::new(),
+            text: Some(text.config().clone()),
+            unet: Some(unet.config().clone()),
+            vae: Some(vae.config().clone()),
+            prediction: Prediction::Epsilon,
+            betas: Betas::STABLE_DIFFUSION,
+            zero_terminal_snr: false,
+            title: None,
+            ignored_tensors: 0,
+            problems: Vec::new(),
+        };
+        Ok(Model {
+            text,
+            unet,
+            vae,
+            info,
+        })
     }
 
     /// Loads a checkpoint that is already open.

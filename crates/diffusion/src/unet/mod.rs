@@ -17,6 +17,26 @@ use crate::nn::{Builder, ConvShape, Leaf, Trace, Weights};
 /// The UNet of Stable Diffusion 1.x's class, of any size.
 ///
 /// Source: Rombach et al. 2022, arXiv:2112.10752; Ronneberger et al. 2015, arXiv:1505.04597.
+///
+/// ```
+/// use safelight_diffusion::nn::RandomWeights;
+/// use safelight_diffusion::unet::{Level, UNet, UNetConfig};
+/// use safelight_tensor::Tensor;
+///
+/// let level = |depths: &[usize]| Level { channels: 32, depths: depths.to_vec(), resample: false };
+/// let config = UNetConfig {
+///     model_channels: 32,
+///     time_embedding_channels: 64,
+///     down: vec![level(&[1])],
+///     up: vec![level(&[1, 1])],
+///     context_channels: 16,
+///     ..UNetConfig::sd15()
+/// };
+/// let unet = UNet::load(&RandomWeights { seed: 1 }, config)?;
+/// let (latent, text) = (Tensor::zeros(&[1, 5, 3, 4]), Tensor::zeros(&[1, 77, 16]));
+/// assert_eq!(unet.forward(&latent, &[999.0], &text).shape(), [1, 5, 3, 4]);
+/// # Ok::<(), safelight_diffusion::load::LoadError>(())
+/// ```
 pub struct UNet {
     config: UNetConfig,
     time_embedding: [Leaf<Linear>; 2],
