@@ -1,4 +1,67 @@
-//! The `safelight` command.
+//! The `safelight` command: arguments in; text, JSON, pictures and exit codes out.
+//!
+//! The only room that prints. What a command does is in the file of its name; arithmetic is all in `diffusion`.
 #![forbid(unsafe_code)]
 
-fn main() {}
+mod args;
+mod bench;
+mod choose;
+mod error;
+mod generate;
+mod inspect;
+mod interrupt;
+mod machine;
+mod models;
+mod output;
+mod picture;
+mod progress;
+mod say;
+
+use std::process::ExitCode;
+
+use clap::{CommandFactory, Parser};
+use serde_json::json;
+
+use args::{Cli, Command};
+use error::Failure;
+
+fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            // Help and version are no errors; clap knows which stream each belongs to.
+            let _ = error.print();
+            return ExitCode::from(if error.use_stderr() { 2 } else { 0 });
+        }
+    };
+    let wants_json = cli.command.wants_json();
+    match run(cli.command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            let code = failure.exit_code();
+            say::note(&format!("safelight: {failure}"));
+            if wants_json {
+                let error = json!({ "kind": failure.kind(), "message": failure.to_string(), "exit_code": code });
+                let _ = say::answer_json(&json!({ "error": error }));
+            }
+            ExitCode::from(code)
+        }
+    }
+}
+
+fn run(command: Command) -> Result<(), Failure> {
+    match command {
+        Command::Txt2img(args) => generate::txt2img(&args),
+        Command::Img2img(args) => generate::img2img(&args),
+        Command::Inpaint(args) => generate::inpaint(&args),
+        Command::Outpaint(args) => generate::outpaint(&args),
+        Command::Models(args) => models::run(&args),
+        Command::Inspect(args) => inspect::run(&args),
+        Command::Bench(args) => bench::run(&args),
+        Command::Completions { shell } => {
+            let mut text = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "safelight", &mut text);
+            say::answer(&String::from_utf8_lossy(&text))
+        }
+    }
+}

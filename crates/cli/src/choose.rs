@@ -1,0 +1,72 @@
+//! Which model is meant, and its weights.
+
+use std::env;
+
+use safelight_catalog::{Catalog, Entry, HashCache, Layout, Roots, cache_folder};
+use safelight_diffusion::load::{LoadOptions, Model};
+
+use crate::args::{ModelArgs, ModelsFolders};
+use crate::error::Failure;
+use crate::say;
+
+/// Everything that lies in the models folders.
+pub(crate) fn catalog(folders: &ModelsFolders) -> Result<Catalog, Failure> {
+    let roots = Roots::new(&folders.folders, |name| env::var_os(name));
+    let catalog = Catalog::scan(&roots);
+    match catalog.notes.first() {
+        Some(note) if roots.named => Err(Failure::Usage(format!(
+            "{note} (--models or SAFELIGHT_MODELS names it)"
+        ))),
+        _ => Ok(catalog),
+    }
+}
+
+/// Hashes that were computed before.
+pub(crate) fn hash_cache() -> HashCache {
+    HashCache::open(cache_folder(|name| env::var_os(name)).as_deref())
+}
+
+/// The model that the arguments mean; one that can't be used is refused with its problem.
+pub(crate) fn entry(args: &ModelArgs, quiet: bool) -> Result<Entry, Failure> {
+    let catalog = catalog(&args.folders)?;
+    let mut cache = hash_cache();
+    let mut entry = match &args.model {
+        Some(query) => catalog
+            .resolve(query, &mut cache)
+            .map_err(|error| Failure::Model(error.to_string()))?,
+        None => {
+            let entry = catalog.default_entry().clone();
+            let broken = catalog
+                .entries
+                .iter()
+                .filter(|entry| entry.problem.is_some())
+                .count();
+            if entry.layout == Layout::Embedded && broken > 0 && !quiet {
+                say::note(&format!(
+                    "none of the {broken} models found can be used (`safelight models` says why); using the one built in"
+                ));
+            }
+            entry
+        }
+    };
+    if let Some(problem) = &entry.problem {
+        let name = entry
+            .path
+            .as_ref()
+            .map_or(entry.name.clone(), |path| path.display().to_string());
+        return Err(Failure::Model(format!("{name}: {problem}")));
+    }
+    entry.find_hash(&mut cache);
+    Ok(entry)
+}
+
+/// Reads and packs the model's weights.
+pub(crate) fn load(entry: &Entry, args: &ModelArgs) -> Result<Model, Failure> {
+    let options = LoadOptions {
+        vae: args.vae.clone(),
+        ..LoadOptions::default()
+    };
+    entry
+        .load(&options)
+        .map_err(|error| Failure::Model(error.to_string()))
+}

@@ -1,0 +1,324 @@
+//! `safelight inspect`: what a model, a picture or a folder is.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use safelight_catalog::{Catalog, Entry, Layout, Roots, short};
+use safelight_diffusion::infotext::Infotext;
+use safelight_format::{FileKind, TensorInfo};
+use safelight_store::Checkpoint;
+use serde_json::{Value, json};
+
+use crate::args::InspectArgs;
+use crate::error::Failure;
+use crate::{choose, models, picture, say};
+
+/// Longer metadata values are cut in text; JSON has them whole.
+const VALUE_LENGTH_MAX: usize = 300;
+
+pub(crate) fn run(args: &InspectArgs) -> Result<(), Failure> {
+    let mut answers = Vec::new();
+    let mut failure = None;
+    for path in &args.paths {
+        match look(path, args) {
+            Ok(answer) => answers.push(answer),
+            // The others are looked at all the same.
+            Err(error) => {
+                if failure.is_some() {
+                    say::note(&format!("safelight: {error}"));
+                } else {
+                    failure = Some(error);
+                }
+            }
+        }
+    }
+    if args.json {
+        if !answers.is_empty() {
+            let values: Vec<Value> = answers.into_iter().map(|(_, json)| json).collect();
+            say::answer_json(&if args.paths.len() == 1 {
+                values[0].clone()
+            } else {
+                Value::from(values)
+            })?;
+        }
+    } else {
+        let texts: Vec<String> = answers.into_iter().map(|(text, _)| text).collect();
+        say::answer(&texts.join("\n"))?;
+    }
+    failure.map_or(Ok(()), Err)
+}
+
+type Answer = (String, Value);
+
+fn look(path: &Path, args: &InspectArgs) -> Result<Answer, Failure> {
+    if path.is_dir() && !path.join("model_index.json").is_file() {
+        return folder(path, args);
+    }
+    if path.is_dir() {
+        return model(path, args);
+    }
+    match picture::kind(path)? {
+        Some(FileKind::Png | FileKind::Jpeg | FileKind::Webp) => picture_answer(path),
+        _ => model(path, args),
+    }
+}
+
+fn folder(path: &Path, args: &InspectArgs) -> Result<Answer, Failure> {
+    let mut catalog = Catalog::scan(&Roots {
+        folders: vec![path.to_owned()],
+        named: true,
+    });
+    // What is part of the program is in no folder.
+    catalog
+        .entries
+        .retain(|entry| entry.layout != Layout::Embedded);
+    models::find_hashes(&mut catalog, args.no_hash);
+    let pictures = pictures_in(path)?;
+    let mut text = format!("{}: ", path.display());
+    match catalog.entries.len() {
+        0 if !pictures.is_empty() => text += "a folder of pictures\n",
+        0 => text += "a folder without checkpoints\n",
+        count => {
+            text += &format!(
+                "a folder of {count} checkpoint{}\n{}",
+                if count == 1 { "" } else { "s" },
+                models::to_text(&catalog)
+            )
+        }
+    }
+    let mut value = models::to_json(&catalog);
+    value["kind"] = "folder".into();
+    value["path"] = path.to_string_lossy().into();
+    value["pictures"] = pictures.iter().map(|(_, json)| json.clone()).collect();
+    let rows: Vec<Vec<String>> = pictures.into_iter().map(|(row, _)| row).collect();
+    text += &say::table(&rows, &[]);
+    Ok((text, value))
+}
+
+/// The pictures that lie in a folder itself, each as a table's row and as JSON.
+fn pictures_in(folder: &Path) -> Result<Vec<(Vec<String>, Value)>, Failure> {
+    let failed = |error: std::io::Error| Failure::Machine(format!("{}: {error}", folder.display()));
+    let mut paths = Vec::new();
+    for entry in std::fs::read_dir(folder).map_err(failed)? {
+        paths.push(entry.map_err(failed)?.path());
+    }
+    paths.sort();
+    let is_picture = |path: &Path| {
+        let ending = path
+            .extension()
+            .unwrap_or_default()
+            .to_string_lossy()
+            .to_lowercase();
+        ["png", "jpg", "jpeg", "webp"].contains(&ending.as_str())
+    };
+    let row = |path: &Path| {
+        let (width, height) = picture::dimensions(path).ok()?;
+        let parameters = picture::parameters(path).ok().flatten();
+        let info = parameters
+            .as_deref()
+            .map(Infotext::parse)
+            .unwrap_or_default();
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        let json = json!({ "path": path.to_string_lossy(), "width": width, "height": height, "parameters": parameters });
+        Some((
+            vec![
+                say::tame(&name, 80),
+                format!("{width} × {height}"),
+                say::tame(&info.prompt, 60),
+            ],
+            json,
+        ))
+    };
+    Ok(paths
+        .iter()
+        .filter(|path| is_picture(path))
+        .filter_map(|path| row(path))
+        .collect())
+}
+
+fn picture_answer(path: &Path) -> Result<Answer, Failure> {
+    let (width, height) = picture::dimensions(path)?;
+    let parameters = picture::parameters(path)?;
+    let info = parameters.as_deref().map(Infotext::parse);
+    let mut text = format!("{}: a picture, {width} × {height}\n", path.display());
+    match (&parameters, &info) {
+        (Some(_), Some(info)) => {
+            text += &format!("prompt: {}\n", tame_lines(&info.prompt));
+            if !info.negative_prompt.is_empty() {
+                text += &format!("negative prompt: {}\n", tame_lines(&info.negative_prompt));
+            }
+            for (key, value) in &info.fields {
+                text += &format!(
+                    "{}: {}\n",
+                    say::tame(key, 80),
+                    say::tame(value, VALUE_LENGTH_MAX)
+                );
+            }
+        }
+        _ => text += "it does not say how it was made\n",
+    }
+    let fields = info.as_ref().map(|info| {
+        let fields: serde_json::Map<_, _> = info
+            .fields
+            .iter()
+            .map(|(key, value)| (key.clone(), value.clone().into()))
+            .collect();
+        json!({ "prompt": info.prompt, "negative_prompt": info.negative_prompt, "fields": fields })
+    });
+    let value = json!({
+        "kind": "picture", "path": path.to_string_lossy(), "width": width, "height": height,
+        "parameters": parameters, "parsed": fields,
+    });
+    Ok((text, value))
+}
+
+fn tame_lines(text: &str) -> String {
+    text.lines()
+        .map(|line| say::tame(line, 4000))
+        .collect::<Vec<_>>()
+        .join("\n  ")
+}
+
+fn model(path: &Path, args: &InspectArgs) -> Result<Answer, Failure> {
+    let mut entry = Entry::at(path, path.parent().unwrap_or(Path::new("")));
+    if entry.info.is_none() {
+        // A safetensors file that is no model of ours still has tensors to show.
+        Checkpoint::open(path).map_err(|error| Failure::Model(error.to_string()))?;
+    }
+    if args.no_hash {
+        entry.sha256 = choose::hash_cache().get(path).map(str::to_owned);
+    } else {
+        entry.find_hash(&mut choose::hash_cache());
+    }
+    let checkpoint = if entry.layout == Layout::Folder {
+        None
+    } else {
+        Checkpoint::open(path).ok()
+    };
+    let tensors: Vec<&TensorInfo> = checkpoint.iter().flat_map(|file| file.tensors()).collect();
+    let metadata: BTreeMap<&str, &str> = checkpoint
+        .iter()
+        .filter_map(|file| file.metadata())
+        .flatten()
+        .map(|(key, value)| (key.as_str(), value.as_str()))
+        .collect();
+    let text = model_text(path, &entry, &tensors, &metadata, args.tensors);
+    let mut value = models::entry_json(&entry);
+    value["kind"] = "model".into();
+    value["metadata"] = json!(metadata);
+    value["tensor_count"] = tensors.len().into();
+    value["dtypes"] = dtypes(&tensors)
+        .into_iter()
+        .map(|(name, (count, _))| (name.to_owned(), Value::from(count)))
+        .collect();
+    value["part_details"] = entry.info.iter().flat_map(|info| &info.parts).map(|part| {
+        json!({ "part": part.part.name(), "tensors": part.tensors, "parameters": part.parameters })
+    }).collect();
+    if args.tensors {
+        value["tensors"] = tensors.iter().map(|tensor| {
+            json!({ "name": tensor.name, "dtype": tensor.dtype.name(), "shape": tensor.shape, "bytes": tensor.byte_count() })
+        }).collect();
+    }
+    Ok((text, value))
+}
+
+fn model_text(
+    path: &Path,
+    entry: &Entry,
+    tensors: &[&TensorInfo],
+    metadata: &BTreeMap<&str, &str>,
+    list: bool,
+) -> String {
+    let mut text = format!("{}: ", path.display());
+    text += &match entry.family() {
+        Some(family) => format!("{}\n", family.a_name()),
+        None => "a safetensors file\n".into(),
+    };
+    let mut rows = vec![vec!["size".to_owned(), say::bytes(entry.bytes)]];
+    let mut row = |name: &str, value: String| rows.push(vec![name.to_owned(), value]);
+    if let Some(hash) = &entry.sha256 {
+        row("hash", format!("{} (SHA-256 {hash})", short(hash)));
+    }
+    if let Some(info) = &entry.info {
+        row("told by", say::tame(&info.saw, VALUE_LENGTH_MAX));
+        for part in &info.parts {
+            let dtypes: Vec<_> = part
+                .dtypes
+                .iter()
+                .map(|(dtype, count)| format!("{} ×{count}", dtype.name()))
+                .collect();
+            row(
+                part.part.name(),
+                format!(
+                    "{} tensors, {} parameters, {}",
+                    part.tensors,
+                    say::count(part.parameters),
+                    dtypes.join(", ")
+                ),
+            );
+        }
+        if info.ignored_tensors > 0 {
+            row("ignored", format!("{} tensors", info.ignored_tensors));
+        }
+    }
+    if let Some((width, height)) = entry.native_size {
+        row("made for", format!("{width} × {height} pixels"));
+    }
+    if !tensors.is_empty() {
+        let kinds: Vec<_> = dtypes(tensors)
+            .iter()
+            .map(|(name, (count, bytes))| format!("{name} ×{count} ({})", say::bytes(*bytes)))
+            .collect();
+        row(
+            "tensors",
+            format!("{}: {}", tensors.len(), kinds.join(", ")),
+        );
+    }
+    row(
+        "usable",
+        match &entry.problem {
+            None => "yes".into(),
+            Some(problem) => format!(
+                "no: {}",
+                problem
+                    .lines()
+                    .map(|line| say::tame(line, 400))
+                    .collect::<Vec<_>>()
+                    .join("\n    ")
+            ),
+        },
+    );
+    text += &say::table(&rows, &[]);
+    for (idx, (key, value)) in metadata.iter().enumerate() {
+        let head = if idx == 0 { "metadata\n" } else { "" };
+        text += &format!(
+            "{head}  {}: {}\n",
+            say::tame(key, 100),
+            say::tame(value, VALUE_LENGTH_MAX)
+        );
+    }
+    if list {
+        let cells = |tensor: &&TensorInfo| {
+            let shape: Vec<String> = tensor.shape.iter().map(u64::to_string).collect();
+            vec![
+                say::tame(&tensor.name, 200),
+                tensor.dtype.name().to_owned(),
+                format!("[{}]", shape.join(", ")),
+                say::bytes(tensor.byte_count()),
+            ]
+        };
+        text += &say::table(&tensors.iter().map(cells).collect::<Vec<_>>(), &[3]);
+    }
+    text
+}
+
+/// How many tensors and bytes of each dtype there are.
+fn dtypes(tensors: &[&TensorInfo]) -> BTreeMap<&'static str, (u64, u64)> {
+    let mut counts: BTreeMap<_, (u64, u64)> = BTreeMap::new();
+    for tensor in tensors {
+        let (count, bytes) = counts.entry(tensor.dtype.name()).or_default();
+        *count += 1;
+        *bytes += tensor.byte_count();
+    }
+    counts
+}

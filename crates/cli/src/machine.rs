@@ -1,0 +1,66 @@
+//! The machine: its instructions, threads and memory.
+
+use safelight_kernels::{Level, detect};
+
+use crate::error::Failure;
+
+/// What is assumed where the system does not say how much memory there is.
+const MEMORY_BYTES_UNKNOWN: u64 = 64_000_000_000;
+
+/// Makes the pool of threads that all arithmetic uses, and sees that `SAFELIGHT_CPU` can be had.
+pub(crate) fn prepare(threads: Option<u16>) -> Result<Level, Failure> {
+    let level = detect().map_err(|error| Failure::Usage(error.to_string()))?;
+    if let Some(threads) = threads {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads.into());
+        pool.build_global()
+            .map_err(|error| Failure::Machine(format!("can't start {threads} threads: {error}")))?;
+    }
+    Ok(level)
+}
+
+/// How much memory may be used, and a few words on whose it is.
+///
+/// On Linux what is available now, swap included, but no more than the container may have; elsewhere a guess.
+pub(crate) fn memory_bytes() -> (u64, &'static str) {
+    let read = |path: &str| std::fs::read_to_string(path).ok();
+    let Some(available) = read("/proc/meminfo").and_then(|text| available(&text)) else {
+        return (MEMORY_BYTES_UNKNOWN, "taken to be available are");
+    };
+    let limits = [
+        "/sys/fs/cgroup/memory.max",
+        "/sys/fs/cgroup/memory/memory.limit_in_bytes",
+    ];
+    let limit = limits
+        .iter()
+        .find_map(|path| read(path)?.trim().parse::<u64>().ok())
+        .unwrap_or(u64::MAX);
+    (available.min(limit), "available are")
+}
+
+/// `MemAvailable` and `SwapFree` of `/proc/meminfo`, in bytes.
+fn available(meminfo: &str) -> Option<u64> {
+    let field = |name: &str| {
+        let line = meminfo
+            .lines()
+            .find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))?;
+        line.trim()
+            .strip_suffix("kB")?
+            .trim()
+            .parse::<u64>()
+            .ok()?
+            .checked_mul(1024)
+    };
+    Some(field("MemAvailable")?.saturating_add(field("SwapFree").unwrap_or(0)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn meminfo_is_read() {
+        let text = "MemTotal:       100 kB\nMemAvailable:    40 kB\nSwapFree:         2 kB\n";
+        assert_eq!(available(text), Some(42 * 1024));
+        assert_eq!(available("MemTotal: 3 kB"), None);
+    }
+}

@@ -1,0 +1,417 @@
+//! What the commands do when all is well.
+
+mod common;
+
+use std::fs;
+use std::path::Path;
+
+use common::{Place, changed_demo};
+use safelight_diffusion::infotext::Infotext;
+
+fn pixels(path: &Path) -> image::RgbImage {
+    image::open(path).unwrap().into_rgb8()
+}
+
+#[test]
+fn pictures_are_numbered_and_say_how_they_were_made() {
+    let place = Place::new();
+    let arguments = [
+        "txt2img",
+        "a (red:1.2) house, Zürich",
+        "-n",
+        "fog, 日本",
+        "--steps",
+        "2",
+        "--size",
+        "64",
+        "--seed",
+        "7",
+        "-b",
+        "2",
+        "--clip-skip",
+        "2",
+    ];
+    let ran = place.works(&arguments);
+    assert_eq!(ran.stdout, "outputs/00001-7.png\noutputs/00002-8.png\n");
+    assert!(
+        !ran.stderr.contains('\r') && !ran.stderr.contains('█'),
+        "a bar without a terminal: {:?}",
+        ran.stderr
+    );
+    place.works(&arguments);
+    assert_eq!(
+        place.everything(),
+        [
+            "outputs",
+            "outputs/00001-7.png",
+            "outputs/00002-8.png",
+            "outputs/00003-7.png",
+            "outputs/00004-8.png"
+        ]
+    );
+    assert_eq!(
+        pixels(&place.path("outputs/00001-7.png")),
+        pixels(&place.path("outputs/00003-7.png"))
+    );
+
+    let parsed = place
+        .works(&["inspect", "outputs/00002-8.png", "--json"])
+        .json();
+    let info = Infotext::parse(parsed["parameters"].as_str().unwrap());
+    assert_eq!(
+        (info.prompt.as_str(), info.negative_prompt.as_str()),
+        (arguments[1], arguments[3])
+    );
+    for (key, value) in [
+        ("Steps", "2"),
+        ("Sampler", "Euler a"),
+        ("CFG scale", "7"),
+        ("Seed", "8"),
+        ("Size", "64x64"),
+        ("Clip skip", "2"),
+        ("Model", "demo"),
+        ("RNG", "CPU"),
+    ] {
+        assert_eq!(info.get(key), Some(value));
+        assert_eq!(parsed["parsed"]["fields"][key].as_str(), Some(value));
+    }
+    let text = place.works(&["inspect", "outputs/00002-8.png"]).stdout;
+    assert!(
+        text.contains("64 × 64") && text.contains("Sampler: Euler a"),
+        "{text}"
+    );
+}
+
+#[test]
+fn the_second_of_a_batch_is_the_first_of_the_next_seed() {
+    let place = Place::new();
+    let draw = |seed: &str, batch: &str, output: &str| {
+        place.works(&[
+            "txt2img", "hills", "--steps", "2", "--size", "64", "--seed", seed, "-b", batch, "-o",
+            output, "-q",
+        ]);
+    };
+    draw("5", "2", "pair.png");
+    draw("6", "1", "single.png");
+    assert_eq!(
+        pixels(&place.path("pair-2.png")),
+        pixels(&place.path("single.png"))
+    );
+    assert_ne!(
+        pixels(&place.path("pair-1.png")),
+        pixels(&place.path("single.png"))
+    );
+}
+
+#[test]
+fn threads_change_nothing() {
+    let place = Place::new();
+    for threads in ["1", "3"] {
+        place.works(&[
+            "txt2img",
+            "hills",
+            "--steps",
+            "2",
+            "--size",
+            "72x64",
+            "--seed",
+            "5",
+            "--threads",
+            threads,
+            "-o",
+            &format!("{threads}.png"),
+        ]);
+    }
+    assert_eq!(pixels(&place.path("1.png")), pixels(&place.path("3.png")));
+}
+
+#[test]
+fn an_empty_prompt_is_one() {
+    let place = Place::new();
+    let ran = place.works(&[
+        "txt2img", "", "--steps", "1", "--size", "64", "--seed", "1", "-q",
+    ]);
+    assert_eq!(
+        (ran.stdout.as_str(), ran.stderr.as_str()),
+        ("outputs/00001-1.png\n", "")
+    );
+}
+
+#[test]
+fn a_random_seed_is_shown() {
+    let place = Place::new();
+    let ran = place.works(&["txt2img", "hills", "--steps", "1", "--size", "64", "--json"]);
+    let json = ran.json();
+    let seed = json["seed"].as_u64().unwrap();
+    assert!(seed < 1 << 32 && ran.stderr.contains(&format!("seed {seed}")));
+    let path = json["pictures"][0]["path"].as_str().unwrap();
+    assert!(path.ends_with(&format!("00001-{seed}.png")) && place.path(path).is_file());
+}
+
+#[test]
+fn img2img_keeps_the_size_and_little_strength_changes_little() {
+    let place = Place::new();
+    let before = pixels(&place.picture("house.png", 64, 72));
+    let difference = |strength: &str| {
+        place.works(&[
+            "img2img",
+            "a house",
+            "-i",
+            "house.png",
+            "--denoise",
+            strength,
+            "--steps",
+            "10",
+            "--seed",
+            "1",
+            "-o",
+            "out.png",
+        ]);
+        let after = pixels(&place.path("out.png"));
+        assert_eq!(after.dimensions(), before.dimensions());
+        before
+            .as_raw()
+            .iter()
+            .zip(after.as_raw())
+            .map(|(a, b)| u64::from(a.abs_diff(*b)))
+            .sum::<u64>()
+    };
+    assert!(difference("0.1") < difference("1"));
+}
+
+#[test]
+fn inpainting_leaves_black_alone() {
+    let place = Place::new();
+    let before = pixels(&place.picture("house.png", 72, 70));
+    place.mask("mask.png", 72, 70);
+    let draw = |extra: &[&str]| {
+        let arguments = [
+            "inpaint",
+            "a boat",
+            "-i",
+            "house.png",
+            "-m",
+            "mask.png",
+            "--steps",
+            "3",
+            "--seed",
+            "1",
+            "-o",
+            "out.png",
+        ];
+        place.works(&arguments.iter().chain(extra).copied().collect::<Vec<_>>());
+        let after = pixels(&place.path("out.png"));
+        assert_eq!(after.dimensions(), before.dimensions());
+        after
+    };
+    let changed = |after: &image::RgbImage, columns: std::ops::Range<u32>| {
+        columns
+            .flat_map(|x| (0..70).map(move |y| (x, y)))
+            .filter(|&(x, y)| after.get_pixel(x, y) != before.get_pixel(x, y))
+            .count()
+    };
+    let after = draw(&[]);
+    assert_eq!(changed(&after, 0..20), 0, "far from the mask");
+    assert!(changed(&after, 52..72) > 600);
+    let after = draw(&["--invert-mask", "--mask-blur", "0"]);
+    assert_eq!(changed(&after, 36..72), 0);
+    assert!(changed(&after, 0..36) > 1000);
+}
+
+#[test]
+fn outpainting_adds_and_keeps() {
+    let place = Place::new();
+    let before = pixels(&place.picture("house.png", 64, 64));
+    place.works(&[
+        "outpaint",
+        "hills",
+        "-i",
+        "house.png",
+        "--left",
+        "24",
+        "--down",
+        "8",
+        "--steps",
+        "3",
+        "--seed",
+        "1",
+        "-o",
+        "out.png",
+    ]);
+    let after = pixels(&place.path("out.png"));
+    assert_eq!(after.dimensions(), (88, 72));
+    for (x, y) in (24..64).flat_map(|x| (0..40).map(move |y| (x, y))) {
+        assert_eq!(
+            after.get_pixel(x + 24, y),
+            before.get_pixel(x, y),
+            "{x},{y}"
+        );
+    }
+}
+
+#[test]
+fn a_model_in_the_folder_is_found_listed_and_used() {
+    let place = Place::new();
+    changed_demo(
+        &place.path("models/Stable-diffusion/meadow.safetensors"),
+        |_| true,
+    );
+    place.write("models/Stable-diffusion/broken.safetensors", b"<html>");
+    let table = place.works(&["models"]).stdout;
+    for word in [
+        "meadow",
+        "SD 1.x",
+        "text encoder + UNet + VAE",
+        "web page",
+        "demo",
+    ] {
+        assert!(table.contains(word), "no {word:?} in\n{table}");
+    }
+    let listed = place.works(&["models", "--json"]).json();
+    let meadow = listed["models"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .find(|model| model["name"] == "meadow")
+        .unwrap();
+    let hash = meadow["hash"].as_str().unwrap();
+    assert_eq!((hash.len(), meadow["usable"].as_bool()), (10, Some(true)));
+    for query in [
+        None,
+        Some("mea"),
+        Some(hash),
+        Some("models/Stable-diffusion/meadow.safetensors"),
+    ] {
+        let model = query.map_or(vec![], |query| vec!["--model", query]);
+        let arguments = ["txt2img", "hills", "--steps", "1", "--size", "64", "--json"];
+        let used = place
+            .works(&arguments.into_iter().chain(model).collect::<Vec<_>>())
+            .json();
+        assert_eq!(used["model"]["name"].as_str(), Some("meadow"), "{query:?}");
+        assert_eq!(used["model"]["hash"].as_str(), Some(hash));
+    }
+}
+
+#[test]
+fn inspect_tells_models_and_folders() {
+    let place = Place::new();
+    let path = place.path("models/meadow.safetensors");
+    changed_demo(&path, |_| true);
+    let text = place
+        .works(&["inspect", "models/meadow.safetensors", "--tensors"])
+        .stdout;
+    for word in [
+        "SD 1.x",
+        "UNet",
+        "parameters",
+        "SHA-256",
+        "modelspec.title: Safelight demo",
+        "model.diffusion_model.out.2.bias",
+        "usable",
+    ] {
+        assert!(text.contains(word), "no {word:?} in\n{text}");
+    }
+    let json = place
+        .works(&[
+            "inspect",
+            "models/meadow.safetensors",
+            "--tensors",
+            "--json",
+        ])
+        .json();
+    assert_eq!(
+        json["tensor_count"].as_u64().map(|count| count as usize),
+        json["tensors"].as_array().map(Vec::len)
+    );
+    assert_eq!(json["metadata"]["modelspec.title"], "Safelight demo");
+    let folder = place.works(&["inspect", "models"]).stdout;
+    assert!(
+        folder.contains("1 checkpoint")
+            && folder.contains("meadow")
+            && !folder.contains("built in"),
+        "{folder}"
+    );
+    assert!(fs::metadata(path).is_ok());
+}
+
+#[test]
+fn help_has_examples_and_shells_have_completions() {
+    let place = Place::new();
+    let help = place.works(&["--help"]).stdout;
+    assert!(
+        help.contains("Examples:") && help.contains("Exit codes"),
+        "{help}"
+    );
+    for command in [
+        "txt2img",
+        "img2img",
+        "inpaint",
+        "outpaint",
+        "models",
+        "inspect",
+        "bench",
+        "completions",
+    ] {
+        assert!(help.contains(command));
+        let own = place.works(&[command, "--help"]).stdout;
+        assert!(own.contains("Example"), "{own}");
+    }
+    for shell in ["bash", "zsh", "fish", "powershell", "elvish"] {
+        assert!(
+            place
+                .works(&["completions", shell])
+                .stdout
+                .contains("txt2img")
+        );
+    }
+    assert!(place.works(&["--version"]).stdout.starts_with("safelight "));
+}
+
+#[test]
+fn bench_measures_every_part() {
+    let place = Place::new();
+    let json = place
+        .works(&["bench", "--size", "64", "--repeat", "1", "--json"])
+        .json();
+    for part in [
+        "load",
+        "text_encoder",
+        "unet",
+        "unet_with_guidance",
+        "vae_decoder",
+        "vae_encoder",
+    ] {
+        assert!(json["seconds"][part].as_f64().unwrap() > 0.0, "{part}");
+    }
+}
+
+#[cfg(unix)]
+#[test]
+fn ctrl_c_ends_between_steps_and_leaves_nothing() {
+    use std::process::{Command, Stdio};
+    use std::time::Duration;
+
+    let place = Place::new();
+    let mut child = place
+        .command(&["txt2img", "hills", "--steps", "999", "--seed", "1"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    std::thread::sleep(Duration::from_millis(1500));
+    assert!(
+        child.try_wait().unwrap().is_none(),
+        "it ended before it could be interrupted"
+    );
+    assert!(
+        Command::new("kill")
+            .args(["-INT", &child.id().to_string()])
+            .status()
+            .unwrap()
+            .success()
+    );
+    let ran = common::Ran::of(child.wait_with_output().unwrap());
+    assert_eq!(ran.code, Some(130), "{}", ran.stderr);
+    assert!(ran.stderr.contains("interrupted"), "{}", ran.stderr);
+    assert!(place.everything().is_empty(), "{:?}", place.everything());
+}
