@@ -50,6 +50,9 @@ CASES |= {
     "inpaint9_euler_a": dict(layout="sd_inpaint", job="inpaint", sampler="Euler a", strength=1.0),
     "inpaint9_dpmpp_2m": dict(layout="sd_inpaint", job="inpaint", sampler="DPM++ 2M", strength=0.8, width=48, height=64),
 }
+# With seed 1000 these two are so sensitive that torch in f32 is itself 4e-4 away from torch in f64.
+for name in ("img2img_heun", "inpaint9_dpmpp_2m"):
+    CASES[name]["image_seed"] = 1001
 
 
 def picture(seed, width, height):
