@@ -437,3 +437,121 @@ impl Weights for RandomWeights {
         format!("random weights, seed {}", self.seed)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// One value everywhere; `broken` is absent.
+    struct Constant {
+        value: f32,
+        broken: &'static str,
+    }
+
+    impl Weights for Constant {
+        fn check(&self, name: &str, _shapes: &[Vec<usize>]) -> Result<(), Problem> {
+            let tensor = self.stored_name(name);
+            if name == self.broken {
+                Err(Problem::Missing { tensor })
+            } else {
+                Ok(())
+            }
+        }
+
+        fn read(&self, _name: &str, count: usize) -> Result<Vec<f32>, LoadError> {
+            Ok(vec![self.value; count])
+        }
+
+        fn read_stored(&self, _name: &str, count: usize) -> Result<(Dtype, Vec<u8>), LoadError> {
+            // 1.5 in binary16.
+            Ok((Dtype::F16, 0x3E00_u16.to_le_bytes().repeat(count)))
+        }
+
+        fn stored_name(&self, name: &str) -> String {
+            format!("file.{name}")
+        }
+
+        fn label(&self) -> String {
+            "constant".into()
+        }
+    }
+
+    fn problems(weights: &Constant) -> Vec<Problem> {
+        let mut builder = Builder::new(weights);
+        let _linear = builder.linear("a", 3, 2, true);
+        let _norm = builder.norm("b", 4, 1e-5);
+        assert_eq!(builder.parameter_count(), 3 * 2 + 3 + 2 * 4);
+        match builder.fill() {
+            Err(LoadError::Weights { problems, .. }) => problems,
+            Err(other) => panic!("{other}"),
+            Ok(()) => Vec::new(),
+        }
+    }
+
+    #[test]
+    fn what_is_missing_is_said_before_anything_is_read() {
+        let expected = [Problem::Missing {
+            tensor: "file.b.bias".into(),
+        }];
+        assert_eq!(
+            problems(&Constant {
+                value: f32::NAN,
+                broken: "b.bias"
+            }),
+            expected
+        );
+        assert_eq!(
+            problems(&Constant {
+                value: 1.0,
+                broken: ""
+            }),
+            []
+        );
+    }
+
+    #[test]
+    fn nan_and_both_infinities_are_found() {
+        for value in [f32::NAN, -f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+            // One for each layer: its first tensor that is broken.
+            let found = problems(&Constant { value, broken: "" });
+            let expected = |name: &str, of| Problem::NotFinite {
+                tensor: format!("file.{name}"),
+                bad: of,
+                of,
+            };
+            assert_eq!(found, [expected("a.weight", 6), expected("b.weight", 4)]);
+        }
+        assert_eq!(
+            problems(&Constant {
+                value: f32::MAX,
+                broken: ""
+            }),
+            []
+        );
+    }
+
+    #[test]
+    fn a_table_decodes_its_rows() {
+        let weights = Constant {
+            value: 0.0,
+            broken: "",
+        };
+        let mut builder = Builder::new(&weights);
+        let table = builder.table("t", 5, 3);
+        builder.fill().unwrap();
+        assert_eq!(
+            (table.rows(), table.width(), table.row(4)),
+            (5, 3, vec![1.5; 3])
+        );
+    }
+
+    #[test]
+    fn random_weights_follow_from_seed_and_name() {
+        let read = |seed, name| RandomWeights { seed }.read(name, 1000).unwrap();
+        assert_eq!(read(1, "a.weight"), read(1, "a.weight"));
+        assert_ne!(read(1, "a.weight"), read(2, "a.weight"));
+        assert_ne!(read(1, "a.weight"), read(1, "b.weight"));
+        let mean = read(1, "norm1.weight").iter().sum::<f32>() / 1000.0;
+        assert!((mean - 1.0).abs() < 0.01, "{mean}");
+    }
+}

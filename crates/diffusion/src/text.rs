@@ -259,3 +259,42 @@ impl Layer {
         )
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::nn::RandomWeights;
+
+    fn encoder() -> TextEncoder {
+        let config = TextConfig {
+            width: 64,
+            layers: 2,
+            heads: 2,
+            mlp: 96,
+            ..TextConfig::sd15()
+        };
+        TextEncoder::load(&RandomWeights { seed: 5 }, config).unwrap()
+    }
+
+    #[test]
+    fn no_token_sees_a_later_one() {
+        let encoder = encoder();
+        let (a, b) = (
+            encoder.forward(&[49406, 1, 2, 3], 1),
+            encoder.forward(&[49406, 1, 2, 4], 1),
+        );
+        let same = 3 * 64;
+        assert_eq!(a.data()[..same], b.data()[..same]);
+        assert_ne!(a.data()[same..], b.data()[same..]);
+    }
+
+    #[test]
+    fn clip_skip_counts_from_the_end() {
+        let encoder = encoder();
+        let run = |clip_skip| encoder.forward(&[49406, 7, 49407], clip_skip).into_vec();
+        assert_eq!(run(0), run(1));
+        assert_ne!(run(1), run(2));
+        assert_ne!(run(2), run(3));
+        assert_eq!(run(3), run(99));
+    }
+}

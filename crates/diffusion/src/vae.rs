@@ -461,3 +461,36 @@ impl Attention {
         .reshaped(&shape)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn moments_are_halves_of_the_channels_and_bounded() {
+        let x = Tensor::from_vec(&[1, 1, 2, 4], vec![1., 2., -99., 3., 4., 5., 6., 99.]);
+        let Moments { mean, log_variance } = split_moments(&x);
+        assert_eq!(mean.data(), [1., 2., 4., 5.]);
+        assert_eq!(log_variance.data(), [-30., 3., 6., 20.]);
+        assert_eq!(log_variance.shape(), [1, 1, 2, 2]);
+    }
+
+    #[test]
+    fn what_does_not_fit_together_is_named() {
+        assert_eq!(VaeConfig::sd15().faults(), Vec::<String>::new());
+        let mut config = VaeConfig {
+            norm_num_groups: 48,
+            ..VaeConfig::sd15()
+        };
+        config.decoder.channels.pop();
+        let faults = config.faults();
+        assert!(
+            faults.iter().any(|fault| fault.contains("48 norm groups")),
+            "{faults:?}"
+        );
+        assert!(
+            faults.iter().any(|fault| fault.contains("4 levels")),
+            "{faults:?}"
+        );
+    }
+}
