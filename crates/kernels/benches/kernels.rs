@@ -1,9 +1,11 @@
-//! Rates of the products and convolutions of Stable Diffusion, beside the machine's limit: GFLOP/s of the
+//! Rates of the operations of Stable Diffusion, the products beside the machine's limit: GFLOP/s of the
 //! fastest and the median run, and by the CPU's own clock (one thread's), which other programs do
 //! not disturb. In brackets the share of the limit.
 //!
 //! `cargo bench -p safelight-kernels -- [WORD…]`: each line must contain every word.
 //! `SAFELIGHT_BENCH_MS` is how long each line is measured (400).
+
+mod ops;
 
 use std::time::{Duration, Instant};
 
@@ -78,6 +80,7 @@ fn main() {
         for &shape in CONV {
             bench.conv(level, peak, shape);
         }
+        ops::run(&bench, level, peak);
     }
 }
 
@@ -180,8 +183,40 @@ impl Bench {
 
     /// Measures and prints one line, if it is asked for.
     fn line<W: FnMut()>(&self, name: &str, flops: f64, peak: f64, prepare: impl FnOnce() -> W) {
-        if !self.words.iter().all(|word| name.contains(word.as_str())) {
+        let Some(time) = self.measure(name, prepare) else {
             return;
+        };
+        let rate = |seconds: f64| flops / seconds / 1e9;
+        println!(
+            "{name:42} {:9.3} ms  best {:6.1} ({:3.0} %)  median {:6.1}  cpu {:6.1} ({:3.0} %)",
+            time.best * 1e3,
+            rate(time.best),
+            rate(time.best) / (peak * self.threads as f64) * 100.0,
+            rate(time.median),
+            rate(time.cpu),
+            rate(time.cpu) / peak * 100.0,
+        );
+    }
+
+    /// The same for an operation that reads and writes `floats` in all and computes little: GB/s.
+    fn memory<W: FnMut()>(&self, name: &str, floats: usize, prepare: impl FnOnce() -> W) {
+        let Some(time) = self.measure(name, prepare) else {
+            return;
+        };
+        let rate = |seconds: f64| (4 * floats) as f64 / seconds / 1e9;
+        println!(
+            "{name:42} {:9.3} ms  best {:6.1} GB/s   median {:6.1}  cpu {:6.1}",
+            time.best * 1e3,
+            rate(time.best),
+            rate(time.median),
+            rate(time.cpu),
+        );
+    }
+
+    /// Runs the work for as long as a line may take, or not at all if it is not asked for.
+    fn measure<W: FnMut()>(&self, name: &str, prepare: impl FnOnce() -> W) -> Option<Seconds> {
+        if !self.words.iter().all(|word| name.contains(word.as_str())) {
+            return None;
         }
         let mut work = prepare();
         work();
@@ -195,18 +230,19 @@ impl Bench {
         }
         let cpu = (cpu_seconds() - cpu_before) / seconds.len() as f64;
         seconds.sort_by(f64::total_cmp);
-        let (best, median) = (seconds[0], seconds[seconds.len() / 2]);
-        let rate = |seconds: f64| flops / seconds / 1e9;
-        println!(
-            "{name:42} {:9.3} ms  best {:6.1} ({:3.0} %)  median {:6.1}  cpu {:6.1} ({:3.0} %)",
-            best * 1e3,
-            rate(best),
-            rate(best) / (peak * self.threads as f64) * 100.0,
-            rate(median),
-            rate(cpu),
-            rate(cpu) / peak * 100.0,
-        );
+        Some(Seconds {
+            best: seconds[0],
+            median: seconds[seconds.len() / 2],
+            cpu,
+        })
     }
+}
+
+/// How long one run takes: by the clock, and of all threads' CPU time.
+struct Seconds {
+    best: f64,
+    median: f64,
+    cpu: f64,
 }
 
 /// Seconds that this process's threads have spent on a CPU, where Linux tells: a rate per such

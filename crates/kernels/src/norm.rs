@@ -413,26 +413,29 @@ impl Task for LayerNorm<'_> {
     }
 }
 
-/// Sums of one row, in sixteen interleaved parts that are added up in order.
+/// Sums of one row, in interleaved parts: so many that the compiler keeps the inner loop, and vectorises it.
 #[inline(always)]
 fn row_sums(x: &[f32]) -> Sums {
-    let (mut sum, mut squares) = ([0.0f64; 16], [0.0f64; 16]);
-    let (chunks, rest) = x.as_chunks::<16>();
-    for chunk in chunks {
-        for i in 0..16 {
-            let x = f64::from(chunk[i]);
-            sum[i] += x;
-            squares[i] += x * x;
+    const PARTS: usize = 64;
+    let (mut sum, mut squares) = ([0.0f64; PARTS], [0.0f64; PARTS]);
+    for chunk in x.chunks(PARTS) {
+        let parts = sum.iter_mut().zip(&mut squares);
+        for (x, (sum, squares)) in chunk.iter().zip(parts) {
+            let x = f64::from(*x);
+            *sum += x;
+            *squares += x * x;
         }
     }
-    for (i, x) in rest.iter().enumerate() {
-        let x = f64::from(*x);
-        sum[i] += x;
-        squares[i] += x * x;
+    // Halves upon halves: the additions of one round do not wait for each other.
+    for half in [32, 16, 8, 4, 2, 1] {
+        for i in 0..half {
+            sum[i] += sum[i + half];
+            squares[i] += squares[i + half];
+        }
     }
     Sums {
-        sum: sum.iter().sum(),
-        squares: squares.iter().sum(),
+        sum: sum[0],
+        squares: squares[0],
     }
 }
 
