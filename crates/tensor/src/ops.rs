@@ -374,4 +374,132 @@ mod tests {
         assert_eq!(attention(&q, &k, &v, 2, false).data(), [2., 15., 2., 15.]);
         assert_eq!(attention(&q, &k, &v, 1, true).data(), [1., 10., 2., 15.]);
     }
+
+    #[test]
+    fn the_epilogue_by_hand() {
+        let x = Tensor::from_vec(&[2, 1, 1], vec![1., 2.]);
+        let layer = Linear::new(&[1., -1.], 2, 1, Some(&[10., 10.]));
+        let image_bias = Tensor::from_vec(&[2, 2], vec![0., 100., 200., 300.]);
+        let residual = Tensor::from_vec(&[2, 1, 2], vec![0.5; 4]);
+        let epilogue = Epilogue {
+            image_bias: Some(&image_bias),
+            residual: Some(&residual),
+            ..Epilogue::default()
+        };
+        assert_eq!(
+            linear(&x, &layer, epilogue).data(),
+            [11.5, 109.5, 212.5, 308.5]
+        );
+        // SiLU of these is themselves, in f32, and comes before the residual.
+        let activated = Epilogue {
+            activation: Activation::Silu,
+            image_bias: Some(&residual_of(200.)),
+            residual: Some(&residual),
+        };
+        assert_eq!(
+            linear(&x, &layer, activated).data(),
+            [211.5, 209.5, 212.5, 208.5]
+        );
+    }
+
+    fn residual_of(value: f32) -> Tensor {
+        Tensor::from_vec(&[2, 2], vec![value; 4])
+    }
+
+    #[test]
+    fn stride_and_one_sided_padding_by_hand() {
+        // The VAE encoder's way down: a column and a row of zeros at the right and the bottom, stride 2.
+        let x = Tensor::from_vec(&[1, 4, 4, 1], (1..=16).map(|value| value as f32).collect());
+        let padding = Padding {
+            bottom: 1,
+            right: 1,
+            ..Padding::default()
+        };
+        let layer = Conv2d::new(&[1.; 9], [1, 1, 3, 3], None, 2, padding);
+        let y = conv2d(&x, &layer, Epilogue::default());
+        assert_eq!(y.shape(), [1, 2, 2, 1]);
+        let all: f32 = [1., 2., 3., 5., 6., 7., 9., 10., 11.].iter().sum();
+        assert_eq!(
+            y.data(),
+            [
+                all,
+                3. + 4. + 7. + 8. + 11. + 12.,
+                9. + 10. + 11. + 13. + 14. + 15.,
+                11. + 12. + 15. + 16.
+            ]
+        );
+    }
+
+    #[test]
+    fn an_upsampled_convolution_is_a_resize_and_a_convolution() {
+        let x = Tensor::from_vec(
+            &[2, 3, 5, 2],
+            (0..60).map(|value| (value as f32).sin()).collect(),
+        );
+        let weight: Vec<f32> = (0..54).map(|value| (value as f32).cos()).collect();
+        let layer = Conv2d::new(
+            &weight,
+            [3, 2, 3, 3],
+            Some(&[1., 2., 3.]),
+            1,
+            Padding::all(1),
+        );
+        for (h, w) in [(6, 10), (5, 9), (3, 5)] {
+            let expected = conv2d(&resize_nearest(&x, h, w), &layer, Epilogue::default());
+            assert_eq!(conv2d_upsampled(&x, &layer, h, w), expected);
+        }
+    }
+
+    #[test]
+    fn norms_and_products_by_hand() {
+        let x = Tensor::from_vec(&[1, 2, 2], vec![1., 3., 3., 1.]);
+        let norm = Norm {
+            gamma: vec![1., 2.],
+            beta: vec![0., 1.],
+            eps: 0.,
+        };
+        assert_eq!(group_norm(&x, 1, &norm, false).data(), [-1., 3., 1., -1.]);
+        assert_eq!(layer_norm(&x, &norm).data(), [-1., 3., 1., -1.]);
+        // Gates of 30 and -30: gelu leaves the one and takes the other away.
+        let gated = geglu(&Tensor::from_vec(&[1, 4], vec![2., 5., 30., -30.]));
+        assert_eq!((gated.shape(), gated.data()[0]), (&[1, 2][..], 60.));
+        assert!(gated.data()[1].abs() < 1e-30);
+        assert_eq!(silu(&Tensor::from_vec(&[1], vec![30.])).data(), [30.]);
+    }
+
+    #[test]
+    fn sums_and_neighbours() {
+        let a = Tensor::from_vec(&[2, 1], vec![1., 2.]);
+        let b = Tensor::from_vec(&[2, 2], vec![3., 4., 5., 6.]);
+        assert_eq!(concat_channels(&a, &b).data(), [1., 3., 4., 2., 5., 6.]);
+        let mut sum = add(&b, &b);
+        add_scaled(&mut sum, -1., &b);
+        assert_eq!(sum, b);
+        assert_eq!(scale(&a, 4.).data(), [4., 8.]);
+    }
+
+    #[test]
+    #[should_panic(expected = "linear: [1, 3] into a layer of 2 inputs")]
+    fn wrong_inputs_are_named() {
+        let layer = Linear::new(&[1., 1.], 1, 2, None);
+        linear(&Tensor::zeros(&[1, 3]), &layer, Epilogue::default());
+    }
+
+    #[test]
+    #[should_panic(expected = "group_norm: 6 channels in 4 groups")]
+    fn groups_that_do_not_divide_are_named() {
+        let norm = Norm {
+            gamma: vec![1.; 6],
+            beta: vec![0.; 6],
+            eps: 0.,
+        };
+        group_norm(&Tensor::zeros(&[1, 1, 6]), 4, &norm, false);
+    }
+
+    #[test]
+    #[should_panic(expected = "attention: q [1, 2, 4] against k [1, 2, 6]")]
+    fn wrong_keys_are_named() {
+        let (q, k) = (Tensor::zeros(&[1, 2, 4]), Tensor::zeros(&[1, 2, 6]));
+        attention(&q, &k, &k, 2, false);
+    }
 }
