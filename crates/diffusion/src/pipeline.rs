@@ -512,10 +512,11 @@ fn plan(model: &Model, request: &Request, strength: Option<f64>) -> Result<Plan,
             )?)
         }
         Flavour::Diffusers => {
-            let mut config = request
-                .scheduler
-                .clone()
-                .unwrap_or_else(|| SchedulerConfig::stable_diffusion(sampler));
+            let mut config = match (&request.scheduler, &info.scheduler) {
+                (Some(config), _) => config.clone(),
+                (None, Some(json)) => SchedulerConfig::from_json(json, sampler)?,
+                (None, None) => SchedulerConfig::stable_diffusion(sampler),
+            };
             config.betas = info.betas;
             config.prediction = info.prediction;
             config.zero_terminal_snr |= info.zero_terminal_snr;

@@ -556,3 +556,35 @@ fn memory_grows_with_the_picture() {
     };
     assert!(memory_bytes(&model.info, &request).is_err());
 }
+
+#[test]
+fn a_folders_scheduler_settings_are_diffusers() {
+    let root = std::env::temp_dir().join(format!("safelight-scheduler-{}", std::process::id()));
+    std::fs::create_dir_all(root.join("scheduler")).expect("a temporary folder");
+    Layout::read("sd").write_folder(1, &root);
+    let json = r#"{"_class_name": "PNDMScheduler", "beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear",
+        "timestep_spacing": "trailing", "steps_offset": 1, "clip_sample": false}"#;
+    std::fs::write(root.join("scheduler/scheduler_config.json"), json).expect("a file");
+    let model = Model::load(&root, &LoadOptions::default());
+    std::fs::remove_dir_all(&root).expect("the folder is ours");
+    let model = model.unwrap_or_else(|error| panic!("{error}"));
+    let request = Request {
+        flavour: Flavour::Diffusers,
+        ..small(Job::Txt2Img)
+    };
+    let config = |spacing| SchedulerConfig {
+        spacing,
+        ..SchedulerConfig::stable_diffusion(Sampler::Euler)
+    };
+    let with = |spacing| {
+        draw(
+            &model,
+            &Request {
+                scheduler: Some(config(spacing)),
+                ..request.clone()
+            },
+        )
+    };
+    assert_eq!(draw(&model, &request), with(Spacing::Trailing));
+    assert_ne!(draw(&model, &request), with(Spacing::Linspace));
+}

@@ -33,6 +33,8 @@ pub struct ModelInfo {
     pub betas: Betas,
     /// Whether that schedule was rescaled to end in pure noise.
     pub zero_terminal_snr: bool,
+    /// A diffusers folder's `scheduler_config.json`, which diffusers' samplers take their settings from.
+    pub scheduler: Option<serde_json::Value>,
     /// `modelspec.title` of the metadata.
     pub title: Option<String>,
     /// Tensors that belong to no part and are ignored.

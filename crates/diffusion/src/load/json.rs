@@ -61,6 +61,11 @@ impl Json {
         }))
     }
 
+    /// The object itself.
+    pub(crate) fn value(&self) -> &Value {
+        &self.value
+    }
+
     /// A field that is there and not null.
     fn get(&self, key: &str) -> Option<&Value> {
         self.value.get(key).filter(|value| !value.is_null())

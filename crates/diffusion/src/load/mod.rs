@@ -101,6 +101,7 @@ impl Model {
             prediction: Prediction::Epsilon,
             betas: Betas::STABLE_DIFFUSION,
             zero_terminal_snr: false,
+            scheduler: None,
             title: None,
             ignored_tensors: 0,
             problems: Vec::new(),

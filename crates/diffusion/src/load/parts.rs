@@ -309,6 +309,7 @@ impl<'c> Parts<'c> {
             prediction: self.prediction.unwrap_or_default(),
             betas: Betas::STABLE_DIFFUSION,
             zero_terminal_snr: self.zero_terminal_snr,
+            scheduler: self.scheduler.as_ref().map(Json::value).cloned(),
             title: self.title.clone(),
             ignored_tensors: self.ignored_tensors,
             problems: self.problems.clone(),

@@ -45,8 +45,8 @@ pub struct Request {
     pub noise_source: NoiseSource,
     /// Which layer of the text encoder is used, counted from the end: 1 is the last.
     pub clip_skip: usize,
-    /// Diffusers' scheduler settings, instead of those its Stable Diffusion pipeline would have; only for
-    /// [`Flavour::Diffusers`]. What the model and `schedule` say still goes into it.
+    /// Diffusers' scheduler settings, instead of those in the model's folder (or, for a single file, those of Stable
+    /// Diffusion 1.x); only for [`Flavour::Diffusers`]. What the model and `schedule` say still goes into it.
     pub scheduler: Option<SchedulerConfig>,
     /// Whether to keep what is computed on the way in [`Picture::trace`].
     pub trace: bool,
