@@ -1,6 +1,7 @@
 //! Which model is meant, and its weights.
 
 use std::env;
+use std::thread::JoinHandle;
 
 use safelight_catalog::{Catalog, Entry, HashCache, Layout, Roots, cache_folder};
 use safelight_diffusion::load::{LoadOptions, Model};
@@ -30,7 +31,7 @@ pub(crate) fn hash_cache() -> HashCache {
 pub(crate) fn entry(args: &ModelArgs, quiet: bool) -> Result<Entry, Failure> {
     let catalog = catalog(&args.folders)?;
     let mut cache = hash_cache();
-    let mut entry = match &args.model {
+    let entry = match &args.model {
         Some(query) => catalog
             .resolve(query, &mut cache)
             .map_err(|error| Failure::Model(error.to_string()))?,
@@ -56,8 +57,18 @@ pub(crate) fn entry(args: &ModelArgs, quiet: bool) -> Result<Entry, Failure> {
             .map_or(entry.name.clone(), |path| path.display().to_string());
         return Err(Failure::Model(format!("{name}: {problem}")));
     }
-    entry.find_hash(&mut cache);
     Ok(entry)
+}
+
+/// Computes the model's hash beside other work: reading gigabytes takes seconds, if it was not done before.
+pub(crate) fn hash_meanwhile(entry: &Entry) -> JoinHandle<Option<String>> {
+    let mut entry = entry.clone();
+    std::thread::spawn(move || {
+        if entry.sha256.is_none() {
+            entry.find_hash(&mut hash_cache());
+        }
+        entry.sha256
+    })
 }
 
 /// Reads and packs the model's weights.

@@ -116,13 +116,15 @@ fn read_image(path: &std::path::Path) -> Result<RgbImage, Failure> {
 fn run(args: &GenerateArgs, job: Job) -> Result<(), Failure> {
     interrupt::listen();
     machine::prepare(args.model.threads)?;
-    let entry = choose::entry(&args.model, args.quiet)?;
+    let mut entry = choose::entry(&args.model, args.quiet)?;
     let request = request(args, job, &entry)?;
     refuse_giants(&entry, &request)?;
     let output = Output::new(args.output.as_deref())?;
     let mut progress = Progress::new(args.quiet);
     progress.stage(&format!("loading {}", entry.name));
+    let hash = choose::hash_meanwhile(&entry);
     let model = choose::load(&entry, &args.model)?;
+    entry.sha256 = hash.join().unwrap_or(None);
     progress.clear();
     if !args.quiet {
         notes(&entry, &model, &request)
@@ -134,24 +136,27 @@ fn run(args: &GenerateArgs, job: Job) -> Result<(), Failure> {
         request: &request,
         output: &output,
     };
+    let loading = progress.elapsed();
     let saved = job.draw(&model, &mut progress)?;
     progress.clear();
-    let elapsed = progress.elapsed();
+    let elapsed = progress.elapsed() - loading;
     if args.json {
         let pictures: Vec<Value> = saved.iter().map(Saved::to_json).collect();
         return say::answer_json(&json!({
             "pictures": pictures,
             "seed": request.seed,
             "seconds": elapsed.as_secs_f64(),
+            "loading_seconds": loading.as_secs_f64(),
             "model": { "name": entry.name, "hash": entry.sha256.as_deref().map(short), "path": entry.path.as_ref().map(|path| path.to_string_lossy()) },
         }));
     }
     if !args.quiet {
         let count = saved.len();
         say::note(&format!(
-            "{count} picture{} in {}",
+            "{count} picture{} in {}, after {} of loading",
             if count == 1 { "" } else { "s" },
-            short_time(elapsed)
+            short_time(elapsed),
+            short_time(loading)
         ));
     }
     say::answer(
