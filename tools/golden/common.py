@@ -12,6 +12,8 @@ import torch
 PACKAGES = ("torch", "diffusers", "transformers", "k-diffusion")
 # Most values of one output a file keeps; of larger ones a strided sample and sums.
 VALUES_MAX = 12000
+# Largest change of latents by weights moved a relative 1e-6 that a case may have.
+SENSITIVITY_MAX = 1.3e-4
 
 
 def noise(seed, *shape):
@@ -72,6 +74,26 @@ def save(out, case, tensors, script, tolerance, values_max=VALUES_MAX, **metadat
     spreads = " ".join(f"{name[4:]}:{value.float().std().item():.3g}" for name, value in kept.items()
                        if name.startswith("out.") and value.numel() > 1 and value.dtype == torch.float32)
     print(f"{case}  {size} bytes  {spreads[:160]}", flush=True)
+
+
+def sensitivity(parts, run, latents):
+    """Relative change of the final latents when every weight of `parts` moves by a relative 1e-6, the worst of four.
+
+    A random net can stand on an edge (a norm group of two nearly equal values); a case there would test luck.
+    """
+    generator = torch.Generator().manual_seed(0)
+    worst = 0.0
+    for _ in range(4):
+        kept = [{name: value.clone() for name, value in model.state_dict().items()} for model in parts.values()]
+        with torch.no_grad():
+            for model in parts.values():
+                for parameter in model.parameters():
+                    parameter.mul_(1 + 1e-6 * torch.randn(parameter.shape, generator=generator))
+            worst = max(worst, ((run() - latents).norm() / latents.norm()).item())
+        for model, state in zip(parts.values(), kept):
+            model.load_state_dict(state)
+    assert worst < SENSITIVITY_MAX, f"moved by {worst:.1e}: take another image_seed"
+    return f"{worst:.1e}"
 
 
 def clip_tokenizer():

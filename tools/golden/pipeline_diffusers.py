@@ -13,7 +13,7 @@ from diffusers import (
 from PIL import Image
 
 import models
-from common import clip_tokenizer, noise, save
+from common import clip_tokenizer, noise, save, sensitivity
 
 # The file every SD 1.x repository ships, minus what only its own class reads.
 SD15 = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "num_train_timesteps": 1000,
@@ -34,6 +34,9 @@ SAMPLERS = [("euler", "Euler", {}), ("euler_a", "Euler a", {}), ("heun", "Heun",
             ("lcm", "LCM", {"steps": 4, "cfg_scale": 1.5})]
 CASES = {f"{job}_{name}": {"job": job, "sampler": sampler, **options}
          for job in PIPELINES for name, sampler, options in SAMPLERS}
+# Seeds other than BASE's where that one stands on an edge (see `sensitivity`).
+for name, image_seed in {"img2img_heun": 1100, "img2img_ddim": 1100, "inpaint_heun": 1300}.items():
+    CASES[name]["image_seed"] = image_seed
 CASES |= {
     "txt2img_euler_leading": dict(job="txt2img", sampler="Euler", spacing="leading"),
     "txt2img_euler_trailing": dict(job="txt2img", sampler="Euler", spacing="trailing", steps=4),
@@ -42,17 +45,16 @@ CASES |= {
     "txt2img_ddim_plain": dict(job="txt2img", sampler="DDIM", cfg_scale=1.0, steps=3, width=40, height=56),
     "txt2img_dpmpp_2m_skip": dict(job="txt2img", sampler="DPM++ 2M", clip_skip=2, negative_prompt="", steps=6),
     "txt2img_heun_empty": dict(job="txt2img", sampler="Heun", prompt="", negative_prompt="", steps=3),
-    "txt2img_dpmpp_2m_many": dict(job="txt2img", sampler="DPM++ 2M", steps=16, width=32, height=32, image_seed=4294967296 + 5),
+    "txt2img_dpmpp_2m_many": dict(job="txt2img", sampler="DPM++ 2M", steps=16, width=72, height=64,
+                                  image_seed=4294967296 + 5),
     "img2img_euler_a_batch": dict(job="img2img", sampler="Euler a", batch=2, width=56, height=72, strength=0.6),
     "img2img_euler_light": dict(job="img2img", sampler="Euler", strength=0.3, steps=6, cfg_scale=1.0),
     "img2img_dpmpp_2m_full": dict(job="img2img", sampler="DPM++ 2M", strength=1.0),
     "inpaint_euler_full": dict(job="inpaint", sampler="Euler", strength=1.0, width=72, height=48),
-    "inpaint9_euler_a": dict(layout="sd_inpaint", job="inpaint", sampler="Euler a", strength=1.0),
-    "inpaint9_dpmpp_2m": dict(layout="sd_inpaint", job="inpaint", sampler="DPM++ 2M", strength=0.8, width=48, height=64),
+    "inpaint9_euler_a": dict(layout="sd_inpaint", job="inpaint", sampler="Euler a", strength=1.0, image_seed=1100),
+    "inpaint9_dpmpp_2m": dict(layout="sd_inpaint", job="inpaint", sampler="DPM++ 2M", strength=0.8, width=48, height=64,
+                              image_seed=1200),
 }
-# With seed 1000 these two are so sensitive that torch in f32 is itself 4e-4 away from torch in f64.
-for name in ("img2img_heun", "inpaint9_dpmpp_2m"):
-    CASES[name]["image_seed"] = 1001
 
 
 def picture(seed, width, height):
@@ -75,13 +77,13 @@ def scheduler(sampler, schedule, spacing):
     return SCHEDULERS[sampler].from_config(SD15 | extra | ({"timestep_spacing": spacing} if spacing else {}))
 
 
-def run(case, parts, tokenizer, dtype=torch.float32):
+def run(case, parts, tokenizer):
     """Final latents and u8 pictures of one case."""
     made = scheduler(case["sampler"], case["schedule"], case["spacing"])
     # diffusers 0.42 looks for the final norm where transformers 5 no longer keeps it; set past `nn.Module`'s bookkeeping.
     object.__setattr__(parts["text"], "text_model", parts["text"])
     pipe = PIPELINES[case["job"]](
-        vae=parts["vae"].to(dtype), text_encoder=parts["text"].to(dtype), tokenizer=tokenizer, unet=parts["unet"].to(dtype),
+        vae=parts["vae"], text_encoder=parts["text"], tokenizer=tokenizer, unet=parts["unet"],
         scheduler=made, safety_checker=None, feature_extractor=None, requires_safety_checker=False)
     pipe.set_progress_bar_config(disable=True)
     batch = case["batch"]
@@ -113,10 +115,12 @@ def make(out):
     tokenizer = clip_tokenizer()
     for name, changes in CASES.items():
         case = BASE | changes
-        inputs, latents, pictures, made = run(case, models.build(case["layout"], case["seed"]), tokenizer)
+        parts = models.build(case["layout"], case["seed"])
+        inputs, latents, pictures, made = run(case, parts, tokenizer)
+        moved = sensitivity(parts, lambda: run(case, parts, tokenizer)[1], latents)
         case["spacing"] = made.config.timestep_spacing
         save(out, f"pipeline/diffusers_{name}", {**inputs, "out.latents": latents, "out.pictures": pictures},
-             "pipeline_diffusers.py", 1e-3, values_max=20_000, flavour="diffusers", **case)
+             "pipeline_diffusers.py", 1e-3, values_max=20_000, flavour="diffusers", sensitivity=moved, **case)
 
 
 if __name__ == "__main__":

@@ -13,13 +13,22 @@ PROMPTS = {
 }
 
 
+# Embeddings so faint that the layer norm's epsilon decides; a power of two, so exact.
+FAINT = 2.0**-6
+
+
 def make(out):
     tokenizer = clip_tokenizer()
-    for layout, seed, names in (("text64x2", 11, ("empty", "short")), ("text64x5", 12, ("marks",)),
+    for layout, seed, names in (("text64x2", 15, ("faint",)), ("text64x2", 11, ("empty", "short")), ("text64x5", 12, ("marks",)),
                                 ("text128x3", 13, ("long",)), ("text64x5", 14, ("odd",))):
         model = models.build(layout, seed)["text"]
         for name in names:
-            if name == "odd":
+            scale = FAINT if name == "faint" else 1.0
+            with torch.no_grad():
+                for key, value in model.state_dict().items():
+                    if key.endswith("embedding.weight"):
+                        value.mul_(scale)
+            if name in ("odd", "faint"):
                 # No prompt gives these: specials in the middle, first and last rows of the table.
                 ids = torch.randint(0, 49408, (1, 77), generator=torch.Generator().manual_seed(seed))
                 ids[0, :8] = torch.tensor([49406, 0, 49407, 49406, 49405, 1, 49407, 49407])
@@ -32,7 +41,7 @@ def make(out):
                 last = model(ids).last_hidden_state
             assert torch.equal(last, outputs["out.skip1"])
             save(out, f"text/{layout}_{name}", {"in.ids": ids, **outputs}, "text.py", 1e-5,
-                 layout=layout, seed=seed, prompt=PROMPTS.get(name, ""))
+                 layout=layout, seed=seed, embedding_scale=scale, prompt=PROMPTS.get(name, ""))
 
 
 if __name__ == "__main__":

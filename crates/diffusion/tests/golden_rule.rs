@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::weights::{Layout, crc32, safetensors_bytes, tensor};
+use common::weights::{Layout, crc32, f16_bytes, safetensors_bytes, tensor};
 use serde_json::Value;
 
 #[test]
@@ -82,4 +82,20 @@ fn a_folder_has_the_same_values_under_other_names() {
             "{ldm}"
         );
     }
+}
+
+#[test]
+fn f16_rounds_to_even_and_comes_back() {
+    // Every finite f16 that is not the largest, decoded by the engine and encoded again.
+    let all: Vec<u8> = (0..0x7BFFu16).flat_map(u16::to_le_bytes).collect();
+    let decoded = safelight_format::decode_f32(safelight_format::Dtype::F16, &all).unwrap();
+    assert_eq!(f16_bytes(&decoded), all);
+    let halfway = [
+        1.0 + 2f32.powi(-11),
+        1.0 + 3.0 * 2f32.powi(-11),
+        -(2f32.powi(-25)),
+        3.0 * 2f32.powi(-25),
+    ];
+    let expected = [0x3C00u16, 0x3C02, 0x8000, 0x0002];
+    assert_eq!(f16_bytes(&halfway), expected.map(u16::to_le_bytes).concat());
 }

@@ -25,7 +25,15 @@ pub fn golden_dir() -> PathBuf {
 /// The single-file checkpoint a case was made with.
 pub fn checkpoint(case: &Case) -> Checkpoint {
     let layout = case.text("layout");
-    let bytes = Layout::read(layout).single_file(case.seed());
+    let scale = case
+        .metadata
+        .get("embedding_scale")
+        .map_or(1.0, |text| text.parse().unwrap());
+    let bytes = Layout::read(layout).single_file_with(case.seed(), |name, values| {
+        if name.ends_with("embedding.weight") {
+            values.iter_mut().for_each(|value| *value *= scale);
+        }
+    });
     Checkpoint::from_bytes(layout, bytes).expect("our own file")
 }
 

@@ -1,6 +1,7 @@
 //! The weight rule: tensors that follow from name, shape and seed, and whole model files made of them.
 
 use std::collections::BTreeMap;
+use std::io::Write;
 use std::path::Path;
 
 use serde_json::{Map, Value, json};
@@ -70,11 +71,50 @@ impl Layout {
 
     /// The single-file checkpoint (LDM names, F32) under case seed `seed`, as safetensors bytes.
     pub fn single_file(&self, seed: u32) -> Vec<u8> {
-        let tensors = self
-            .tensors
-            .iter()
-            .map(|(name, shape)| (name.as_str(), shape.as_slice(), tensor(name, shape, seed)));
+        self.single_file_with(seed, |_, _| {})
+    }
+
+    /// [`Layout::single_file`] with `change(name, values)` made to each tensor.
+    pub fn single_file_with(&self, seed: u32, change: impl Fn(&str, &mut [f32])) -> Vec<u8> {
+        let tensors = self.tensors.iter().map(|(name, shape)| {
+            let mut values = tensor(name, shape, seed);
+            change(name, &mut values);
+            (name.as_str(), shape.as_slice(), values)
+        });
         safetensors_bytes(tensors.collect(), &self.metadata)
+    }
+
+    /// Writes the single-file checkpoint as f16, tensor by tensor: the whole of it may be larger than memory.
+    ///
+    /// Carries `position_ids` as the released SD 1.x files do; loaders must pass over it. Returns the bytes written.
+    pub fn write_f16(&self, seed: u32, file: &mut impl Write) -> std::io::Result<usize> {
+        const POSITION_IDS: &str =
+            "cond_stage_model.transformer.text_model.embeddings.position_ids";
+        let mut end = 77 * 8;
+        let mut header = Map::new();
+        header.insert(
+            POSITION_IDS.into(),
+            json!({"dtype": "I64", "shape": [1, 77], "data_offsets": [0, end]}),
+        );
+        for (name, shape) in &self.tensors {
+            let start = end;
+            end += 2 * shape.iter().product::<usize>();
+            header.insert(
+                name.clone(),
+                json!({"dtype": "F16", "shape": shape, "data_offsets": [start, end]}),
+            );
+        }
+        let mut text = Value::Object(header).to_string().into_bytes();
+        text.resize(text.len().next_multiple_of(8), b' ');
+        file.write_all(&(text.len() as u64).to_le_bytes())?;
+        file.write_all(&text)?;
+        for position in 0..77i64 {
+            file.write_all(&position.to_le_bytes())?;
+        }
+        for (name, shape) in &self.tensors {
+            file.write_all(&f16_bytes(&tensor(name, shape, seed)))?;
+        }
+        Ok(8 + text.len() + end)
     }
 
     /// Writes the diffusers folder under case seed `seed` into `root`, which must exist.
@@ -171,6 +211,29 @@ pub fn tensor(name: &str, shape: &[usize], seed: u32) -> Vec<f32> {
             signed.map(|s| s * amplitude).collect()
         }
     }
+}
+
+/// Values rounded to f16, nearest and ties to even, little-endian.
+///
+/// # Panics
+/// If a value is not finite or too large for f16: the rule makes none.
+pub fn f16_bytes(values: &[f32]) -> Vec<u8> {
+    let bits = |value: f32| {
+        let sign = (value.to_bits() >> 16) as u16 & 0x8000;
+        let size = value.abs();
+        assert!(size < 65_504.0, "{value} does not fit f16");
+        if size < f32::from_bits(0x3880_0000) {
+            // Below 2^-14 steps are 2^-24: adding 2^-1, whose own steps those are, rounds in hardware.
+            return sign | ((size + 0.5).to_bits() - 0.5f32.to_bits()) as u16;
+        }
+        // 13 bits go; half of what they can count, and one if the bit above is odd, carries as rounding must.
+        let rebased = size.to_bits() - (112 << 23);
+        sign | ((rebased + 0xFFF + ((rebased >> 13) & 1)) >> 13) as u16
+    };
+    values
+        .iter()
+        .flat_map(|&value| bits(value).to_le_bytes())
+        .collect()
 }
 
 /// Suffixes of the names with a gain other than 1, and the gain.
