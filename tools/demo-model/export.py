@@ -20,7 +20,11 @@ import model as m
 from training import load
 
 ASSET = Path(__file__).resolve().parents[2] / "crates" / "catalog" / "assets" / "demo.safetensors.zz"
-FORMATS = {"f16": torch.float16, "f8": torch.float8_e4m3fn, "f32": torch.float32}
+
+# Significant bits kept after the first, of F16's ten: what is rounded away compresses away.
+UNET_BITS, VAE_BITS, TEXT_BITS = 3, 6, 6
+# The way of the noise through the UNet: a rounding error here scales the whole guess.
+EXACT = ("input_blocks.0.0.", "out.2.", "skip_connection")
 
 # Words whose rows are copied to words that the captions never use.
 SYNONYMS = {
@@ -106,13 +110,16 @@ def text_weights(average: dict, tokens: m.Tokens) -> dict:
     return {"cond_stage_model.transformer.text_model." + k: v for k, v in state.items()}
 
 
-def stored(weights: dict, matrix_format: str) -> dict:
-    """Weights as the file keeps them: matrices in the given format, vectors in F16, integers as they are."""
-    def one(v: torch.Tensor) -> torch.Tensor:
+def stored(weights: dict, bits: int) -> dict:
+    """Weights as F16, matrices rounded to `bits` significant bits; integers as they are."""
+    def one(name: str, v: torch.Tensor) -> torch.Tensor:
         if not v.is_floating_point():
             return v.contiguous()
-        return v.to(FORMATS[matrix_format] if v.ndim > 1 else torch.float16).contiguous()
-    return {k: one(v) for k, v in weights.items()}
+        if v.ndim > 1 and not any(part in name for part in EXACT):
+            fraction, exponent = torch.frexp(v)
+            v = torch.ldexp(torch.round(fraction * 2 ** (bits + 1)) / 2 ** (bits + 1), exponent)
+        return v.to(torch.float16).contiguous()
+    return {k: one(k, v) for k, v in weights.items()}
 
 
 def main() -> None:
@@ -120,9 +127,9 @@ def main() -> None:
     parser.add_argument("--state", type=Path, default=Path("demo-state"))
     parser.add_argument("--out", type=Path, help="the plain file (default: STATE/demo.safetensors)")
     parser.add_argument("--asset", type=Path, nargs="?", const=ASSET, help="write the compressed file too")
-    parser.add_argument("--unet-format", choices=FORMATS, default="f8")
-    parser.add_argument("--vae-format", choices=FORMATS, default="f16")
-    parser.add_argument("--text-format", choices=FORMATS, default="f16")
+    parser.add_argument("--unet-bits", type=int, default=UNET_BITS)
+    parser.add_argument("--vae-bits", type=int, default=VAE_BITS)
+    parser.add_argument("--text-bits", type=int, default=TEXT_BITS)
     args = parser.parse_args()
     out = args.out or args.state / "demo.safetensors"
 
@@ -130,9 +137,9 @@ def main() -> None:
     unet = load(args.state / "unet.pt")
     vae = load(args.state / "vae.pt")
     layers = m.UNET_CONFIG["layers_per_block"]
-    tensors = stored({unet_name(k, layers): v for k, v in unet["average"].items()}, args.unet_format)
-    tensors |= stored(vae_weights(vae["average"]), args.vae_format)
-    tensors |= stored(text_weights(load(args.state / "text.pt")["average"], tokens), args.text_format)
+    tensors = stored({unet_name(k, layers): v for k, v in unet["average"].items()}, args.unet_bits)
+    tensors |= stored(vae_weights(vae["average"]), args.vae_bits)
+    tensors |= stored(text_weights(load(args.state / "text.pt")["average"], tokens), args.text_bits)
     metadata = {
         "modelspec.sai_model_spec": "1.0.0", "modelspec.architecture": "stable-diffusion-v1",
         "modelspec.implementation": "https://github.com/Stability-AI/generative-models",

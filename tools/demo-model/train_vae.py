@@ -15,7 +15,7 @@ from training import Average, Clock, agreed, arguments, average_gradients, launc
 from world import CELL, SIZE, draw, random_scene
 
 NOISE = 0.04
-ENCODER_EVERY = 2
+ENCODER_EVERY = 3
 WHOLE_PICTURES_FROM = 0.6  # crops before, then whole pictures, as normalisation sees them in use
 
 

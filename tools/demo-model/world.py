@@ -82,14 +82,14 @@ class Scene:
 def random_scene(rng: random.Random) -> Scene:
     """Draws a scene; houses, hills, daylight and red are somewhat favoured."""
     sky = rng.choices(SKIES, (40, 30, 30))[0]
-    ground = rng.choices(GROUNDS, (34, 24, 20, 22))[0]
+    ground = rng.choices(GROUNDS, (40, 24, 16, 20))[0]
     if ground == "sea":
-        thing = rng.choices(("none", "boat", "balloon"), (20, 60, 20))[0]
+        thing = rng.choices(("none", "boat", "balloon"), (20, 65, 15))[0]
     else:
-        thing = rng.choices(("none", "house", "balloon", "tree"), (15, 50, 18, 17))[0]
+        thing = rng.choices(("none", "house", "balloon", "tree"), (13, 60, 14, 13))[0]
     colour = None
     if thing in ("house", "boat", "balloon"):
-        colour = rng.choices(list(COLOURS), (20, 10, 10, 10, 10, 10, 10, 10, 10))[0]
+        colour = rng.choices(list(COLOURS), (32, 8, 9, 8, 12, 8, 8, 8, 7))[0]
     place = None if thing == "none" else rng.choice(PLACES)
     if thing == "balloon":  # never in front of the sun
         orb_place = rng.choice([p for p in PLACES if p != place])
@@ -98,9 +98,8 @@ def random_scene(rng: random.Random) -> Scene:
     orb_x = {"left": 24, "middle": 64, "right": 104}[orb_place]
     thing_x = thing_y = 0
     if place is not None:
-        thing_x = {"left": (24, 32), "middle": (64,), "right": (96, 104)}[place]
-        thing_x = rng.choice(thing_x)
-        thing_y = rng.choice({"house": (104, 112), "tree": (104, 112), "boat": (96, 104), "balloon": (32, 40)}[thing])
+        thing_x = {"left": 32, "middle": 64, "right": 96}[place]
+        thing_y = {"house": 104, "tree": 104, "boat": 96, "balloon": 40}[thing]
     stars: list[tuple[int, int]] = []
     if sky == "night":
         cells = [(cx, cy) for cx in range(16) for cy in range(0, 7)]
