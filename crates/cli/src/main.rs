@@ -7,6 +7,7 @@ mod args;
 mod bench;
 mod choose;
 mod error;
+mod exif;
 mod generate;
 mod inspect;
 mod interrupt;

@@ -6,6 +6,7 @@ use serde_json::{Value, json};
 use crate::args::ModelsArgs;
 use crate::choose;
 use crate::error::Failure;
+use crate::progress::Progress;
 use crate::say;
 
 pub(crate) fn run(args: &ModelsArgs) -> Result<(), Failure> {
@@ -21,7 +22,13 @@ pub(crate) fn run(args: &ModelsArgs) -> Result<(), Failure> {
 /// Fills the hashes in: all of them, or only those that take no reading.
 pub(crate) fn find_hashes(catalog: &mut Catalog, known_only: bool) {
     let mut cache = choose::hash_cache();
+    let mut progress = Progress::new(known_only);
     for entry in &mut catalog.entries {
+        progress.stage(&format!(
+            "hashing {} ({})",
+            say::tame(&entry.name, 40),
+            say::bytes(entry.bytes)
+        ));
         match &entry.path {
             Some(path) if known_only => entry.sha256 = cache.get(path).map(str::to_owned),
             _ => entry.find_hash(&mut cache),

@@ -8,6 +8,7 @@ use image::{DynamicImage, GrayImage, ImageDecoder, ImageReader, RgbImage};
 use safelight_format::{FileKind, sniff};
 
 use crate::error::Failure;
+use crate::exif;
 
 /// Reads a picture; where it is transparent it becomes white, as in A1111.
 pub(crate) fn read_rgb(path: &Path) -> Result<RgbImage, Failure> {
@@ -103,21 +104,30 @@ pub(crate) fn dimensions(path: &Path) -> Result<(u32, u32), Failure> {
         .map_err(|error| failed(format!("is damaged: {error}")))
 }
 
-/// The `parameters` text of a PNG picture, or `None` if it has none.
+/// The `parameters` text of a picture, or `None` if it has none: a text chunk of PNG, the EXIF comment of JPEG and WebP.
 pub(crate) fn parameters(path: &Path) -> Result<Option<String>, Failure> {
-    let texts = texts(path)?;
-    Ok(texts
-        .into_iter()
-        .find(|(keyword, _)| keyword == "parameters")
-        .map(|(_, text)| text))
+    match kind(path)? {
+        Some(FileKind::Png) => {
+            let texts = texts(path)?;
+            Ok(texts
+                .into_iter()
+                .find(|(keyword, _)| keyword == "parameters")
+                .map(|(_, text)| text))
+        }
+        Some(FileKind::Jpeg | FileKind::Webp) => {
+            let exif = || {
+                let reader = ImageReader::open(path).ok()?.with_guessed_format().ok()?;
+                reader.into_decoder().ok()?.exif_metadata().ok()?
+            };
+            Ok(exif().and_then(|exif| exif::user_comment(&exif)))
+        }
+        _ => Ok(None),
+    }
 }
 
-/// All text chunks of a PNG picture; other pictures have none.
+/// All text chunks of a PNG picture.
 fn texts(path: &Path) -> Result<Vec<(String, String)>, Failure> {
     let failed = |what: String| Failure::Picture(format!("{}: {what}", path.display()));
-    if kind(path)? != Some(FileKind::Png) {
-        return Ok(Vec::new());
-    }
     let file = File::open(path).map_err(|error| failed(error.to_string()))?;
     let mut reader = png::Decoder::new(BufReader::new(file))
         .read_info()
