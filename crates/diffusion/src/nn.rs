@@ -220,7 +220,7 @@ impl<'w> Builder<'w> {
         self.parameter_count
     }
 
-    /// Reads and packs every leaf, in waves of at most [`WAVE_BYTES`] (or one tensor).
+    /// Reads and packs every leaf, in waves of at most `WAVE_BYTES` (or one tensor).
     ///
     /// # Errors
     /// If anything was missing or misshapen (nothing is read then), if reading fails, and, all at once, for tensors that
