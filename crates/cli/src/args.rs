@@ -118,7 +118,10 @@ pub(crate) struct ModelArgs {
 /// What all four jobs take.
 #[derive(Debug, Args)]
 pub(crate) struct GenerateArgs {
-    /// What the picture shows; (more:1.2), [less], [from:to:when] and BREAK are understood
+    // No doc comment: rustdoc would take the brackets for links.
+    #[arg(
+        help = "What the picture shows; (more:1.2), [less], [from:to:when] and BREAK are understood"
+    )]
     pub(crate) prompt: String,
     /// What it does not show
     #[arg(
