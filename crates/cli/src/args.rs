@@ -173,6 +173,9 @@ pub(crate) struct GenerateArgs {
     /// Write to this .png file, or into this folder as NNNNN-seed.png [default: outputs/]
     #[arg(short, long, value_name = "FILE|DIR", value_hint = ValueHint::AnyPath)]
     pub(crate) output: Option<PathBuf>,
+    /// Also write what is computed on the way (text embeddings, noise, the latent after each step) to this .safetensors file
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub(crate) trace: Option<PathBuf>,
     /// Say what was done as JSON on standard output
     #[arg(long)]
     pub(crate) json: bool,
@@ -215,6 +218,9 @@ pub(crate) struct InpaintArgs {
     /// How soft the mask's edge is
     #[arg(long, value_name = "PX", default_value_t = 4.0, value_parser = blur)]
     pub(crate) mask_blur: f32,
+    /// Leave the picture as the model gives it back, where the mask is black too
+    #[arg(long, action = ArgAction::SetTrue)]
+    pub(crate) no_overlay: bool,
     /// What the drawing starts from under the mask: fill, original, "latent noise" or "latent nothing"
     #[arg(long, alias = "masked-content", value_name = "NAME", default_value = "original", value_parser = content)]
     pub(crate) content: MaskedContent,

@@ -19,7 +19,7 @@ use crate::args::{GenerateArgs, Img2imgArgs, InpaintArgs, OutpaintArgs};
 use crate::error::Failure;
 use crate::output::{Output, Rgb};
 use crate::progress::{Progress, short as short_time};
-use crate::{choose, interrupt, machine, picture, say};
+use crate::{choose, interrupt, machine, picture, say, trace};
 
 /// Seeds that chance picks have as many bits as A1111's.
 const SEED_MASK: u64 = 0xffff_ffff;
@@ -73,6 +73,7 @@ pub(crate) fn inpaint(args: &InpaintArgs) -> Result<(), Failure> {
         strength: args.denoise,
         mask_blur: args.mask_blur,
         content: args.content,
+        overlay: !args.no_overlay,
         ..Inpaint::new(image, mask)
     };
     run(&args.generate, Job::Inpaint(job))
@@ -120,6 +121,9 @@ fn run(args: &GenerateArgs, job: Job) -> Result<(), Failure> {
     let request = request(args, job, &entry)?;
     refuse_giants(&entry, &request)?;
     let output = Output::new(args.output.as_deref())?;
+    args.trace
+        .as_deref()
+        .map_or(Ok(()), trace::refuse_to_overwrite)?;
     let mut progress = Progress::new(args.quiet);
     progress.stage(&format!("loading {}", entry.name));
     let hash = choose::hash_meanwhile(&entry);
@@ -137,8 +141,11 @@ fn run(args: &GenerateArgs, job: Job) -> Result<(), Failure> {
         output: &output,
     };
     let loading = progress.elapsed();
-    let saved = job.draw(&model, &mut progress)?;
+    let (saved, pictures) = job.draw(&model, &mut progress)?;
     progress.clear();
+    if let Some(path) = &args.trace {
+        trace::write(path, &pictures)?;
+    }
     let elapsed = progress.elapsed() - loading;
     if args.json {
         let pictures: Vec<Value> = saved.iter().map(Saved::to_json).collect();
@@ -210,6 +217,7 @@ fn request(args: &GenerateArgs, job: Job, entry: &Entry) -> Result<Request, Fail
         batch: args.batch as usize,
         noise_source: args.rng,
         clip_skip: args.clip_skip.into(),
+        trace: args.trace.is_some(),
         ..Request::default()
     })
 }
@@ -308,7 +316,11 @@ impl Saved {
 
 impl Drawing<'_> {
     /// Draws all pictures and writes each as soon as it is done.
-    fn draw(&self, model: &Model, progress: &mut Progress) -> Result<Vec<Saved>, Failure> {
+    fn draw(
+        &self,
+        model: &Model,
+        progress: &mut Progress,
+    ) -> Result<(Vec<Saved>, Vec<Picture>), Failure> {
         let mut saved = Vec::new();
         let mut write_failure = None;
         let result = model.generate(self.request, |now| {
@@ -335,9 +347,11 @@ impl Drawing<'_> {
         match (write_failure, result) {
             (Some(failure), _) => Err(failure),
             // Everything may have been written when the signal came.
-            (None, Err(GenerateError::Stopped)) if saved.len() == self.request.batch => Ok(saved),
+            (None, Err(GenerateError::Stopped)) if saved.len() == self.request.batch => {
+                Ok((saved, Vec::new()))
+            }
             (None, Err(error)) => Err(failure(&error, saved.len())),
-            (None, Ok(_)) => Ok(saved),
+            (None, Ok(pictures)) => Ok((saved, pictures)),
         }
     }
 

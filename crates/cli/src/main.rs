@@ -17,6 +17,7 @@ mod output;
 mod picture;
 mod progress;
 mod say;
+mod trace;
 
 use std::process::ExitCode;
 

@@ -415,3 +415,57 @@ fn ctrl_c_ends_between_steps_and_leaves_nothing() {
     assert!(ran.stderr.contains("interrupted"), "{}", ran.stderr);
     assert!(place.everything().is_empty(), "{:?}", place.everything());
 }
+
+#[test]
+fn a_trace_is_a_safetensors_file_of_every_step() {
+    let place = Place::new();
+    let arguments = [
+        "txt2img",
+        "hills",
+        "--steps",
+        "2",
+        "--size",
+        "64",
+        "--seed",
+        "7",
+        "--trace",
+        "way.safetensors",
+    ];
+    place.works(&arguments);
+    let listed = place
+        .works(&["inspect", "way.safetensors", "--tensors"])
+        .stdout;
+    for name in [
+        "text.positive",
+        "text.negative",
+        "noise",
+        "start",
+        "step.1",
+        "step.2",
+        "latent",
+    ] {
+        assert!(listed.contains(name), "{name} in {listed}");
+    }
+    place.refuses(&arguments, 2, &["way.safetensors", "exists"]);
+}
+
+#[test]
+fn without_overlay_the_whole_picture_is_drawn() {
+    let place = Place::new();
+    place.picture("in.png", 64, 64);
+    place.mask("mask.png", 64, 64);
+    let arguments = [
+        "inpaint", "hills", "-i", "in.png", "-m", "mask.png", "--steps", "2", "--seed", "7", "-o",
+    ];
+    place.works(&[&arguments[..], &["with.png"]].concat());
+    place.works(&[&arguments[..], &["without.png", "--no-overlay"]].concat());
+    let [old, with, without] =
+        ["in.png", "with.png", "without.png"].map(|name| pixels(&place.path(name)));
+    assert_eq!(old[(0, 0)], with[(0, 0)]);
+    let same = old
+        .pixels()
+        .zip(without.pixels())
+        .filter(|(a, b)| a == b)
+        .count();
+    assert!(same < 400, "{same} of 4096 pixels are the old ones");
+}
