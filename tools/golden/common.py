@@ -46,7 +46,7 @@ def write(path, tensors, metadata):
     path.write_bytes(len(text).to_bytes(8, "little") + text + data)
 
 
-def save(out, case, tensors, script, tolerance, values_max=VALUES_MAX, **metadata):
+def save(out, case, tensors, script, tolerance, values_max=VALUES_MAX, file_max=200_000, **metadata):
     """Writes `<out>/<case>.safetensors`; names start with `in.` or `out.`; only outputs are ever sampled."""
     kept = {}
     meta = {"script": f"tools/golden/{script}", "tolerance": str(tolerance),
@@ -70,7 +70,7 @@ def save(out, case, tensors, script, tolerance, values_max=VALUES_MAX, **metadat
     path.parent.mkdir(parents=True, exist_ok=True)
     write(path, kept, meta)
     size = path.stat().st_size
-    assert size <= 200_000, f"{path}: {size} bytes"
+    assert size <= file_max, f"{path}: {size} bytes"
     spreads = " ".join(f"{name[4:]}:{value.float().std().item():.3g}" for name, value in kept.items()
                        if name.startswith("out.") and value.numel() > 1 and value.dtype == torch.float32)
     print(f"{case}  {size} bytes  {spreads[:160]}", flush=True)

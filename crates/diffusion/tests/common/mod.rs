@@ -7,6 +7,7 @@
 )]
 
 pub mod case;
+pub mod job;
 pub mod weights;
 
 use std::path::PathBuf;
