@@ -16,7 +16,7 @@ const EXAMPLES: &str = "\
 Examples:
   safelight txt2img \"a house with a red roof on green hills under a sunny sky\"
   safelight txt2img \"a lighthouse, (stormy sea:1.2)\" -n \"blurry\" --steps 30 --sampler \"DPM++ 2M\" --schedule Karras
-  safelight img2img \"the same in winter\" -i summer.png --denoise 0.6
+  safelight img2img \"the same in winter\" -i summer.png --denoising-strength 0.6
   safelight inpaint \"a boat\" -i sea.png -m mask.png
   safelight outpaint \"wide hills\" -i house.png --left 64 --right 64
   safelight models";
@@ -35,10 +35,10 @@ pub(crate) enum Command {
     #[command(after_help = format!("Example:\n  safelight txt2img \"a red house\" --size 512x768 --steps 30 --seed 42\n\n{EXIT_CODES}"))]
     Txt2img(GenerateArgs),
     /// Draw a picture anew, after a text
-    #[command(after_help = format!("Example:\n  safelight img2img \"in winter\" -i summer.png --denoise 0.6\n\n{EXIT_CODES}"))]
+    #[command(after_help = format!("Example:\n  safelight img2img \"in winter\" -i summer.png --denoising-strength 0.6\n\n{EXIT_CODES}"))]
     Img2img(Img2imgArgs),
     /// Draw part of a picture anew: what is white in the mask
-    #[command(after_help = format!("Example:\n  safelight inpaint \"a boat\" -i sea.png -m mask.png --denoise 1\n\n{EXIT_CODES}"))]
+    #[command(after_help = format!("Example:\n  safelight inpaint \"a boat\" -i sea.png -m mask.png --denoising-strength 1\n\n{EXIT_CODES}"))]
     Inpaint(InpaintArgs),
     /// Draw what lies beyond a picture's edges
     #[command(after_help = format!("Example:\n  safelight outpaint \"wide hills\" -i house.png --left 64 --right 64\n\n{EXIT_CODES}"))]
@@ -52,7 +52,9 @@ pub(crate) enum Command {
     )]
     Inspect(InspectArgs),
     /// Measure how long the parts of a model take
-    #[command(after_help = "Example:\n  safelight bench --model v1-5 --size 512x512 --json")]
+    #[command(
+        after_help = "Examples:\n  safelight bench --family sd15 --size 512x512\n  safelight bench --model v1-5 --size 512x512 --json"
+    )]
     Bench(BenchArgs),
     /// Print completions for a shell
     #[command(
@@ -136,7 +138,7 @@ pub(crate) struct GenerateArgs {
     #[arg(long, value_name = "N", default_value_t = 20, value_parser = steps, allow_negative_numbers = true)]
     pub(crate) steps: usize,
     /// How closely to follow the prompt
-    #[arg(long, alias = "cfg-scale", value_name = "SCALE", default_value_t = 7.0, value_parser = cfg, allow_negative_numbers = true)]
+    #[arg(long = "cfg-scale", visible_alias = "cfg", value_name = "SCALE", default_value_t = 7.0, value_parser = cfg, allow_negative_numbers = true)]
     pub(crate) cfg: f64,
     /// Where chance begins; picture i of a batch has seed + i; -1 picks one
     #[arg(short, long, value_name = "N", default_value_t = -1, allow_negative_numbers = true, value_parser = clap::value_parser!(i64).range(-1..))]
@@ -199,7 +201,7 @@ pub(crate) struct Img2imgArgs {
     #[command(flatten)]
     pub(crate) image: ImageArgs,
     /// How much to change, from 0 to 1
-    #[arg(short, long, alias = "strength", alias = "denoising-strength", value_name = "X", default_value_t = 0.75, value_parser = unit, allow_negative_numbers = true)]
+    #[arg(short, long = "denoising-strength", visible_alias = "denoise", alias = "strength", value_name = "X", default_value_t = 0.75, value_parser = unit, allow_negative_numbers = true)]
     pub(crate) denoise: f64,
 }
 
@@ -225,7 +227,7 @@ pub(crate) struct InpaintArgs {
     #[arg(long, alias = "masked-content", value_name = "NAME", default_value = "original", value_parser = content)]
     pub(crate) content: MaskedContent,
     /// How much to change, from 0 to 1
-    #[arg(short, long, alias = "strength", alias = "denoising-strength", value_name = "X", default_value_t = 0.75, value_parser = unit, allow_negative_numbers = true)]
+    #[arg(short, long = "denoising-strength", visible_alias = "denoise", alias = "strength", value_name = "X", default_value_t = 0.75, value_parser = unit, allow_negative_numbers = true)]
     pub(crate) denoise: f64,
 }
 
@@ -254,7 +256,7 @@ pub(crate) struct OutpaintArgs {
     #[arg(long, alias = "masked-content", value_name = "NAME", default_value = "fill", value_parser = content)]
     pub(crate) content: MaskedContent,
     /// How much to change what it starts from, from 0 to 1
-    #[arg(short, long, alias = "strength", alias = "denoising-strength", value_name = "X", default_value_t = 0.8, value_parser = unit, allow_negative_numbers = true)]
+    #[arg(short, long = "denoising-strength", visible_alias = "denoise", alias = "strength", value_name = "X", default_value_t = 0.8, value_parser = unit, allow_negative_numbers = true)]
     pub(crate) denoise: f64,
 }
 
@@ -290,10 +292,13 @@ pub(crate) struct InspectArgs {
 pub(crate) struct BenchArgs {
     #[command(flatten)]
     pub(crate) model: ModelArgs,
+    /// Measure random weights of this family's full size instead of a model
+    #[arg(long, value_name = "FAMILY", value_parser = ["sd15"], conflicts_with_all = ["model", "vae"])]
+    pub(crate) family: Option<String>,
     /// Width x height in pixels, or one number for a square [default: the model's own]
     #[arg(long, value_name = "WxH", value_parser = size)]
     pub(crate) size: Option<(u32, u32)>,
-    /// How often to measure each part; the fastest counts
+    /// How often to measure each part; the median is shown
     #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=1000))]
     pub(crate) repeat: u32,
     /// Print JSON

@@ -18,16 +18,12 @@ const DEFAULT_SIDE: u32 = 512;
 pub(crate) fn run(args: &BenchArgs) -> Result<(), Failure> {
     interrupt::listen();
     let level = machine::prepare(args.model.threads)?;
-    let entry = choose::entry(&args.model, args.json)?;
     let mut progress = Progress::new(false);
-    progress.stage(&format!("loading {}", entry.name));
-    let started = Instant::now();
-    let model = choose::load(&entry, &args.model)?;
-    let load = started.elapsed();
+    let (name, native_size, model, load) = subject(args, &mut progress)?;
     let factor = model.vae.config().downscale();
     let (width, height) = args
         .size
-        .or(entry.native_size)
+        .or(native_size)
         .unwrap_or((DEFAULT_SIDE, DEFAULT_SIDE));
     let latent = (height as usize / factor, width as usize / factor);
     if latent.0 == 0 || latent.1 == 0 {
@@ -35,35 +31,41 @@ pub(crate) fn run(args: &BenchArgs) -> Result<(), Failure> {
             "{width}×{height} is too small: at least {factor}×{factor}"
         )));
     }
-    let mut measured = vec![("load", load)];
+    let mut measured = vec![("load", vec![load])];
     for part in measurements(&model, latent) {
         progress.stage(&format!("measuring {}", part.name));
-        let mut fastest = Duration::MAX;
+        let mut times = Vec::new();
         for _ in 0..args.repeat {
             if interrupt::asked() {
                 return Err(Failure::Interrupted { saved: 0 });
             }
             let started = Instant::now();
             (part.run)();
-            fastest = fastest.min(started.elapsed());
+            times.push(started.elapsed());
         }
-        measured.push((part.name, fastest));
+        times.sort();
+        measured.push((part.name, times));
     }
     progress.clear();
     let threads = rayon::current_num_threads();
     if args.json {
-        let seconds: serde_json::Map<String, Value> = measured
+        let parts: serde_json::Map<String, Value> = measured
             .iter()
-            .map(|(name, time)| (name.replace(' ', "_"), time.as_secs_f64().into()))
+            .map(|(name, times)| {
+                let seconds = |time: &Duration| time.as_secs_f64();
+                let value =
+                    json!({ "median_s": seconds(median(times)), "fastest_s": seconds(&times[0]) });
+                (name.replace(' ', "_"), value)
+            })
             .collect();
         return say::answer_json(&json!({
-            "model": entry.name, "width": latent.1 * factor, "height": latent.0 * factor, "precision": args.model.precision,
-            "cpu": level.name(), "threads": threads, "repeat": args.repeat, "seconds": seconds,
+            "model": name, "width": latent.1 * factor, "height": latent.0 * factor, "precision": args.model.precision,
+            "cpu": level.name(), "threads": threads, "repeat": args.repeat, "parts": parts,
         }));
     }
     let mut text = format!(
-        "{} at {}×{}, {}, {level}, {threads} threads, fastest of {}\n",
-        entry.name,
+        "{} at {}×{}, {}, {level}, {threads} threads, median of {}\n",
+        name,
         latent.1 * factor,
         latent.0 * factor,
         args.model.precision,
@@ -71,16 +73,40 @@ pub(crate) fn run(args: &BenchArgs) -> Result<(), Failure> {
     );
     let rows: Vec<_> = measured
         .iter()
-        .map(|(name, time)| {
+        .map(|(name, times)| {
             vec![
                 (*name).to_owned(),
-                short(*time),
-                format!("{:.4} s", time.as_secs_f64()),
+                short(*median(times)),
+                format!("{:.4} s", median(times).as_secs_f64()),
             ]
         })
         .collect();
     text += &say::table(&rows, &[1, 2]);
     say::answer(&text)
+}
+
+/// What is measured: its name, its own picture size if it has one, the model, and how long loading took.
+fn subject(
+    args: &BenchArgs,
+    progress: &mut Progress,
+) -> Result<(String, Option<(u32, u32)>, Model, Duration), Failure> {
+    if args.family.is_some() {
+        progress.stage("making random weights");
+        let started = Instant::now();
+        let model = Model::random_sd15(0).map_err(|error| Failure::Machine(error.to_string()))?;
+        let name = "random weights of SD 1.5".to_owned();
+        return Ok((name, None, model, started.elapsed()));
+    }
+    let entry = choose::entry(&args.model, args.json)?;
+    progress.stage(&format!("loading {}", entry.name));
+    let started = Instant::now();
+    let model = choose::load(&entry, &args.model)?;
+    Ok((entry.name, entry.native_size, model, started.elapsed()))
+}
+
+/// The middle one of sorted times.
+fn median(sorted: &[Duration]) -> &Duration {
+    &sorted[sorted.len() / 2]
 }
 
 struct Measurement<'a> {

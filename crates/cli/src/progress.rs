@@ -1,14 +1,15 @@
 //! The progress bar: step, time a step, time left. Only where someone watches, on standard error.
 
-use std::io::{IsTerminal, Write, stderr};
 use std::time::{Duration, Instant};
 
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+
 /// With everything else the line stays below 80 characters.
-const CELL_COUNT: usize = 16;
+const STEPS_TEMPLATE: &str = "{prefix}{bar:16} step {pos}/{len}{msg}";
 
 /// A line that is written over at each step.
 pub(crate) struct Progress {
-    shown: bool,
+    bar: ProgressBar,
     started: Instant,
     last: Instant,
     /// Time a step, smoothed, so that one slow step does not make the estimate jump.
@@ -18,9 +19,14 @@ pub(crate) struct Progress {
 impl Progress {
     /// A bar that is shown if standard error is a terminal and `quiet` is false.
     pub(crate) fn new(quiet: bool) -> Progress {
+        let target = if quiet {
+            ProgressDrawTarget::hidden()
+        } else {
+            ProgressDrawTarget::stderr()
+        };
         let now = Instant::now();
         Progress {
-            shown: !quiet && stderr().is_terminal(),
+            bar: ProgressBar::with_draw_target(None, target),
             started: now,
             last: now,
             step_time: None,
@@ -30,7 +36,7 @@ impl Progress {
     /// Says what is going on before and between the steps.
     pub(crate) fn stage(&mut self, what: &str) {
         self.last = Instant::now();
-        self.write(what);
+        self.draw("{msg}", what);
     }
 
     /// `done` of `count` steps of picture `image.0` of `image.1` are done.
@@ -50,17 +56,17 @@ impl Progress {
         } else {
             String::new()
         };
+        self.bar.set_prefix(which);
+        self.bar.set_length(count as u64);
+        self.bar.set_position(done as u64);
         // The pictures to come take as many steps.
         let left = count - done.min(count) + count * image_count.saturating_sub(idx + 1);
-        self.write(&format!(
-            "{which}{}",
-            bar(done, count, left, self.step_time)
-        ));
+        self.draw(STEPS_TEMPLATE, &times(left, self.step_time));
     }
 
     /// Takes the line away.
     pub(crate) fn clear(&mut self) {
-        self.write("");
+        self.bar.finish_and_clear();
     }
 
     /// Since the beginning.
@@ -68,11 +74,15 @@ impl Progress {
         self.started.elapsed()
     }
 
-    fn write(&self, line: &str) {
-        if self.shown {
-            let mut out = stderr().lock();
-            let _ = write!(out, "\r\x1b[2K{line}").and_then(|()| out.flush());
+    fn draw(&self, template: &str, message: &str) {
+        if self.bar.is_finished() {
+            self.bar.reset();
         }
+        let style =
+            ProgressStyle::with_template(template).expect("our own templates are well formed");
+        self.bar.set_style(style.progress_chars("█░"));
+        self.bar.set_message(message.to_owned());
+        self.bar.tick();
     }
 }
 
@@ -82,22 +92,18 @@ impl Drop for Progress {
     }
 }
 
-/// `left` steps are to come, in this picture and the next ones.
-fn bar(done: usize, count: usize, left: usize, step_time: Option<Duration>) -> String {
-    let filled = CELL_COUNT * done / count.max(1);
-    let cells: String = (0..CELL_COUNT)
-        .map(|cell| if cell < filled { '█' } else { '░' })
-        .collect();
-    let times = step_time.map_or(String::new(), |each| {
-        let time_left = each.saturating_mul(u32::try_from(left).unwrap_or(u32::MAX));
-        let left = if left > 0 {
-            format!(", {} left", short(time_left))
-        } else {
-            String::new()
-        };
-        format!("  {} a step{left}", short(each))
-    });
-    format!("{cells} step {done}/{count}{times}")
+/// Time a step and time left, where `left` steps are to come, in this picture and the next ones.
+fn times(left: usize, step_time: Option<Duration>) -> String {
+    let Some(each) = step_time else {
+        return String::new();
+    };
+    let time_left = each.saturating_mul(u32::try_from(left).unwrap_or(u32::MAX));
+    let left = if left > 0 {
+        format!(", {} left", short(time_left))
+    } else {
+        String::new()
+    };
+    format!("  {} a step{left}", short(each))
 }
 
 /// A duration in the unit that fits: `83 ms`, `5.6 s`, `2 min 05 s`, `1 h 02 min`.
@@ -129,16 +135,15 @@ mod tests {
     }
 
     #[test]
-    fn bars_fill() {
-        assert_eq!(bar(0, 4, 4, None), format!("{} step 0/4", "░".repeat(16)));
-        let half = bar(2, 4, 2, Some(Duration::from_millis(1500)));
-        assert_eq!(
-            half,
-            format!(
-                "{}{} step 2/4  1.5 s a step, 3.0 s left",
-                "█".repeat(8),
-                "░".repeat(8)
-            )
-        );
+    fn steps_tell_their_times() {
+        assert_eq!(times(4, None), "");
+        let each = Some(Duration::from_millis(1500));
+        assert_eq!(times(2, each), "  1.5 s a step, 3.0 s left");
+        assert_eq!(times(0, each), "  1.5 s a step");
+    }
+
+    #[test]
+    fn templates_are_well_formed() {
+        assert!(ProgressStyle::with_template(STEPS_TEMPLATE).is_ok());
     }
 }
