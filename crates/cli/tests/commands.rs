@@ -381,7 +381,7 @@ fn bench_measures_every_part() {
         "vae_decoder",
         "vae_encoder",
     ] {
-        assert!(json["seconds"][part].as_f64().unwrap() > 0.0, "{part}");
+        assert!(json["parts"][part]["median_s"].as_f64().unwrap() > 0.0, "{part}");
     }
 }
 
