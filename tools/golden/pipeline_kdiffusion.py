@@ -42,6 +42,12 @@ CASES |= {
     "img2img_euler_a_batch": dict(job="img2img", sampler="Euler a", schedule="Uniform", batch=2, width=72, height=48),
     "img2img_heun_full": dict(job="img2img", sampler="Heun", schedule="Karras", strength=1.0, steps=4, image_seed=2100),
     "img2img_dpmpp_2m_light": dict(job="img2img", sampler="DPM++ 2M", schedule="Karras", strength=0.35, steps=8),
+    "txt2img_euler_long_negative": dict(job="txt2img", sampler="Euler", schedule="Uniform", steps=3,
+                                        negative_prompt=" ".join(["a grey blurred thing without any light"] * 12)),
+    "inpaint9_dpmpp_2m": dict(layout="sd_inpaint", job="inpaint", sampler="DPM++ 2M", schedule="Karras", width=72, height=64),
+    "inpaint9_euler_a": dict(layout="sd_inpaint", job="inpaint", sampler="Euler a", schedule="Uniform", strength=1.0,
+                             batch=2),
+    "txt2img9_euler": dict(layout="sd_inpaint", job="txt2img", sampler="Euler", schedule="Uniform", width=72, height=64),
     "inpaint_dpmpp_2m_sgm": dict(job="inpaint", sampler="DPM++ 2M", schedule="SGM Uniform", width=72, height=56),
     "inpaint_euler_a_full": dict(job="inpaint", sampler="Euler a", schedule="Exponential", strength=1.0,
                                  image_seed=2100),
@@ -57,18 +63,21 @@ def alphas():
 class Eps(kdiff.external.DiscreteEpsDDPMDenoiser):
     """The UNet as k-diffusion wants it; timesteps are interpolated, not rounded."""
 
-    def __init__(self, unet, alphas_cumprod):
+    def __init__(self, unet, alphas_cumprod, extra=None):
         super().__init__(unet, alphas_cumprod, quantize=False)
+        self.extra = extra
 
     def get_eps(self, x, t, context):
+        if self.extra is not None:
+            x = torch.cat([x, self.extra.expand(x.shape[0], -1, -1, -1)], dim=1)
         return self.inner_model(x, t, context).sample
 
 
 class ConsistencyEps(Eps):
     """A1111's LCM denoiser: 50 of the 1000 timesteps (19, 39 ... 999), and the boundary scaling of the LCM paper."""
 
-    def __init__(self, unet, alphas_cumprod):
-        super().__init__(unet, alphas_cumprod[19::20])
+    def __init__(self, unet, alphas_cumprod, extra=None):
+        super().__init__(unet, alphas_cumprod[19::20], extra)
 
     def timestep(self, sigma):
         nearest = (sigma.log()[None] - self.log_sigmas[:, None]).abs().argmin(dim=0)
@@ -195,6 +204,17 @@ def to_latent(vae, image):
     return vae.encode(x).latent_dist.mean * 0.18215
 
 
+def inpainting_channels(vae, height, width, image=None, mask=None):
+    """What an inpainting network sees beside the latent: the mask, and the picture with grey under the mask."""
+    grey = torch.zeros(1, 3, height, width)
+    white = torch.ones(1, 1, height, width)
+    if image is not None:
+        white = torch.round(torch.from_numpy(mask).float() / 255.0)[None, None]
+        grey = (torch.from_numpy(image).float().permute(2, 0, 1)[None] / 255.0 * 2 - 1) * (1 - white)
+    small = torch.nn.functional.interpolate(white, size=(height // 8, width // 8))
+    return torch.cat([small, vae.encode(grey).latent_dist.mean * 0.18215], dim=1)
+
+
 def to_pictures(vae, latents):
     """Decoded, clamped and truncated to bytes."""
     decoded = torch.cat([vae.decode(latent[None] / 0.18215).sample for latent in latents])
@@ -208,7 +228,7 @@ def run(case, parts, tokenizer):
     contexts = [conditioning(text, tokenizer, case[key], case["clip_skip"]) for key in ("prompt", "negative_prompt")]
     noise = ImageNoise(case["image_seed"], batch)
     x = noise.next((4, height // 8, width // 8))
-    inputs, keep, init = {}, None, None
+    inputs, keep, init, image, mask = {}, None, None, None, None
     if case["job"] != "txt2img":
         image = picture(case["image_seed"], width, height)
         inputs["in.image"] = torch.from_numpy(image)
@@ -228,7 +248,8 @@ def run(case, parts, tokenizer):
             times = times[:steps_from_end]
         latents = ddim(unet, contexts, case["cfg_scale"], x, times, table)
     else:
-        denoiser = (ConsistencyEps if case["sampler"] == "LCM" else Eps)(unet, alphas())
+        extra = inpainting_channels(vae, height, width, image, mask) if unet.config.in_channels == 9 else None
+        denoiser = (ConsistencyEps if case["sampler"] == "LCM" else Eps)(unet, alphas(), extra)
         sigmas = sigmas_of(case["schedule"], denoiser, steps)
         if init is not None:
             sigmas = sigmas[steps - steps_from_end - 1:]

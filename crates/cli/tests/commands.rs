@@ -381,7 +381,10 @@ fn bench_measures_every_part() {
         "vae_decoder",
         "vae_encoder",
     ] {
-        assert!(json["parts"][part]["median_s"].as_f64().unwrap() > 0.0, "{part}");
+        assert!(
+            json["parts"][part]["median_s"].as_f64().unwrap() > 0.0,
+            "{part}"
+        );
     }
 }
 
