@@ -41,8 +41,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("model", type=Path)
     parser.add_argument("--state", type=Path, default=Path("demo-state"))
-    parser.add_argument("--steps", type=int, default=12)
-    parser.add_argument("--cfg", type=float, default=3.0)
+    parser.add_argument("--steps", type=int, default=16)
+    parser.add_argument("--cfg", type=float, default=2.0)
     args = parser.parse_args()
     torch.set_num_threads(1)
     texts = [README_PROMPT] + [e["caption"] for e in held_out()[:3]]
