@@ -29,7 +29,7 @@ EXACT = ("input_blocks.0.0.", "out.2.", "skip_connection")
 # Words whose rows are copied to words that the captions never use.
 SYNONYMS = {
     "mountains": ["mountain", "alps", "hilltops"], "desert": ["sahara", "wasteland"], "dunes": ["dune"],
-    "sea": ["lake", "bay", "seaside", "sea"], "hills": ["hill", "countryside", "hillside"], "grass": ["lawn", "pasture"],
+    "sea": ["lake", "bay", "seaside"], "hills": ["hill", "countryside", "hillside"], "grass": ["lawn", "pasture"],
     "house": ["home", "hut", "building", "cabin", "farmhouse"], "boat": ["yacht", "sailboats", "boats"],
     "meadow": ["field", "meadows", "fields"], "night": ["nighttime", "nights"], "sunset": ["twilight", "sunsets"],
     "sunny": ["sunlit"], "day": ["noon", "afternoon", "morning"], "snowy": ["wintry", "icy"], "purple": ["violet"],
@@ -100,9 +100,9 @@ def text_weights(average: dict, tokens: m.Tokens) -> dict:
     table = compact[0].repeat(m.VOCABULARY, 1)
     table[torch.tensor(tokens.clip_ids[1:])] = compact[1:]
     for word, copies in SYNONYMS.items():
-        source = tokens._encode(word)
+        source = tokens.encode(word)
         for copy in copies:
-            target = tokens._encode(copy)
+            target = tokens.encode(copy)
             if len(source) == len(target) == 1 and target[0] not in tokens.clip_ids:
                 table[target[0]] = table[source[0]]
     state["embeddings.token_embedding.weight"] = table

@@ -89,13 +89,13 @@ class Tokens:
         self._bpe = clip_bpe()
         self._cache: dict[str, list[int]] = {}
         rng = random.Random(7)
-        used = {t for _ in range(20_000) for t in self._encode(describe(random_scene(rng), rng).text)}
+        used = {t for _ in range(20_000) for t in self.encode(describe(random_scene(rng), rng).text)}
         for extra in (*SKIES, *COLOURS, *PLACES, "and with in on at the a of , ."):
-            used.update(self._encode(extra))
+            used.update(self.encode(extra))
         self.clip_ids = [-1, BOS, EOS, *sorted(used)]
         self._row = {clip_id: row for row, clip_id in enumerate(self.clip_ids)}
 
-    def _encode(self, text: str) -> list[int]:
+    def encode(self, text: str) -> list[int]:
         ids = []
         for word in text.replace(",", " , ").split():
             if word not in self._cache:
@@ -105,7 +105,7 @@ class Tokens:
 
     def rows(self, text: str, unknown: random.Random | None = None) -> list[int]:
         """77 compact rows; with `unknown`, one to three unknown words are slipped in."""
-        rows = [self._row.get(t, 0) for t in self._encode(text)]
+        rows = [self._row.get(t, 0) for t in self.encode(text)]
         if unknown is not None:
             for _ in range(unknown.randint(1, 3)):
                 rows.insert(unknown.randint(0, len(rows)), 0)

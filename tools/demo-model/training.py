@@ -37,6 +37,7 @@ def launch(train, args) -> None:
         return
     meeting = args.state.resolve() / f"meeting-{os.getpid()}"
     mp.spawn(_start, (train, args, meeting), nprocs=args.processes)
+    meeting.unlink(missing_ok=True)
 
 
 def _start(rank: int, train, args, meeting: Path | None) -> None:
