@@ -153,6 +153,33 @@ fn a_missing_layer_is_missed() {
     assert!(found.len() > 10, "{found:?}");
 }
 
+/// Blocks carry the structure: without one of them the rest must still say what is lost.
+#[test]
+fn every_tensor_of_a_missing_block_is_named() {
+    let blocks = |side: &str, range: std::ops::Range<usize>| {
+        let side = side.to_string();
+        range.map(move |idx| format!("model.diffusion_model.{side}.{idx}."))
+    };
+    for block in blocks("input_blocks", 1..8).chain(blocks("output_blocks", 0..8)) {
+        let mut gone = Vec::new();
+        let found = problems(&checkpoint("sd", |tensors| {
+            gone = tensors
+                .keys()
+                .filter(|name| name.starts_with(&block))
+                .cloned()
+                .collect();
+            tensors.retain(|name, _| !name.starts_with(&block));
+        }));
+        assert!(!gone.is_empty(), "{block}");
+        let found: Vec<String> = found.iter().map(ToString::to_string).collect();
+        for name in &gone {
+            let expected = format!("`{name}` is missing");
+            assert!(found.contains(&expected), "{block}: {name} in {found:#?}");
+        }
+        assert_eq!(found.len(), gone.len(), "{block}: {found:#?}");
+    }
+}
+
 #[test]
 fn a_wrong_shape_is_said_with_the_right_one() {
     for name in [

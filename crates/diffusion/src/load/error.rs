@@ -7,8 +7,9 @@ use safelight_format::Dtype;
 use safelight_store::StoreError;
 
 use super::Family;
+use safelight_format::shown;
 
-/// How many problems a message lists before it only counts the rest.
+/// How many problems a message lists before it only counts the rest; missing tensors are all listed.
 const LISTED_MAX: usize = 12;
 
 /// One thing that is wrong with a checkpoint. Tensors go by the file's own names.
@@ -60,13 +61,17 @@ pub enum Problem {
 impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Problem::Missing { tensor } => write!(f, "`{tensor}` is missing"),
+            Problem::Missing { tensor } => write!(f, "`{}` is missing", shown(tensor)),
             Problem::WrongShape {
                 tensor,
                 actual,
                 expected,
             } => {
-                write!(f, "`{tensor}` has shape {actual:?}, expected {expected:?}")
+                write!(
+                    f,
+                    "`{}` has shape {actual:?}, expected {expected:?}",
+                    shown(tensor)
+                )
             }
             Problem::NotFloat { tensor, dtype } => {
                 write!(
@@ -78,7 +83,7 @@ impl fmt::Display for Problem {
             Problem::NotFinite { tensor, bad, of } => {
                 write!(
                     f,
-                    "`{tensor}` holds NaN or infinity in {bad} of {of} values"
+                    "`{tensor}` holds NaN or infinity in {bad} of {of} values: the file is damaged, get it anew"
                 )
             }
             Problem::MissingPart { what } | Problem::Unsupported { what } => f.write_str(what),
@@ -163,14 +168,20 @@ fn list(f: &mut fmt::Formatter<'_>, problems: &[Problem]) -> fmt::Result {
             problems.len()
         )?,
     }
-    for problem in problems.iter().take(LISTED_MAX) {
+    let (mut listed, mut left) = (0, 0);
+    for problem in problems {
         match problem {
             Problem::Missing { tensor } if missing == problems.len() => write!(f, "\n  {tensor}")?,
-            other => write!(f, "\n  {other}")?,
+            Problem::Missing { .. } => write!(f, "\n  {problem}")?,
+            _ if listed < LISTED_MAX => {
+                listed += 1;
+                write!(f, "\n  {problem}")?;
+            }
+            _ => left += 1,
         }
     }
-    if problems.len() > LISTED_MAX {
-        write!(f, "\n  … and {} more", problems.len() - LISTED_MAX)?;
+    if left > 0 {
+        write!(f, "\n  … and {left} more")?;
     }
     Ok(())
 }
@@ -208,7 +219,7 @@ mod tests {
     }
 
     #[test]
-    fn long_lists_are_shortened_with_a_count() {
+    fn missing_tensors_are_all_listed_and_others_counted() {
         assert_eq!(missing(1).to_string(), "a.safetensors: `t0` is missing");
         assert_eq!(
             missing(2).to_string(),
@@ -219,6 +230,15 @@ mod tests {
             long.starts_with("a.safetensors: 100 tensors are missing\n  t0"),
             "{long}"
         );
-        assert!(long.ends_with("\n  … and 88 more"), "{long}");
+        assert!(long.ends_with("\n  t99"), "{long}");
+        let problems = (0..20).map(|i| Problem::NotFinite {
+            tensor: format!("t{i}"),
+            bad: 1,
+            of: 2,
+        });
+        let label = "a.safetensors".into();
+        let problems = problems.collect();
+        let spoiled = LoadError::Weights { label, problems }.to_string();
+        assert!(spoiled.ends_with("\n  … and 8 more"), "{spoiled}");
     }
 }

@@ -261,8 +261,21 @@ struct Blocks {
 impl Blocks {
     fn of<'n>(names: impl Iterator<Item = &'n str>) -> Blocks {
         let mut blocks = Blocks::default();
+        let (mut inputs, mut outputs, mut attention) = (0, 0, Vec::new());
         for name in names {
             let pieces: Vec<&str> = name.split('.').collect();
+            if let [side, block, place, ..] = pieces[..]
+                && let Some(block) = block.parse().ok().filter(|&block| block < INDEX_LIMIT)
+            {
+                match side {
+                    "input_blocks" => inputs = inputs.max(block),
+                    "output_blocks" => outputs = outputs.max(block),
+                    _ => {}
+                }
+                if side == "input_blocks" && place == "1" {
+                    attention.push(block);
+                }
+            }
             match pieces[..] {
                 ["input_blocks", block, "0", "op", ..] => {
                     blocks.downs.extend(block.parse::<usize>())
@@ -285,7 +298,44 @@ impl Blocks {
         blocks.downs.dedup();
         blocks.ups.sort_unstable();
         blocks.ups.dedup();
+        blocks.complete(inputs, outputs, &attention);
         blocks
+    }
+
+    /// Where one side lost a change of level that the other still has, takes it from there: the way up has one block more
+    /// a level than the way down, so what is missing can be called by its name.
+    fn complete(&mut self, inputs: usize, outputs: usize, attention: &[usize]) {
+        if self.ups.len() < self.downs.len() {
+            let mut end = 0;
+            let mut ups = Vec::new();
+            for level in (1..=self.downs.len()).rev() {
+                let (Some(first), last) = (
+                    self.first_input(level),
+                    self.downs.get(level).copied().unwrap_or(inputs + 1),
+                ) else {
+                    return;
+                };
+                end += last.saturating_sub(first) + 1;
+                let attends = attention.iter().any(|block| (first..last).contains(block));
+                ups.push((end - 1, if attends { "2" } else { "1" }.to_string()));
+            }
+            self.ups = ups;
+        } else if self.downs.len() < self.ups.len() {
+            let mut next = 1;
+            let mut downs = Vec::new();
+            for level in (1..=self.ups.len()).rev() {
+                let (Some(first), last) = (
+                    self.first_output(level),
+                    self.ups.get(level).map_or(outputs, |(up, _)| *up),
+                ) else {
+                    return;
+                };
+                next += last.saturating_sub(first);
+                downs.push(next);
+                next += 1;
+            }
+            self.downs = downs;
+        }
     }
 
     /// Level and layer of an input block (from 1).

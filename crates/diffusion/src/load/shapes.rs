@@ -63,13 +63,8 @@ fn vote<'n>(keys: &PartKeys, entries: impl IntoIterator<Item = (&'n str, usize)>
         .map(|&(size, _)| size)
 }
 
-/// Output channels of a level: those of its residual blocks.
-fn level_channels(
-    keys: &PartKeys,
-    name: &str,
-    layers: usize,
-    problems: &mut Vec<Problem>,
-) -> usize {
+/// Output channels of a level: those of its residual blocks. `None` if it has none.
+fn level_channels(keys: &PartKeys, name: &str, layers: usize) -> Option<usize> {
     let fields = [
         "conv1.weight",
         "conv1.bias",
@@ -80,32 +75,33 @@ fn level_channels(
     ];
     let of = |layer| fields.map(|field| format!("{name}.resnets.{layer}.{field}"));
     let names: Vec<String> = (0..layers).flat_map(of).collect();
-    vote(keys, names.iter().map(|name| (name.as_str(), 0))).unwrap_or_else(|| {
-        problems.push(Problem::Missing {
-            tensor: keys.stored_name(&format!("{name}.resnets.0.conv1.weight")),
-        });
-        0
-    })
+    vote(keys, names.iter().map(|name| (name.as_str(), 0)))
+}
+
+/// What to miss where a whole level is gone.
+fn missing_level(keys: &PartKeys, name: &str) -> Problem {
+    Problem::Missing {
+        tensor: keys.stored_name(&format!("{name}.resnets.0.conv1.weight")),
+    }
 }
 
 /// The UNet's structure.
 pub(crate) fn unet(keys: &PartKeys, hints: &Hints<'_>) -> Result<UNetConfig, Vec<Problem>> {
     let mut problems = Vec::new();
-    let mut levels = |side: &str, resampler: &str| {
+    let levels = |side: &str, resampler: &str| {
         let count = keys.count(&format!("{side}."));
-        let level = |idx| unet_level(keys, &format!("{side}.{idx}"), resampler, &mut problems);
+        let level = |idx| unet_level(keys, &format!("{side}.{idx}"), resampler);
         (0..count).map(level).collect::<Vec<_>>()
     };
-    let (down, up) = (
+    let (mut down, mut up) = (
         levels("down_blocks", "downsamplers"),
         levels("up_blocks", "upsamplers"),
     );
+    mirror(&mut down, &mut up);
     for (side, levels) in [("down_blocks", &down), ("up_blocks", &up)] {
-        if levels.is_empty() {
-            problems.push(Problem::Missing {
-                tensor: keys.stored_name(&format!("{side}.0.resnets.0.conv1.weight")),
-            });
-        }
+        let lost = |idx: &usize| levels.get(*idx).is_none_or(|level| level.channels == 0);
+        let lost = (0..levels.len().max(1)).find(lost);
+        problems.extend(lost.map(|idx| missing_level(keys, &format!("{side}.{idx}"))));
     }
     let ending = |end: &str, axis| {
         let found = keys
@@ -169,11 +165,61 @@ pub(crate) fn unet(keys: &PartKeys, hints: &Hints<'_>) -> Result<UNetConfig, Vec
     }
 }
 
-fn unet_level(keys: &PartKeys, name: &str, resampler: &str, problems: &mut Vec<Problem>) -> Level {
+/// Gives both ways what only one of them shows, so that tensors that were lost are looked for and named.
+///
+/// The way up has the levels of the way down in reverse, each with one residual block more.
+fn mirror(down: &mut Vec<Level>, up: &mut Vec<Level>) {
+    let count = down.len().max(up.len());
+    let empty = |channels| Level {
+        channels,
+        depths: Vec::new(),
+        resample: false,
+    };
+    // Whichever way is short lost its end: the lowest levels of the way down, the highest of the way up.
+    while down.len() < count {
+        let twin = up
+            .get(count - 1 - down.len())
+            .map_or(0, |level| level.channels);
+        down.push(empty(twin));
+    }
+    while up.len() < count {
+        let twin = down
+            .get(count - 1 - up.len())
+            .map_or(0, |level| level.channels);
+        up.push(empty(twin));
+    }
+    for (idx, above) in up.iter_mut().enumerate() {
+        let below = &mut down[count - 1 - idx];
+        if above.channels == 0 || below.channels == 0 {
+            let known = above.channels.max(below.channels);
+            (above.channels, below.channels) = (known, known);
+        }
+        let layers = above.depths.len().max(below.depths.len() + 1);
+        let depths = above.depths.iter().chain(&below.depths).copied();
+        let usual = depths.filter(|&depth| depth != LOST).max().unwrap_or(0);
+        for (depths, layers) in [(&mut above.depths, layers), (&mut below.depths, layers - 1)] {
+            depths.resize(layers, LOST);
+            for depth in depths.iter_mut().filter(|depth| **depth == LOST) {
+                *depth = usual;
+            }
+        }
+        above.resample |= idx + 1 < count;
+        below.resample |= idx > 0;
+    }
+}
+
+/// The depth of a layer that left no trace, until [`mirror`] finds it.
+const LOST: usize = usize::MAX;
+
+fn unet_level(keys: &PartKeys, name: &str, resampler: &str) -> Level {
     let layers = keys.count(&format!("{name}.resnets."));
-    let depth = |layer| keys.count(&format!("{name}.attentions.{layer}.transformer_blocks."));
+    let depth = |layer| match keys.count(&format!("{name}.attentions.{layer}.transformer_blocks."))
+    {
+        0 if !keys.has(&format!("{name}.resnets.{layer}.")) => LOST,
+        depth => depth,
+    };
     Level {
-        channels: level_channels(keys, name, layers, problems),
+        channels: level_channels(keys, name, layers).unwrap_or(0),
         depths: (0..layers).map(depth).collect(),
         resample: keys.has(&format!("{name}.{resampler}.")),
     }
@@ -189,9 +235,12 @@ pub(crate) fn vae(keys: &PartKeys, hints: &Hints<'_>) -> Result<VaeConfig, Vec<P
             .clone()
             .map(|level| keys.count(&format!("{level}.resnets.")))
             .collect::<Vec<_>>();
-        let channels = levels
-            .zip(&layers)
-            .map(|(level, &layers)| level_channels(keys, &level, layers, &mut problems));
+        let channels = levels.zip(&layers).map(|(level, &layers)| {
+            level_channels(keys, &level, layers).unwrap_or_else(|| {
+                problems.push(missing_level(keys, &level));
+                0
+            })
+        });
         VaeHalf {
             channels: channels.collect(),
             layers,
