@@ -215,7 +215,13 @@ fn native_size(checkpoint: &Checkpoint) -> Option<(u32, u32)> {
         .metadata()?
         .get("modelspec.resolution")?
         .split_once('x')?;
-    Some((width.parse().ok()?, height.parse().ok()?))
+    let side = |text: &str| {
+        text.trim()
+            .parse()
+            .ok()
+            .filter(|side| (8..=16_384).contains(side))
+    };
+    Some((side(width)?, side(height)?))
 }
 
 fn byte_count(path: &Path, layout: Layout) -> u64 {

@@ -140,7 +140,7 @@ impl Walk<'_> {
                 if !OTHER_FOLDERS.contains(&name.as_str()) {
                     self.folder(&path, depth + 1);
                 }
-            } else if is_checkpoint(&path) && self.is_new(&path) {
+            } else if is_checkpoint(&path) && !is_pipe(&path) && self.is_new(&path) {
                 self.found.push(path);
             }
         }
@@ -150,6 +150,11 @@ impl Walk<'_> {
         self.seen
             .insert(path.canonicalize().unwrap_or_else(|_| path.to_owned()))
     }
+}
+
+/// Whether reading could wait for ever: a pipe, a socket, a device. What is not there at all is an entry with a problem.
+fn is_pipe(path: &Path) -> bool {
+    std::fs::metadata(path).is_ok_and(|metadata| !metadata.is_file())
 }
 
 fn is_checkpoint(path: &Path) -> bool {

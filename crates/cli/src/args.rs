@@ -307,8 +307,21 @@ pub(crate) struct BenchArgs {
 }
 
 fn sampler(name: &str) -> Result<Sampler, String> {
-    Sampler::from_name(name)
-        .ok_or_else(|| format!("there is {}", list(Sampler::ALL.map(Sampler::name))))
+    Sampler::from_name(name).ok_or_else(|| {
+        // A1111 once had the schedule in the sampler's name.
+        let pieces = name.trim().rsplit_once(' ');
+        let pieces = pieces.and_then(|(sampler, schedule)| {
+            Some((Sampler::from_name(sampler)?, Schedule::from_name(schedule)?))
+        });
+        match pieces {
+            Some((sampler, schedule)) => format!(
+                "say --sampler \"{}\" --schedule \"{}\"",
+                sampler.name(),
+                schedule.name()
+            ),
+            None => format!("there is {}", list(Sampler::ALL.map(Sampler::name))),
+        }
+    })
 }
 
 fn schedule(name: &str) -> Result<Schedule, String> {

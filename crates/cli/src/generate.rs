@@ -57,10 +57,10 @@ pub(crate) fn inpaint(args: &InpaintArgs) -> Result<(), Failure> {
         mask.pixels_mut()
             .for_each(|pixel| pixel[0] = 255 - pixel[0]);
     }
-    if mask.pixels().all(|pixel| pixel[0] < 128) {
+    if mask.pixels().all(|pixel| pixel[0] == 0) {
         let inverted = if args.invert_mask { ", inverted," } else { "" };
         say::note(&format!(
-            "note: the mask {}{inverted} has no white: nothing will be drawn anew",
+            "note: the mask {}{inverted} is all black: nothing will be drawn anew",
             args.mask.display()
         ));
     }

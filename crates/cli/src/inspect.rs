@@ -57,6 +57,10 @@ fn look(path: &Path, args: &InspectArgs) -> Result<Answer, Failure> {
     if path.is_dir() {
         return model(path, args);
     }
+    if std::fs::metadata(path).is_ok_and(|metadata| !metadata.is_file()) {
+        let what = "is a pipe or a device, not a file";
+        return Err(Failure::Usage(format!("{}: {what}", path.display())));
+    }
     match picture::kind(path)? {
         Some(FileKind::Png | FileKind::Jpeg | FileKind::Webp) => picture_answer(path),
         _ => model(path, args),

@@ -41,7 +41,7 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
             let code = failure.exit_code();
-            say::note(&format!("safelight: {failure}"));
+            say::note(&say::harmless(&format!("safelight: {failure}")));
             if wants_json {
                 let error = json!({ "kind": failure.kind(), "message": failure.to_string(), "exit_code": code });
                 let _ = say::answer_json(&json!({ "error": error }));

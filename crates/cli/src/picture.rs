@@ -4,11 +4,16 @@ use std::fs::File;
 use std::io::{BufReader, Read};
 use std::path::Path;
 
-use image::{DynamicImage, GrayImage, ImageDecoder, ImageReader, RgbImage};
+use image::{DynamicImage, GrayImage, ImageDecoder, ImageFormat, ImageReader, RgbImage};
 use safelight_format::{FileKind, sniff};
 
 use crate::error::Failure;
 use crate::exif;
+
+/// Longest side of a picture that is read; larger than any that can be drawn.
+const PICTURE_SIDE_MAX: u32 = 32_768;
+/// Texts in a picture are read up to this size: a few kilobytes can unpack to gigabytes.
+const TEXT_BYTES_MAX: usize = 4 << 20;
 
 /// Reads a picture; where it is transparent it becomes white, as in A1111.
 pub(crate) fn read_rgb(path: &Path) -> Result<RgbImage, Failure> {
@@ -64,6 +69,16 @@ fn read(path: &Path) -> Result<DynamicImage, Failure> {
     if reader.format().is_none() {
         return Err(failed(what_it_is(path)));
     }
+    if reader.format() == Some(ImageFormat::Jpeg) && !jpeg_is_whole(path) {
+        let what = "is damaged: a JPEG picture without its end, as after a broken download";
+        return Err(failed(what.into()));
+    }
+    let (width, height) = dimensions(path)?;
+    if width.max(height) > PICTURE_SIDE_MAX {
+        let what =
+            format!("is {width} × {height} pixels; a side of at most {PICTURE_SIDE_MAX} is read");
+        return Err(failed(what));
+    }
     let decode = || {
         let mut decoder = reader.into_decoder()?;
         let orientation = decoder.orientation()?;
@@ -74,6 +89,14 @@ fn read(path: &Path) -> Result<DynamicImage, Failure> {
     decode().map_err(|error: image::ImageError| {
         failed(format!("is damaged or of a kind that is not read: {error}"))
     })
+}
+
+/// Whether the end marker of a JPEG file comes after the last beginning of a scan: decoders fill in grey without a word
+/// where it does not.
+fn jpeg_is_whole(path: &Path) -> bool {
+    let bytes = std::fs::read(path).unwrap_or_default();
+    let last = |marker: u8| bytes.windows(2).rposition(|pair| pair == [0xff, marker]);
+    last(0xd9) > last(0xda)
 }
 
 /// What a file that is no picture is.
@@ -139,13 +162,15 @@ fn texts(path: &Path) -> Result<Vec<(String, String)>, Failure> {
         .uncompressed_latin1_text
         .iter()
         .map(|chunk| (chunk.keyword.clone(), chunk.text.clone()));
-    let packed = info
-        .compressed_latin1_text
-        .iter()
-        .filter_map(|chunk| Some((chunk.keyword.clone(), chunk.get_text().ok()?)));
-    let unicode = info
-        .utf8_text
-        .iter()
-        .filter_map(|chunk| Some((chunk.keyword.clone(), chunk.get_text().ok()?)));
+    let packed = info.compressed_latin1_text.iter().filter_map(|chunk| {
+        let mut chunk = chunk.clone();
+        chunk.decompress_text_with_limit(TEXT_BYTES_MAX).ok()?;
+        Some((chunk.keyword.clone(), chunk.get_text().ok()?))
+    });
+    let unicode = info.utf8_text.iter().filter_map(|chunk| {
+        let mut chunk = chunk.clone();
+        chunk.decompress_text_with_limit(TEXT_BYTES_MAX).ok()?;
+        Some((chunk.keyword.clone(), chunk.get_text().ok()?))
+    });
     Ok(plain.chain(packed).chain(unicode).collect())
 }

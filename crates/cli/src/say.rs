@@ -88,6 +88,12 @@ pub(crate) fn table(rows: &[Vec<String>], right: &[usize]) -> String {
     text
 }
 
+/// Text of several lines without what could command a terminal.
+pub(crate) fn harmless(text: &str) -> String {
+    let lines: Vec<String> = text.lines().map(|line| tame(line, usize::MAX)).collect();
+    lines.join("\n")
+}
+
 /// Text from a file without what could command a terminal, and not endless.
 pub(crate) fn tame(text: &str, length_max: usize) -> String {
     let clean = text.chars().map(|c| if c.is_control() { ' ' } else { c });
@@ -134,5 +140,6 @@ mod tests {
     fn foreign_text_is_tamed() {
         assert_eq!(tame("a\x1b[31m\nb", 100), "a [31m b");
         assert_eq!(tame("abcdef", 3), "abc…");
+        assert_eq!(harmless("a\x1b[31m\n  b"), "a [31m\n  b");
     }
 }

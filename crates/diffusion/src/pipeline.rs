@@ -106,6 +106,11 @@ impl<'a> Session<'a> {
     ) -> Result<Self, GenerateError> {
         request.check()?;
         model.check_task()?;
+        let layers = model.text.config().layers;
+        if request.clip_skip > layers {
+            let allowed = format!("1 to {layers}, the layers of this text encoder");
+            return Err(refused("clip skip", request.clip_skip, allowed));
+        }
         let canvas = Canvas::new(request, model.vae.config().downscale())?;
         let plan = plan(model, request, canvas.strength)?;
         tell(on_progress, request, 0, Phase::Text)?;
@@ -514,7 +519,16 @@ fn plan(model: &Model, request: &Request, strength: Option<f64>) -> Result<Plan,
         Flavour::Diffusers => {
             let mut config = match (&request.scheduler, &info.scheduler) {
                 (Some(config), _) => config.clone(),
-                (None, Some(json)) => SchedulerConfig::from_json(json, sampler)?,
+                (None, Some(json)) => {
+                    let mut config = SchedulerConfig::from_json(json, sampler)?;
+                    // Diffusers' Stable Diffusion pipelines set this right in files from before these settings
+                    // (`__init__` in `pipeline_stable_diffusion*.py`; the inpainting one leaves `clip_sample` alone).
+                    config.steps_offset = 1;
+                    if !matches!(request.job, Job::Inpaint(_) | Job::Outpaint(_)) {
+                        config.clip_sample = None;
+                    }
+                    config
+                }
                 (None, None) => SchedulerConfig::stable_diffusion(sampler),
             };
             config.betas = info.betas;

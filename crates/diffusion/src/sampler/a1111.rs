@@ -183,14 +183,8 @@ impl TimestepWalk {
         self.timesteps.len().saturating_sub(1)
     }
 
-    /// A walk without a step starts where it ends: with the clean latent.
+    /// What the walk starts from. Without a step it also ends there, noise and all, as in A1111.
     pub(super) fn start_mix(&self) -> Mix {
-        if self.step_count() == 0 {
-            return Mix {
-                signal: 1.0,
-                noise: 0.0,
-            };
-        }
         Mix {
             signal: self.start_alpha.sqrt(),
             noise: (1.0 - self.start_alpha).sqrt(),
@@ -300,15 +294,7 @@ mod tests {
         assert_eq!((walk.timesteps[9], walk.step_count()), (451, 9));
         assert_eq!(walk.start_alpha, alphas[501]);
         let walk = TimestepWalk::new(20, Some(0.05), Prediction::Epsilon, &alphas);
-        assert_eq!(
-            (walk.step_count(), walk.start_mix()),
-            (
-                0,
-                Mix {
-                    signal: 1.0,
-                    noise: 0.0
-                }
-            )
-        );
+        assert_eq!((walk.step_count(), walk.start_alpha), (0, alphas[51]));
+        assert!(walk.start_mix().noise > 0.1);
     }
 }
