@@ -148,6 +148,8 @@ def main() -> None:
         "modelspec.description": "A miniature Stable Diffusion that draws flat landscapes, trained on drawn scenes.",
         "safelight.vae.norm_num_groups": str(m.VAE_GROUPS), "safelight.unet.norm_num_groups": str(m.UNET_GROUPS),
         "safelight.unet.attention_heads": str(m.UNET_HEADS),
+        "safelight.default.sampler": "DPM++ 2M", "safelight.default.schedule": "Karras",
+        "safelight.default.steps": "16", "safelight.default.cfg_scale": "2",
         "safelight.training": json.dumps({"unet_steps": unet["step"], "vae_steps": vae["step"]}),
     }
     save_file(tensors, out, metadata)

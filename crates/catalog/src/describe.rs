@@ -3,6 +3,8 @@
 use std::path::{Path, PathBuf};
 
 use safelight_diffusion::load::{self, Family, LoadError, LoadOptions, Model, ModelInfo, Part};
+use safelight_diffusion::sampler::{STEPS_MAX, Sampler};
+use safelight_diffusion::schedule::Schedule;
 use safelight_format::Dtype;
 use safelight_store::Checkpoint;
 
@@ -51,10 +53,44 @@ pub struct Entry {
     pub info: Option<ModelInfo>,
     /// Width and height it was trained at, where its metadata say so (`modelspec.resolution`).
     pub native_size: Option<(u32, u32)>,
+    /// What its author found best, where the file says so.
+    pub defaults: Defaults,
     /// SHA-256 of the whole file in hexadecimal, once it is known; only single files have one.
     pub sha256: Option<String>,
     /// Why it can't be used.
     pub problem: Option<String>,
+}
+
+/// Settings a model asks for, in its metadata: `safelight.default.steps`, `.cfg_scale`, `.sampler` and `.schedule`, the
+/// last two by their A1111 names. What does not parse counts as not said.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Defaults {
+    /// How many steps.
+    pub steps: Option<usize>,
+    /// How closely to follow the prompt.
+    pub cfg_scale: Option<f64>,
+    /// Which sampler.
+    pub sampler: Option<Sampler>,
+    /// Which schedule.
+    pub schedule: Option<Schedule>,
+}
+
+impl Defaults {
+    fn of(checkpoint: &Checkpoint) -> Defaults {
+        let text = |key: &str| {
+            checkpoint
+                .metadata()?
+                .get(&format!("safelight.default.{key}"))
+        };
+        let steps = text("steps").and_then(|text| text.parse().ok());
+        let scale = text("cfg_scale").and_then(|text| text.parse().ok());
+        Defaults {
+            steps: steps.filter(|steps| (1..=STEPS_MAX).contains(steps)),
+            cfg_scale: scale.filter(|scale| (0.0..=100.0).contains(scale)),
+            sampler: text("sampler").and_then(|name| Sampler::from_name(name)),
+            schedule: text("schedule").and_then(|name| Schedule::from_name(name)),
+        }
+    }
 }
 
 impl Entry {
@@ -88,6 +124,9 @@ impl Entry {
                 )),
             ),
         };
+        let checkpoint = (layout != Layout::Folder)
+            .then(|| Checkpoint::open(path).ok())
+            .flatten();
         Entry {
             name: relative.rsplit('/').next().unwrap_or(&relative).to_owned(),
             relative,
@@ -95,13 +134,8 @@ impl Entry {
             path: Some(path.to_owned()),
             layout,
             info,
-            native_size: if layout == Layout::Folder {
-                None
-            } else {
-                Checkpoint::open(path)
-                    .ok()
-                    .and_then(|file| native_size(&file))
-            },
+            native_size: checkpoint.as_ref().and_then(native_size),
+            defaults: checkpoint.as_ref().map(Defaults::of).unwrap_or_default(),
             sha256: None,
             problem,
         }
@@ -125,7 +159,8 @@ impl Entry {
             layout: Layout::Embedded,
             bytes: demo::bytes().len() as u64,
             info,
-            native_size: checkpoint.ok().and_then(|file| native_size(&file)),
+            native_size: checkpoint.as_ref().ok().and_then(native_size),
+            defaults: checkpoint.as_ref().map(Defaults::of).unwrap_or_default(),
             sha256: None,
             problem,
         }

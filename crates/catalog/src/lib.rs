@@ -14,7 +14,7 @@ mod roots;
 mod scan;
 
 pub use demo::{DEMO_NAME, demo};
-pub use describe::{Entry, Layout};
+pub use describe::{Defaults, Entry, Layout};
 pub use hash::{HashCache, sha256_hex, short};
 pub use resolve::ResolveError;
 pub use roots::{Roots, cache_folder};

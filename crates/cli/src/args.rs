@@ -134,12 +134,12 @@ pub(crate) struct GenerateArgs {
         default_value = ""
     )]
     pub(crate) negative: String,
-    /// How many steps to take
-    #[arg(long, value_name = "N", default_value_t = 20, value_parser = steps, allow_negative_numbers = true)]
-    pub(crate) steps: usize,
-    /// How closely to follow the prompt
-    #[arg(long = "cfg-scale", visible_alias = "cfg", value_name = "SCALE", default_value_t = 7.0, value_parser = cfg, allow_negative_numbers = true)]
-    pub(crate) cfg: f64,
+    /// How many steps to take [default: 20, or what the model asks for]
+    #[arg(long, value_name = "N", value_parser = steps, allow_negative_numbers = true)]
+    pub(crate) steps: Option<usize>,
+    /// How closely to follow the prompt [default: 7, or what the model asks for]
+    #[arg(long = "cfg-scale", visible_alias = "cfg", value_name = "SCALE", value_parser = cfg, allow_negative_numbers = true)]
+    pub(crate) cfg: Option<f64>,
     /// Where chance begins; picture i of a batch has seed + i; -1 picks one
     #[arg(short, long, value_name = "N", default_value_t = -1, allow_negative_numbers = true, value_parser = clap::value_parser!(i64).range(-1..))]
     pub(crate) seed: i64,
@@ -155,12 +155,12 @@ pub(crate) struct GenerateArgs {
     /// How many pictures to draw
     #[arg(short, long, alias = "batch-size", value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1000))]
     pub(crate) batch: u32,
-    /// Euler, "Euler a", Heun, DDIM, "DPM++ 2M" or LCM
-    #[arg(long, alias = "sampling-method", value_name = "NAME", default_value = "Euler a", value_parser = sampler)]
-    pub(crate) sampler: Sampler,
-    /// Automatic, Uniform, Karras, Exponential, "SGM Uniform", Simple …
-    #[arg(long, alias = "scheduler", alias = "schedule-type", value_name = "NAME", default_value = "Automatic", value_parser = schedule)]
-    pub(crate) schedule: Schedule,
+    /// Euler, "Euler a", Heun, DDIM, "DPM++ 2M" or LCM [default: "Euler a", or what the model asks for]
+    #[arg(long, alias = "sampling-method", value_name = "NAME", value_parser = sampler)]
+    pub(crate) sampler: Option<Sampler>,
+    /// Automatic, Uniform, Karras, Exponential, "SGM Uniform", Simple … [default: Automatic, the sampler's own]
+    #[arg(long, alias = "scheduler", alias = "schedule-type", value_name = "NAME", value_parser = schedule)]
+    pub(crate) schedule: Option<Schedule>,
     /// Stop this many layers before the end of the text encoder, from 1
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=12))]
     pub(crate) clip_skip: u16,

@@ -12,7 +12,7 @@ use safelight_diffusion::pipeline::{
     GenerateError, Inpaint, Job, Mask, Outpaint, Phase, Picture, Request, RgbImage, memory_bytes,
 };
 use safelight_diffusion::prompt;
-use safelight_diffusion::sampler::Flavour;
+use safelight_diffusion::sampler::{Flavour, Sampler};
 use serde_json::{Value, json};
 
 use crate::args::{GenerateArgs, Img2imgArgs, InpaintArgs, OutpaintArgs};
@@ -203,15 +203,23 @@ fn request(args: &GenerateArgs, job: Job, entry: &Entry) -> Result<Request, Fail
     };
     let seed = u64::try_from(args.seed)
         .unwrap_or_else(|_| RandomState::new().build_hasher().finish() & SEED_MASK);
+    // Whoever names a sampler wants its own schedule, not the one that goes with the model's.
+    let (defaults, usual) = (entry.defaults, Request::default());
+    let schedule = args.schedule.or(match args.sampler {
+        None => defaults.schedule,
+        Some(_) => None,
+    });
+    let schedule = schedule.unwrap_or(usual.schedule);
+    let sampler = args.sampler.or(defaults.sampler).unwrap_or(Sampler::EulerAncestral);
     Ok(Request {
         job,
         prompt: args.prompt.clone(),
         negative_prompt: args.negative.clone(),
         size,
-        steps: args.steps,
-        cfg_scale: args.cfg,
-        sampler: args.sampler,
-        schedule: args.schedule,
+        steps: args.steps.or(defaults.steps).unwrap_or(usual.steps),
+        cfg_scale: args.cfg.or(defaults.cfg_scale).unwrap_or(usual.cfg_scale),
+        sampler,
+        schedule,
         flavour: args.flavour,
         seed,
         batch: args.batch as usize,
