@@ -210,7 +210,10 @@ fn request(args: &GenerateArgs, job: Job, entry: &Entry) -> Result<Request, Fail
         Some(_) => None,
     });
     let schedule = schedule.unwrap_or(usual.schedule);
-    let sampler = args.sampler.or(defaults.sampler).unwrap_or(Sampler::EulerAncestral);
+    let sampler = args
+        .sampler
+        .or(defaults.sampler)
+        .unwrap_or(Sampler::EulerAncestral);
     Ok(Request {
         job,
         prompt: args.prompt.clone(),
