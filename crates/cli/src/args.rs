@@ -438,7 +438,7 @@ mod tests {
         .unwrap();
         assert_eq!(
             (args.generate.sampler, args.generate.schedule),
-            (Sampler::DpmPp2m, Schedule::SgmUniform)
+            (Some(Sampler::DpmPp2m), Some(Schedule::SgmUniform))
         );
         assert_eq!((args.denoise, args.generate.seed), (0.4, -1));
         assert!(

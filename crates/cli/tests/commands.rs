@@ -64,8 +64,10 @@ fn pictures_are_numbered_and_say_how_they_were_made() {
     );
     for (key, value) in [
         ("Steps", "2"),
-        ("Sampler", "Euler a"),
-        ("CFG scale", "7"),
+        // What the demo model asks for.
+        ("Sampler", "DPM++ 2M"),
+        ("Schedule type", "Karras"),
+        ("CFG scale", "2"),
         ("Seed", "8"),
         ("Size", "64x64"),
         ("Clip skip", "2"),
@@ -77,7 +79,7 @@ fn pictures_are_numbered_and_say_how_they_were_made() {
     }
     let text = place.works(&["inspect", "outputs/00002-8.png"]).stdout;
     assert!(
-        text.contains("64 × 64") && text.contains("Sampler: Euler a"),
+        text.contains("64 × 64") && text.contains("Sampler: DPM++ 2M"),
         "{text}"
     );
 }
