@@ -2,7 +2,7 @@
 
 mod common;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use common::weights::{Layout, safetensors_bytes, tensor};
@@ -153,31 +153,240 @@ fn a_missing_layer_is_missed() {
     assert!(found.len() > 10, "{found:?}");
 }
 
-/// Blocks carry the structure: without one of them the rest must still say what is lost.
-#[test]
-fn every_tensor_of_a_missing_block_is_named() {
-    let blocks = |side: &str, range: std::ops::Range<usize>| {
-        let side = side.to_string();
-        range.map(move |idx| format!("model.diffusion_model.{side}.{idx}."))
-    };
-    for block in blocks("input_blocks", 1..8).chain(blocks("output_blocks", 0..8)) {
-        let mut gone = Vec::new();
-        let found = problems(&checkpoint("sd", |tensors| {
-            gone = tensors
-                .keys()
-                .filter(|name| name.starts_with(&block))
-                .cloned()
-                .collect();
-            tensors.retain(|name, _| !name.starts_with(&block));
-        }));
-        assert!(!gone.is_empty(), "{block}");
-        let found: Vec<String> = found.iter().map(ToString::to_string).collect();
-        for name in &gone {
-            let expected = format!("`{name}` is missing");
-            assert!(found.contains(&expected), "{block}: {name} in {found:#?}");
-        }
-        assert_eq!(found.len(), gone.len(), "{block}: {found:#?}");
+/// A file of these names and shapes and of zeros: enough to describe.
+fn header(tensors: &[(String, Vec<usize>)]) -> Vec<u8> {
+    let (mut header, mut end) = (serde_json::Map::new(), 0);
+    for (name, shape) in tensors {
+        let start = end;
+        end += shape.iter().product::<usize>();
+        let row =
+            serde_json::json!({"dtype": "F8_E4M3", "shape": shape, "data_offsets": [start, end]});
+        header.insert(name.clone(), row);
     }
+    let text = serde_json::Value::Object(header).to_string();
+    let mut bytes = (text.len() as u64).to_le_bytes().to_vec();
+    bytes.extend(text.as_bytes());
+    bytes.resize(bytes.len() + end, 0);
+    bytes
+}
+
+/// Modules of a file, by the beginnings of names that end at a dot: all that hold others, and of those with nothing but
+/// weight and bias every seventh.
+fn units(tensors: &[(String, Vec<usize>)]) -> BTreeSet<&str> {
+    let beginnings = tensors.iter().flat_map(|(name, _)| {
+        let dots = name.match_indices('.');
+        dots.map(move |(dot, _)| &name[..=dot])
+    });
+    let all: BTreeSet<&str> = beginnings.collect();
+    let holds_others = |unit: &str| {
+        all.iter()
+            .any(|other| other.len() > unit.len() && other.starts_with(unit))
+    };
+    let (blocks, leaves): (BTreeSet<&str>, BTreeSet<&str>) =
+        all.iter().partition(|unit| holds_others(unit));
+    blocks
+        .into_iter()
+        .chain(leaves.into_iter().step_by(7))
+        .collect()
+}
+
+/// Takes each unit out in turn, and expects that exactly its tensors are missed.
+fn every_unit_is_missed(
+    tensors: &[(String, Vec<usize>)],
+    unseen: &[&str],
+    describe: impl Fn(&[(String, Vec<usize>)]) -> ModelInfo,
+) {
+    assert_eq!(describe(tensors).problems, []);
+    let (mut wrong, mut count) = (Vec::new(), 0);
+    for unit in units(tensors) {
+        if unseen.contains(&unit) {
+            continue;
+        }
+        let (gone, left): (Vec<_>, Vec<_>) = tensors
+            .iter()
+            .cloned()
+            .partition(|(name, _)| name.starts_with(unit));
+        let found: BTreeSet<String> = describe(&left)
+            .problems
+            .iter()
+            .map(ToString::to_string)
+            .collect();
+        let expected = gone.iter().map(|(name, _)| format!("`{name}` is missing"));
+        let expected: BTreeSet<String> = expected.collect();
+        count += 1;
+        if found != expected {
+            let unnamed = expected.difference(&found).next();
+            let other = found.difference(&expected).next();
+            wrong.push(format!(
+                "{unit}: {} gone, {} found; e.g. not named: {unnamed:?}, not gone: {other:?}",
+                expected.len(),
+                found.len()
+            ));
+        }
+    }
+    assert!(
+        wrong.is_empty(),
+        "{} of {count}:\n{}",
+        wrong.len(),
+        wrong.join("\n")
+    );
+}
+
+/// Parts are missed as parts; and how many layers there are of text, nothing else in a single file tells.
+fn unseen_in_a_file(text_layers: usize) -> Vec<String> {
+    let mut unseen = vec![
+        "model.".into(),
+        "model.diffusion_model.".into(),
+        "first_stage_model.".into(),
+    ];
+    let mut name = String::new();
+    for piece in [
+        "cond_stage_model",
+        "transformer",
+        "text_model",
+        "encoder",
+        "layers",
+    ] {
+        name = format!("{name}{piece}.");
+        unseen.push(name.clone());
+    }
+    unseen.push(format!("{name}{}.", text_layers - 1));
+    unseen
+}
+
+#[test]
+fn every_unit_missing_from_a_file_is_named_in_full() {
+    for (names, text_layers) in [(&["sd"][..], 3), (&["text128x3", "unet_s2", "vae_m2"], 3)] {
+        let layouts = names.iter().flat_map(|name| Layout::read(name).tensors);
+        let tensors: Vec<_> = layouts.collect();
+        let unseen = unseen_in_a_file(text_layers);
+        let unseen: Vec<&str> = unseen.iter().map(String::as_str).collect();
+        every_unit_is_missed(&tensors, &unseen, |left| {
+            load::describe(&Checkpoint::from_bytes("test", header(left)).expect("a valid file"))
+        });
+    }
+}
+
+/// With JSON beside the weights there is nothing that is not missed.
+#[test]
+fn every_unit_missing_from_a_folder_is_named_in_full() {
+    let root = std::env::temp_dir().join(format!("safelight-units-{}", std::process::id()));
+    std::fs::create_dir_all(&root).unwrap();
+    let layout = Layout::read("sd");
+    layout.write_folder(7, &root);
+    for (part, body) in &layout.folder {
+        let stem = if part == "text_encoder" {
+            "model"
+        } else {
+            "diffusion_pytorch_model"
+        };
+        let file = root.join(part).join(format!("{stem}.safetensors"));
+        let tensors: Vec<_> = body
+            .tensors
+            .iter()
+            .map(|(name, (_, shape))| (name.clone(), shape.clone()))
+            .collect();
+        every_unit_is_missed(&tensors, &["text_model."], |left| {
+            std::fs::write(&file, header(left)).unwrap();
+            load::describe_path(&root).unwrap_or_else(|error| panic!("{error}"))
+        });
+        std::fs::write(&file, header(&tensors)).unwrap();
+    }
+    std::fs::remove_dir_all(&root).unwrap();
+}
+
+/// Without its transformers a UNet still says what is lost, and nothing is run that would not fit.
+#[test]
+fn every_transformer_gone_at_once_is_named() {
+    for inside in [".transformer_blocks.", ".attn2."] {
+        let mut tensors: Vec<_> = Layout::read("sd").tensors.into_iter().collect();
+        let count = tensors.len();
+        tensors.retain(|(name, _)| !name.contains(inside));
+        let found = problems(&Checkpoint::from_bytes("test", header(&tensors)).unwrap());
+        assert_eq!(found.len(), count - tensors.len(), "{found:?}");
+        assert!(
+            found.iter().all(|p| matches!(p, Problem::Missing { .. })),
+            "{found:?}"
+        );
+    }
+}
+
+/// Networks that were made smaller are whole as they are.
+#[test]
+fn a_network_without_some_attention_is_whole() {
+    let unet = "model.diffusion_model.";
+    let attention = |name: &str, block: &str| {
+        name.strip_prefix(unet)
+            .is_some_and(|name| name.starts_with(block))
+    };
+    // No attention at the largest size, on neither way.
+    let level = [
+        "input_blocks.1.1.",
+        "output_blocks.6.1.",
+        "output_blocks.7.1.",
+    ];
+    let info = load::describe(&checkpoint("sd", |tensors| {
+        tensors.retain(|name, _| !level.iter().any(|block| attention(name, block)));
+    }));
+    assert_eq!(
+        (info.problems, &info.unet.unwrap().down[0].depths[..]),
+        (vec![], &[0][..])
+    );
+    // None in the middle, whose second residual block then counts 1.
+    let pruned = |lost: &str| {
+        checkpoint("sd", |tensors| {
+            let old = std::mem::take(tensors).into_iter();
+            let kept = old.filter(|(name, _)| !attention(name, "middle_block.1."));
+            let renamed = kept
+                .map(|(name, value)| (name.replace("middle_block.2.", "middle_block.1."), value));
+            tensors.extend(renamed);
+            tensors.remove(lost);
+        })
+    };
+    let info = load::describe(&pruned(""));
+    assert_eq!(
+        (info.problems, info.unet.unwrap().mid_depth),
+        (vec![], Some(0))
+    );
+    let lost = "model.diffusion_model.middle_block.1.in_layers.2.bias";
+    let found = load::describe(&pruned(lost)).problems;
+    assert_eq!(
+        found,
+        [Problem::Missing {
+            tensor: lost.into()
+        }]
+    );
+}
+
+/// A UNet that looks at no text draws beside any text encoder.
+#[test]
+fn a_network_without_attention_draws() {
+    let unet = "model.diffusion_model.";
+    let checkpoint = checkpoint("sd", |tensors| {
+        let old = std::mem::take(tensors).into_iter();
+        let attention = |name: &str| {
+            let inside = name.strip_prefix(unet).unwrap_or("");
+            let inside = inside.split('.').collect::<Vec<_>>();
+            matches!(
+                inside[..],
+                [
+                    "input_blocks" | "output_blocks" | "middle_block",
+                    _,
+                    "1",
+                    ..
+                ] | ["middle_block", "1", ..]
+            ) && !name.contains(".conv.")
+        };
+        let kept = old.filter(|(name, _)| !attention(name));
+        tensors.extend(
+            kept.map(|(name, value)| (name.replace("middle_block.2.", "middle_block.1."), value)),
+        );
+    });
+    let model = Model::from_checkpoint(&checkpoint, &LoadOptions::default());
+    let model = model.unwrap_or_else(|error| panic!("{error}"));
+    let text = model.text.forward(&[49406, 320, 49407], 1);
+    let out = model.unet.forward(&latent(4), &[500.0], &text);
+    assert!(out.data().iter().all(|x| x.is_finite()));
 }
 
 #[test]

@@ -325,10 +325,9 @@ pub(crate) fn vae(json: &Json, shapes: &mut VaeConfig) -> Result<(), LoadError> 
     shapes.latent_channels = json
         .number("latent_channels")?
         .unwrap_or(shapes.latent_channels);
-    shapes.quant_conv = json.truth("use_quant_conv")?.unwrap_or(shapes.quant_conv);
-    shapes.post_quant_conv = json
-        .truth("use_post_quant_conv")?
-        .unwrap_or(shapes.post_quant_conv);
+    // diffusers' default, and all there was before it had these fields.
+    shapes.quant_conv = json.truth("use_quant_conv")?.unwrap_or(true);
+    shapes.post_quant_conv = json.truth("use_post_quant_conv")?.unwrap_or(true);
     shapes.norm_num_groups = json
         .number("norm_num_groups")?
         .unwrap_or(shapes.norm_num_groups);

@@ -6,7 +6,7 @@
 //!
 //! Source: the two layouts as published, compared in diffusers' own conversion scripts; restated in formulas.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use safelight_format::{Dtype, TensorInfo};
 
@@ -212,6 +212,17 @@ impl PartKeys {
         self.starting(start).next().is_some()
     }
 
+    /// Whether the middle is one that never had attention, as far as its numbering shows.
+    pub(crate) fn bare_middle(&self) -> bool {
+        match self.naming {
+            Naming::Ldm => self.blocks.bare_middle,
+            // Nothing is numbered on: two residual blocks and nothing between them is all that can be seen.
+            _ => ["mid_block.resnets.0.", "mid_block.resnets.1."]
+                .iter()
+                .all(|start| self.has(start)),
+        }
+    }
+
     /// How many numbered things follow `start`: one more than the largest number.
     pub(crate) fn count(&self, start: &str) -> usize {
         let index = |name: &str| name[start.len()..].split('.').next()?.parse::<usize>().ok();
@@ -254,88 +265,72 @@ struct Blocks {
     downs: Vec<usize>,
     /// The output blocks that double the size at their end, and the place of that convolution within.
     ups: Vec<(usize, String)>,
+    /// Whether the middle has no attention, so that its second residual block counts 1 and not 2.
+    bare_middle: bool,
     /// The VAE decoder's levels, which LDM counts from the picture and diffusers from the latent.
     decoder_levels: usize,
+}
+
+/// The places in a list of blocks at which something was seen.
+#[derive(Default)]
+struct Seen {
+    /// The largest number of an input or output block.
+    last: usize,
+    downs: BTreeSet<usize>,
+    ups: BTreeMap<usize, String>,
+    /// Input blocks with attention; output blocks with it stand here as the input blocks whose skip they take.
+    attention: BTreeSet<usize>,
 }
 
 impl Blocks {
     fn of<'n>(names: impl Iterator<Item = &'n str>) -> Blocks {
         let mut blocks = Blocks::default();
-        let (mut inputs, mut outputs, mut attention) = (0, 0, Vec::new());
+        let (mut seen, mut attending_outputs) = (Seen::default(), Vec::new());
+        let index = |text: &str| text.parse().ok().filter(|&idx: &usize| idx < INDEX_LIMIT);
         for name in names {
             let pieces: Vec<&str> = name.split('.').collect();
-            if let [side, block, place, ..] = pieces[..]
-                && let Some(block) = block.parse().ok().filter(|&block| block < INDEX_LIMIT)
-            {
-                match side {
-                    "input_blocks" => inputs = inputs.max(block),
-                    "output_blocks" => outputs = outputs.max(block),
-                    _ => {}
-                }
-                if side == "input_blocks" && place == "1" {
-                    attention.push(block);
-                }
-            }
             match pieces[..] {
-                ["input_blocks", block, "0", "op", ..] => {
-                    blocks.downs.extend(block.parse::<usize>())
+                [
+                    side @ ("input_blocks" | "output_blocks"),
+                    block,
+                    place,
+                    field,
+                    ..,
+                ] => {
+                    let Some(block) = index(block) else { continue };
+                    seen.last = seen.last.max(block);
+                    match (side, place, field) {
+                        ("input_blocks", "0", "op") => drop(seen.downs.insert(block)),
+                        ("input_blocks", "0", _) | ("output_blocks", "0", _) => {}
+                        ("input_blocks", ..) => drop(seen.attention.insert(block)),
+                        (_, _, "conv") => drop(seen.ups.insert(block, place.to_string())),
+                        _ => attending_outputs.push(block),
+                    }
                 }
-                ["output_blocks", block, place, "conv", ..] if place != "0" => {
-                    blocks
-                        .ups
-                        .extend(block.parse().map(|block| (block, place.to_string())));
+                [
+                    "middle_block",
+                    "1",
+                    "in_layers" | "emb_layers" | "out_layers",
+                    ..,
+                ] => {
+                    blocks.bare_middle = true;
                 }
-                ["decoder", "up", level, ..] => {
-                    let levels = level
-                        .parse()
-                        .map_or(0, |level: usize| level.saturating_add(1));
+                ["decoder", "up", level, ..] | ["encoder", "down", level, ..] => {
+                    let levels = index(level).map_or(0, |level| level + 1);
                     blocks.decoder_levels = blocks.decoder_levels.max(levels);
                 }
                 _ => {}
             }
         }
-        blocks.downs.sort_unstable();
-        blocks.downs.dedup();
-        blocks.ups.sort_unstable();
-        blocks.ups.dedup();
-        blocks.complete(inputs, outputs, &attention);
+        let mirrored = attending_outputs.iter().map(|block| seen.last - block);
+        seen.attention.extend(mirrored);
+        (blocks.downs, blocks.ups) = seen.levels();
         blocks
     }
 
-    /// Where one side lost a change of level that the other still has, takes it from there: the way up has one block more
-    /// a level than the way down, so what is missing can be called by its name.
-    fn complete(&mut self, inputs: usize, outputs: usize, attention: &[usize]) {
-        if self.ups.len() < self.downs.len() {
-            let mut end = 0;
-            let mut ups = Vec::new();
-            for level in (1..=self.downs.len()).rev() {
-                let (Some(first), last) = (
-                    self.first_input(level),
-                    self.downs.get(level).copied().unwrap_or(inputs + 1),
-                ) else {
-                    return;
-                };
-                end += last.saturating_sub(first) + 1;
-                let attends = attention.iter().any(|block| (first..last).contains(block));
-                ups.push((end - 1, if attends { "2" } else { "1" }.to_string()));
-            }
-            self.ups = ups;
-        } else if self.downs.len() < self.ups.len() {
-            let mut next = 1;
-            let mut downs = Vec::new();
-            for level in (1..=self.ups.len()).rev() {
-                let (Some(first), last) = (
-                    self.first_output(level),
-                    self.ups.get(level).map_or(outputs, |(up, _)| *up),
-                ) else {
-                    return;
-                };
-                next += last.saturating_sub(first);
-                downs.push(next);
-                next += 1;
-            }
-            self.downs = downs;
-        }
+    /// The place of the middle's second residual block.
+    fn middle_end(&self) -> usize {
+        if self.bare_middle { 1 } else { 2 }
     }
 
     /// Level and layer of an input block (from 1).
@@ -366,6 +361,32 @@ impl Blocks {
         } else {
             self.ups.get(level - 1)?.0.checked_add(1)
         }
+    }
+}
+
+impl Seen {
+    /// Where levels end on the way down and on the way up; either way stands in for what the other lost.
+    ///
+    /// The last output block takes the first input block's skip connection, and so on: block `n` of the one way is block
+    /// `last - n` of the other. A size that changes before an input block changes back after its twin.
+    fn levels(mut self) -> (Vec<usize>, Vec<(usize, String)>) {
+        let lost_downs = self.ups.keys().map(|up| self.last - up);
+        let lost_downs: Vec<usize> = lost_downs.collect();
+        self.downs.extend(lost_downs);
+        let mut above = None;
+        for &down in self.downs.iter().rev() {
+            let up = self.last - down;
+            // Behind the attention, where the level has any.
+            let level = down..above.unwrap_or(self.last + 1);
+            let attends = self.attention.range(level).next().is_some();
+            let place = if attends { "2" } else { "1" };
+            self.ups.entry(up).or_insert_with(|| place.to_string());
+            above = Some(down);
+        }
+        (
+            self.downs.into_iter().collect(),
+            self.ups.into_iter().collect(),
+        )
     }
 }
 
@@ -450,7 +471,8 @@ fn unet_to_ldm(ours: &str, blocks: &Blocks) -> Option<String> {
             Some(("attentions", rest)) => format!("middle_block.1.{rest}"),
             Some((_, rest)) => format!("middle_block.0.{}", inside(rest)?),
             None => format!(
-                "middle_block.2.{}",
+                "middle_block.{}.{}",
+                blocks.middle_end(),
                 inside(rest.strip_prefix("resnets.1.")?)?
             ),
         });
@@ -631,7 +653,8 @@ mod tests {
     }
 
     /// SD 1.x: four levels of two blocks down, of three up.
-    const SD: [&str; 7] = [
+    const SD: [&str; 8] = [
+        "model.diffusion_model.input_blocks.11.0.in_layers.0.bias",
         "model.diffusion_model.input_blocks.3.0.op.bias",
         "model.diffusion_model.input_blocks.6.0.op.bias",
         "model.diffusion_model.input_blocks.9.0.op.bias",

@@ -390,10 +390,24 @@ impl<'c> Parts<'c> {
             return Ok(Err(vec![self.absent(Part::UNet)]));
         };
         let mut config = shapes::unet(&source.keys, &Hints(&|key| source.hint(key)));
-        if let (Ok(config), Some(json)) = (&mut config, &source.json) {
-            json::unet(json, config)?;
+        if let Some(json) = &source.json {
+            json::unet(json, &mut config)?;
         }
-        Ok(config)
+        // Where nothing takes in text any width will do, and where all that takes it is lost none is wrong.
+        let takes_text = |name: &str| {
+            name.ends_with(".attn2.to_k.weight") || name.ends_with(".attn2.to_v.weight")
+        };
+        if self.text.is_some() && !source.keys.tensors().any(|(name, _)| takes_text(name)) {
+            config.context_channels = self
+                .text_config()?
+                .map_or(config.context_channels, |text| text.width);
+        }
+        let gaps = shapes::unet_gaps(&source.keys, &config);
+        Ok(if gaps.is_empty() {
+            Ok(config)
+        } else {
+            Err(gaps)
+        })
     }
 
     fn vae_config(&self) -> Described<VaeConfig> {
@@ -401,10 +415,15 @@ impl<'c> Parts<'c> {
             return Ok(Err(vec![self.absent(Part::Vae)]));
         };
         let mut config = shapes::vae(&source.keys, &Hints(&|key| source.hint(key)));
-        if let (Ok(config), Some(json)) = (&mut config, &source.json) {
-            json::vae(json, config)?;
+        if let Some(json) = &source.json {
+            json::vae(json, &mut config)?;
         }
-        Ok(config)
+        let gaps = shapes::vae_gaps(&source.keys, &config);
+        Ok(if gaps.is_empty() {
+            Ok(config)
+        } else {
+            Err(gaps)
+        })
     }
 
     fn absent(&self, part: Part) -> Problem {
@@ -499,18 +518,13 @@ fn strange_inputs(inputs: usize, latent: usize) -> Problem {
 /// Where the parts do not fit each other or the tokenizer.
 fn misfits(info: &ModelInfo) -> Vec<Problem> {
     let mut faults = Vec::new();
-    if let (Some(text), Some(unet)) = (&info.text, &info.unet) {
-        let attends = unet
-            .down
-            .iter()
-            .chain(&unet.up)
-            .any(|level| level.depths.iter().any(|&depth| depth > 0));
-        if attends && text.width != unet.context_channels {
-            let (text, unet) = (text.width, unet.context_channels);
-            faults.push(format!(
-                "the text encoder gives vectors of width {text}, the UNet takes {unet}"
-            ));
-        }
+    if let (Some(text), Some(unet)) = (&info.text, &info.unet)
+        && text.width != unet.context_channels
+    {
+        let (text, unet) = (text.width, unet.context_channels);
+        faults.push(format!(
+            "the text encoder gives vectors of width {text}, the UNet takes {unet}"
+        ));
     }
     if let (Some(vae), Some(unet)) = (&info.vae, &info.unet)
         && vae.latent_channels != unet.out_channels

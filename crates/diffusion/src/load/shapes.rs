@@ -6,7 +6,7 @@
 use safelight_tensor::Activation;
 
 use super::Problem;
-use super::keys::PartKeys;
+use super::keys::{Naming, PartKeys};
 use crate::text::TextConfig;
 use crate::unet::{Heads, Level, UNetConfig};
 use crate::vae::{VaeConfig, VaeHalf};
@@ -78,16 +78,27 @@ fn level_channels(keys: &PartKeys, name: &str, layers: usize) -> Option<usize> {
     vote(keys, names.iter().map(|name| (name.as_str(), 0)))
 }
 
-/// What to miss where a whole level is gone.
-fn missing_level(keys: &PartKeys, name: &str) -> Problem {
-    Problem::Missing {
-        tensor: keys.stored_name(&format!("{name}.resnets.0.conv1.weight")),
-    }
+/// What to miss where a level is gone from both ways, so that not even its width is known: its first convolution.
+fn lost_level(keys: &PartKeys, side: &str, channels: &[usize]) -> Option<Problem> {
+    let mut levels = 0..channels.len().max(1);
+    let lost = levels.find(|&idx| channels.get(idx).is_none_or(|&channels| channels == 0))?;
+    Some(Problem::Missing {
+        tensor: keys.stored_name(&format!("{side}.{lost}.resnets.0.conv1.weight")),
+    })
 }
 
-/// The UNet's structure.
-pub(crate) fn unet(keys: &PartKeys, hints: &Hints<'_>) -> Result<UNetConfig, Vec<Problem>> {
-    let mut problems = Vec::new();
+/// What keeps a UNet's structure from being known; asked after JSON had its say.
+pub(crate) fn unet_gaps(keys: &PartKeys, config: &UNetConfig) -> Vec<Problem> {
+    let sides = [("down_blocks", &config.down), ("up_blocks", &config.up)];
+    let lost = sides.map(|(side, levels)| {
+        let channels: Vec<usize> = levels.iter().map(|level| level.channels).collect();
+        lost_level(keys, side, &channels)
+    });
+    lost.into_iter().flatten().collect()
+}
+
+/// The UNet's structure; levels of no width where none is to be seen.
+pub(crate) fn unet(keys: &PartKeys, hints: &Hints<'_>) -> UNetConfig {
     let levels = |side: &str, resampler: &str| {
         let count = keys.count(&format!("{side}."));
         let level = |idx| unet_level(keys, &format!("{side}.{idx}"), resampler);
@@ -98,11 +109,6 @@ pub(crate) fn unet(keys: &PartKeys, hints: &Hints<'_>) -> Result<UNetConfig, Vec
         levels("up_blocks", "upsamplers"),
     );
     mirror(&mut down, &mut up);
-    for (side, levels) in [("down_blocks", &down), ("up_blocks", &up)] {
-        let lost = |idx: &usize| levels.get(*idx).is_none_or(|level| level.channels == 0);
-        let lost = (0..levels.len().max(1)).find(lost);
-        problems.extend(lost.map(|idx| missing_level(keys, &format!("{side}.{idx}"))));
-    }
     let ending = |end: &str, axis| {
         let found = keys
             .tensors()
@@ -137,7 +143,8 @@ pub(crate) fn unet(keys: &PartKeys, hints: &Hints<'_>) -> Result<UNetConfig, Vec
     ];
     let time = linear.map(|field| format!("time_embedding.{field}"));
     let usual = UNetConfig::sd15();
-    let config = UNetConfig {
+    let mid_depth = mid_depth(keys, &down);
+    UNetConfig {
         in_channels: vote(keys, [("conv_in.weight", 1)]).unwrap_or(usual.in_channels),
         out_channels: vote(keys, [("conv_out.weight", 0), ("conv_out.bias", 0)])
             .unwrap_or(usual.out_channels),
@@ -146,9 +153,11 @@ pub(crate) fn unet(keys: &PartKeys, hints: &Hints<'_>) -> Result<UNetConfig, Vec
             .or(ending(".time_emb_proj.weight", 1))
             .unwrap_or(usual.time_embedding_channels),
         down,
-        mid_depth: Some(keys.count("mid_block.attentions.0.transformer_blocks.")),
+        mid_depth: Some(mid_depth),
         up,
-        context_channels: ending(".attn2.to_k.weight", 1).unwrap_or(usual.context_channels),
+        context_channels: ending(".attn2.to_k.weight", 1)
+            .or(ending(".attn2.to_v.weight", 1))
+            .unwrap_or(usual.context_channels),
         heads: hints
             .number("safelight.unet.attention_heads")
             .map_or(by_family, Heads::Count),
@@ -156,18 +165,32 @@ pub(crate) fn unet(keys: &PartKeys, hints: &Hints<'_>) -> Result<UNetConfig, Vec
             .number("safelight.unet.norm_num_groups")
             .unwrap_or(usual.norm_num_groups),
         norm_eps: usual.norm_eps,
-    };
-    problems.dedup();
-    if problems.is_empty() {
-        Ok(config)
-    } else {
-        Err(problems)
     }
+}
+
+/// Depth of the transformer at `name`, of which at least one block must be where anything of it is; 0 for none.
+fn depth(keys: &PartKeys, name: &str) -> usize {
+    match keys.count(&format!("{name}.transformer_blocks.")) {
+        0 if keys.has(&format!("{name}.")) => 1,
+        depth => depth,
+    }
+}
+
+/// Depth of the middle's transformer: where the levels have attention so has the middle, unless it was pruned away.
+fn mid_depth(keys: &PartKeys, down: &[Level]) -> usize {
+    let own = depth(keys, "mid_block.attentions.0");
+    if own > 0 || keys.bare_middle() {
+        return own;
+    }
+    let depths = |level: &Level| level.depths.iter().copied().max();
+    let mut lowest_first = down.iter().rev().filter_map(depths);
+    lowest_first.find(|&depth| depth > 0).unwrap_or(0)
 }
 
 /// Gives both ways what only one of them shows, so that tensors that were lost are looked for and named.
 ///
-/// The way up has the levels of the way down in reverse, each with one residual block more.
+/// The way up has the levels of the way down in reverse, each with one residual block more. Within a level, counting
+/// both ways, every residual block has attention behind it or none has.
 fn mirror(down: &mut Vec<Level>, up: &mut Vec<Level>) {
     let count = down.len().max(up.len());
     let empty = |channels| Level {
@@ -196,10 +219,10 @@ fn mirror(down: &mut Vec<Level>, up: &mut Vec<Level>) {
         }
         let layers = above.depths.len().max(below.depths.len() + 1);
         let depths = above.depths.iter().chain(&below.depths).copied();
-        let usual = depths.filter(|&depth| depth != LOST).max().unwrap_or(0);
+        let usual = depths.max().unwrap_or(0);
         for (depths, layers) in [(&mut above.depths, layers), (&mut below.depths, layers - 1)] {
-            depths.resize(layers, LOST);
-            for depth in depths.iter_mut().filter(|depth| **depth == LOST) {
+            depths.resize(layers, 0);
+            for depth in depths.iter_mut().filter(|depth| **depth == 0) {
                 *depth = usual;
             }
         }
@@ -208,16 +231,10 @@ fn mirror(down: &mut Vec<Level>, up: &mut Vec<Level>) {
     }
 }
 
-/// The depth of a layer that left no trace, until [`mirror`] finds it.
-const LOST: usize = usize::MAX;
-
 fn unet_level(keys: &PartKeys, name: &str, resampler: &str) -> Level {
-    let layers = keys.count(&format!("{name}.resnets."));
-    let depth = |layer| match keys.count(&format!("{name}.attentions.{layer}.transformer_blocks."))
-    {
-        0 if !keys.has(&format!("{name}.resnets.{layer}.")) => LOST,
-        depth => depth,
-    };
+    let count = |kind: &str| keys.count(&format!("{name}.{kind}."));
+    let layers = count("resnets").max(count("attentions"));
+    let depth = |layer| depth(keys, &format!("{name}.attentions.{layer}"));
     Level {
         channels: level_channels(keys, name, layers).unwrap_or(0),
         depths: (0..layers).map(depth).collect(),
@@ -225,39 +242,14 @@ fn unet_level(keys: &PartKeys, name: &str, resampler: &str) -> Level {
     }
 }
 
-/// The autoencoder's structure.
-pub(crate) fn vae(keys: &PartKeys, hints: &Hints<'_>) -> Result<VaeConfig, Vec<Problem>> {
-    let mut problems = Vec::new();
-    let mut half = |name: &str, side: &str| {
-        let levels =
-            (0..keys.count(&format!("{name}.{side}."))).map(|idx| format!("{name}.{side}.{idx}"));
-        let layers = levels
-            .clone()
-            .map(|level| keys.count(&format!("{level}.resnets.")))
-            .collect::<Vec<_>>();
-        let channels = levels.zip(&layers).map(|(level, &layers)| {
-            level_channels(keys, &level, layers).unwrap_or_else(|| {
-                problems.push(missing_level(keys, &level));
-                0
-            })
-        });
-        VaeHalf {
-            channels: channels.collect(),
-            layers,
-            attention: keys.has(&format!("{name}.mid_block.attentions.")),
-        }
-    };
-    let (encoder, decoder) = (half("encoder", "down_blocks"), half("decoder", "up_blocks"));
-    for (side, half) in [
-        ("encoder.down_blocks", &encoder),
-        ("decoder.up_blocks", &decoder),
-    ] {
-        if half.channels.is_empty() {
-            problems.push(Problem::Missing {
-                tensor: keys.stored_name(&format!("{side}.0.resnets.0.conv1.weight")),
-            });
-        }
-    }
+/// What keeps an autoencoder's structure from being known or supported; asked after JSON had its say.
+pub(crate) fn vae_gaps(keys: &PartKeys, config: &VaeConfig) -> Vec<Problem> {
+    let sides = [
+        ("encoder.down_blocks", &config.encoder),
+        ("decoder.up_blocks", &config.decoder),
+    ];
+    let lost = sides.map(|(side, half)| lost_level(keys, side, &half.channels));
+    let mut problems: Vec<Problem> = lost.into_iter().flatten().collect();
     let in_levels = |name: &str| name.contains("_blocks.") && name.contains(".attentions.");
     if let Some((_, stored)) = keys.tensors().find(|(name, _)| in_levels(name)) {
         let what = format!(
@@ -266,27 +258,81 @@ pub(crate) fn vae(keys: &PartKeys, hints: &Hints<'_>) -> Result<VaeConfig, Vec<P
         );
         problems.push(Problem::Unsupported { what });
     }
-    let config = VaeConfig {
+    problems
+}
+
+/// The autoencoder's structure; levels of no width where none is to be seen.
+pub(crate) fn vae(keys: &PartKeys, hints: &Hints<'_>) -> VaeConfig {
+    let half = |name: &str, side: &str| vae_half(keys, &format!("{name}.{side}"));
+    let (mut encoder, mut decoder) = (half("encoder", "down_blocks"), half("decoder", "up_blocks"));
+    mirror_vae(&mut encoder, &mut decoder);
+    let latent = [("decoder.conv_in.weight", 1), ("post_quant_conv.weight", 0)];
+    let usual = VaeConfig::sd15();
+    let latent_channels = vote(keys, latent).unwrap_or(usual.latent_channels);
+    // The LDM code always makes these; without JSON, other naming shows them by either of the pair.
+    let ldm = keys.naming == Naming::Ldm;
+    let attends = |half: &str| keys.has(&format!("{half}.mid_block.attentions."));
+    let attention = ldm || attends("encoder") || attends("decoder");
+    (encoder.attention, decoder.attention) = (attention, attention);
+    // Later families, with more latent channels, keep LDM's names but not these convolutions.
+    let quantised = ldm && latent_channels == usual.latent_channels;
+    let quantised = quantised || keys.has("quant_conv.") || keys.has("post_quant_conv.");
+    VaeConfig {
         encoder,
         decoder,
-        latent_channels: vote(
-            keys,
-            [("decoder.conv_in.weight", 1), ("post_quant_conv.weight", 0)],
-        )
-        .unwrap_or(VaeConfig::sd15().latent_channels),
-        quant_conv: keys.has("quant_conv."),
-        post_quant_conv: keys.has("post_quant_conv."),
+        latent_channels,
+        quant_conv: quantised,
+        post_quant_conv: quantised,
         norm_num_groups: hints
             .number("safelight.vae.norm_num_groups")
-            .unwrap_or(VaeConfig::sd15().norm_num_groups),
-        scale_factor: VaeConfig::sd15().scale_factor,
-    };
-    problems.dedup();
-    if problems.is_empty() {
-        Ok(config)
-    } else {
-        Err(problems)
+            .unwrap_or(usual.norm_num_groups),
+        scale_factor: usual.scale_factor,
     }
+}
+
+/// One half of the autoencoder as it shows itself, levels of no width among them where they left no trace.
+fn vae_half(keys: &PartKeys, side: &str) -> VaeHalf {
+    let levels = (0..keys.count(&format!("{side}."))).map(|idx| format!("{side}.{idx}"));
+    let layers = levels
+        .clone()
+        .map(|level| keys.count(&format!("{level}.resnets.")));
+    let layers: Vec<usize> = layers.collect();
+    let channels = levels.zip(&layers);
+    let channels = channels.map(|(level, &layers)| level_channels(keys, &level, layers));
+    VaeHalf {
+        channels: channels.map(Option::unwrap_or_default).collect(),
+        layers,
+        attention: false,
+    }
+}
+
+/// Gives both halves what only one of them shows: the decoder has the encoder's widths in reverse and one residual
+/// block more in each level; within a half all levels have the same number of them.
+fn mirror_vae(encoder: &mut VaeHalf, decoder: &mut VaeHalf) {
+    let count = encoder.channels.len().max(decoder.channels.len());
+    encoder.channels.resize(count, 0);
+    decoder.channels.resize(count, 0);
+    for (down, up) in encoder
+        .channels
+        .iter_mut()
+        .zip(decoder.channels.iter_mut().rev())
+    {
+        if *down == 0 || *up == 0 {
+            let known = (*down).max(*up);
+            (*down, *up) = (known, known);
+        }
+    }
+    let most = |half: &VaeHalf| {
+        half.layers
+            .iter()
+            .copied()
+            .max()
+            .filter(|&layers| layers > 0)
+    };
+    let (down, up) = (most(encoder), most(decoder));
+    let down = down.or(up.map(|up| up - 1)).unwrap_or(0);
+    encoder.layers = vec![down; count];
+    decoder.layers = vec![up.unwrap_or(down + 1); count];
 }
 
 /// The text model's structure.
@@ -294,7 +340,7 @@ pub(crate) fn text(keys: &PartKeys) -> TextConfig {
     let usual = TextConfig::sd15();
     let token = "text_model.embeddings.token_embedding.weight";
     let position = "text_model.embeddings.position_embedding.weight";
-    let layers = keys.count("text_model.encoder.layers.");
+    let layers = keys.count("text_model.encoder.layers.").max(1);
     let of = |field: &str| {
         (0..layers)
             .map(|idx| format!("text_model.encoder.layers.{idx}.{field}"))
