@@ -19,12 +19,14 @@ pub(crate) fn run(args: &BenchArgs) -> Result<(), Failure> {
     interrupt::listen();
     let level = machine::prepare(args.model.threads)?;
     let mut progress = Progress::new(false);
-    let (name, native_size, model, load) = subject(args, &mut progress)?;
+    let Subject {
+        name,
+        size,
+        model,
+        load,
+    } = subject(args, &mut progress)?;
     let factor = model.vae.config().downscale();
-    let (width, height) = args
-        .size
-        .or(native_size)
-        .unwrap_or((DEFAULT_SIDE, DEFAULT_SIDE));
+    let (width, height) = args.size.or(size).unwrap_or((DEFAULT_SIDE, DEFAULT_SIDE));
     let latent = (height as usize / factor, width as usize / factor);
     if latent.0 == 0 || latent.1 == 0 {
         return Err(Failure::Usage(format!(
@@ -85,23 +87,38 @@ pub(crate) fn run(args: &BenchArgs) -> Result<(), Failure> {
     say::answer(&text)
 }
 
-/// What is measured: its name, its own picture size if it has one, the model, and how long loading took.
-fn subject(
-    args: &BenchArgs,
-    progress: &mut Progress,
-) -> Result<(String, Option<(u32, u32)>, Model, Duration), Failure> {
+/// What is measured.
+struct Subject {
+    name: String,
+    /// Its own picture size, if it has one.
+    size: Option<(u32, u32)>,
+    model: Model,
+    /// How long loading took.
+    load: Duration,
+}
+
+fn subject(args: &BenchArgs, progress: &mut Progress) -> Result<Subject, Failure> {
     if args.family.is_some() {
         progress.stage("making random weights");
         let started = Instant::now();
         let model = Model::random_sd15(0).map_err(|error| Failure::Machine(error.to_string()))?;
-        let name = "random weights of SD 1.5".to_owned();
-        return Ok((name, None, model, started.elapsed()));
+        return Ok(Subject {
+            name: "random weights of SD 1.5".into(),
+            size: None,
+            model,
+            load: started.elapsed(),
+        });
     }
     let entry = choose::entry(&args.model, args.json)?;
     progress.stage(&format!("loading {}", entry.name));
     let started = Instant::now();
     let model = choose::load(&entry, &args.model)?;
-    Ok((entry.name, entry.native_size, model, started.elapsed()))
+    Ok(Subject {
+        name: entry.name,
+        size: entry.native_size,
+        model,
+        load: started.elapsed(),
+    })
 }
 
 /// The middle one of sorted times.

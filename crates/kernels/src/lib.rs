@@ -4,7 +4,7 @@
 //! Work is split by size, never by thread count, so a result has the same bits on 1 or 64 threads.
 //! Shapes are the `tensor` crate's business: here a wrong length is a broken promise and asserted.
 //!
-//! Read [`level`] first (which instructions this process uses), then [`gemm`], then [`conv`].
+//! Read [`mod@level`] first (which instructions this process uses), then [`gemm`], then [`conv`].
 
 pub mod activation;
 mod arch;
