@@ -45,7 +45,32 @@ def overlaid(drawn, image, mask):
     return result.convert("RGB")
 
 
+def make_fill(out):
+    """Odd sizes, narrower and wider than the blurs, with hard edges, soft ones, and next to nothing showing."""
+    tensors = {}
+    for seed, (width, height) in enumerate([(1, 1), (3, 2), (7, 29), (33, 17), (45, 31), (64, 9)]):
+        image = picture(seed + 20, width, height) if min(width, height) > 4 else \
+            np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+        random = np.random.default_rng(seed + 50)
+        mask = random.integers(0, 256, (height, width), dtype=np.uint8)
+        if seed % 2:
+            x, y = np.meshgrid(np.arange(width), np.arange(height))
+            mask = np.where((x > width * 0.2) & (y < height * 0.7), 255, 3 * (seed - 1)).astype(np.uint8)
+        if seed == 4:
+            mask = np.where(random.random((height, width)) < 0.98, 255 - mask % 3, 0).astype(np.uint8)
+        size = f"{width}x{height}"
+        tensors |= {f"in.image/{size}": image, f"in.mask/{size}": mask,
+                    f"out.filled/{size}": np.asarray(filled(Image.fromarray(image), Image.fromarray(mask)))}
+    source = Image.fromarray(np.random.default_rng(9).integers(0, 256, (11, 19, 4), dtype=np.uint8), "RGBA").convert("RGBa")
+    raw = lambda image: np.frombuffer(image.tobytes(), dtype=np.uint8).reshape(11, 19, 4)
+    tensors["in.blur"] = raw(source)
+    for sigma in (0.4, 1, 2, 3.7, 4, 16, 64, 256):
+        tensors[f"out.blur/{sigma}"] = raw(source.filter(ImageFilter.GaussianBlur(sigma)))
+    save(out, "masks/fill", {name: torch.from_numpy(value.copy()) for name, value in tensors.items()}, "masks.py", 0.0)
+
+
 def make(out):
+    make_fill(out)
     image, drawn = (Image.fromarray(picture(seed, WIDTH, HEIGHT)) for seed in (5, 6))
     mask = soft_mask()
     small = mask.convert("RGB").resize((WIDTH // 8, HEIGHT // 8))

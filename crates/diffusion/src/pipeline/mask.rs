@@ -86,10 +86,11 @@ pub(super) fn is_white(byte: u8) -> bool {
 
 /// The colours around a mask spread into it: what A1111 calls the masked content "fill".
 ///
-/// The unmasked picture is blurred ever less, and each blur is laid over the one before.
+/// The unmasked picture is blurred ever less, and each blur is laid over the one before, all in Pillow's bytes: where
+/// little shows through, rounding is most of the value, and the result follows.
 pub(super) fn filled(image: &RgbImage, mask: &Mask) -> RgbImage {
-    /// Radius of the blur, and how often it is laid over.
-    const LAYERS: [(f64, usize); 6] = [
+    /// Standard deviation of the blur, and how often it is laid over.
+    const LAYERS: [(f32, usize); 6] = [
         (256.0, 1),
         (64.0, 1),
         (16.0, 2),
@@ -98,106 +99,119 @@ pub(super) fn filled(image: &RgbImage, mask: &Mask) -> RgbImage {
         (0.0, 1),
     ];
     let (width, height) = (image.width(), image.height());
-    // Four planes: red, green and blue times opacity, and opacity.
-    let opacity = |idx: usize| f32::from(255 - mask.bytes()[idx]) / 255.0;
-    let plane = |channel: usize| {
-        let value = |idx: usize| match channel {
-            3 => opacity(idx),
-            _ => f32::from(image.bytes()[3 * idx + channel]) * opacity(idx),
-        };
-        (0..width * height).map(value).collect::<Vec<f32>>()
-    };
-    let planes: [Vec<f32>; 4] = std::array::from_fn(plane);
-    let mut canvas: [Vec<f32>; 4] = std::array::from_fn(|_| vec![0.0; width * height]);
-    for (radius, count) in LAYERS {
-        let layer: [Vec<f32>; 4] =
-            std::array::from_fn(|channel| softened(&planes[channel], width, height, radius));
-        for _ in 0..count {
-            for idx in 0..width * height {
-                let through = 1.0 - layer[3][idx];
-                for channel in 0..4 {
-                    canvas[channel][idx] = layer[channel][idx] + canvas[channel][idx] * through;
-                }
+    let pixels = image.bytes().chunks_exact(3).zip(mask.bytes());
+    let uncovered: Vec<Rgba> = pixels
+        .map(|(pixel, &mask)| {
+            let opacity = 255 - mask;
+            [pixel[0], pixel[1], pixel[2], 255].map(|byte| times(byte, opacity))
+        })
+        .collect();
+    let mut canvas = vec![[0; 4]; width * height];
+    for (sigma, count) in LAYERS {
+        let layer = gaussian(&uncovered, width, height, sigma);
+        for (canvas, premultiplied) in canvas.iter_mut().zip(layer) {
+            let pixel = straight(premultiplied);
+            for _ in 0..count {
+                *canvas = over(pixel, *canvas);
             }
         }
     }
-    let colour = |idx: usize| {
-        let opacity = canvas[3][idx];
-        [0, 1, 2].map(|channel| {
-            if opacity > 0.0 {
-                (canvas[channel][idx] / opacity).round().clamp(0.0, 255.0) as u8
-            } else {
-                0
-            }
-        })
-    };
-    RgbImage::new(
-        width,
-        height,
-        (0..width * height).flat_map(colour).collect(),
-    )
+    let bytes = canvas.into_iter().flat_map(|[r, g, b, _]| [r, g, b]);
+    RgbImage::new(width, height, bytes.collect())
 }
 
-/// A Gaussian blur of standard deviation `radius`, made of three box blurs each way, edges repeated.
+/// Red, green, blue and opacity.
+type Rgba = [u8; 4];
+
+/// A Gaussian blur of standard deviation `sigma`, made of three box blurs each way, each rounded to bytes.
 ///
-/// Source: Gwosdek et al. 2011, "Theoretical foundations of Gaussian convolution by extended box filtering", as Pillow
-/// uses it.
-fn softened(values: &[f32], width: usize, height: usize, radius: f64) -> Vec<f32> {
-    if radius == 0.0 {
-        return values.to_vec();
+/// Source: Gwosdek et al. 2011, "Theoretical foundations of Gaussian convolution by extended box filtering", equations
+/// 7, 11 and 14, in Pillow's single precision (`GaussianBlur` in `libImaging/BoxBlur.c`).
+fn gaussian(pixels: &[Rgba], width: usize, height: usize, sigma: f32) -> Vec<Rgba> {
+    if sigma == 0.0 {
+        return pixels.to_vec();
     }
-    let variance = radius * radius / 3.0;
-    let whole = (((12.0 * variance + 1.0).sqrt() - 1.0) / 2.0).floor();
+    let variance = sigma * sigma / 3.0;
+    let length = (12.0 * f64::from(variance) + 1.0).sqrt() as f32;
+    let whole = ((f64::from(length) - 1.0) / 2.0).floor() as f32;
     let part = (2.0 * whole + 1.0) * (whole * (whole + 1.0) - 3.0 * variance)
-        / (6.0 * (variance - (whole + 1.0).powi(2)));
-    let mut values = values.to_vec();
+        / (6.0 * (variance - (whole + 1.0) * (whole + 1.0)));
+    let radius = whole + part;
+    let (mut rows, mut columns) = (pixels.to_vec(), Vec::new());
     for _ in 0..3 {
-        values = boxed(
-            &values,
-            whole as usize,
-            part,
-            |x, y| y * width + x,
-            width,
-            height,
-        );
+        rows = boxed(&rows, width, radius);
+    }
+    for x in 0..width {
+        columns.extend((0..height).map(|y| rows[y * width + x]));
     }
     for _ in 0..3 {
-        values = boxed(
-            &values,
-            whole as usize,
-            part,
-            |y, x| y * width + x,
-            height,
-            width,
-        );
+        columns = boxed(&columns, height, radius);
     }
-    values
+    let transposed = (0..width * height).map(|idx| columns[idx % width * height + idx / width]);
+    transposed.collect()
 }
 
-/// The mean over `reach` values to each side and `part` of the next ones, along lines.
-fn boxed(
-    values: &[f32],
-    reach: usize,
-    part: f64,
-    at: impl Fn(usize, usize) -> usize,
-    length: usize,
-    lines: usize,
-) -> Vec<f32> {
-    let weight = 1.0 / (2.0 * (reach as f64 + part) + 1.0);
-    let mut out = vec![0.0; values.len()];
-    for line in 0..lines {
-        let value = |position: isize| {
-            f64::from(values[at(position.clamp(0, length as isize - 1) as usize, line)])
-        };
+/// The mean over `⌊radius⌋` values to each side and a part of the next ones, along each line of `length`; ends repeated.
+///
+/// Weights are in units of 2⁻²⁴, so a sum of bytes fits 32 bits.
+fn boxed(pixels: &[Rgba], length: usize, radius: f32) -> Vec<Rgba> {
+    let reach = radius as usize;
+    let weight = ((1u32 << 24) as f32 / (radius * 2.0 + 1.0)) as u32;
+    let end_weight = ((1 << 24) - (2 * reach as u32 + 1) * weight) / 2;
+    let mut out = Vec::with_capacity(pixels.len());
+    for line in pixels.chunks_exact(length) {
+        let at = |position: isize| line[position.clamp(0, length as isize - 1) as usize];
         let reach = reach as isize;
-        let mut sum: f64 = (-reach..=reach).map(value).sum();
+        let mut sums = [0u32; 4];
+        for position in -reach..=reach {
+            let pixel = at(position);
+            for channel in 0..4 {
+                sums[channel] += u32::from(pixel[channel]);
+            }
+        }
         for along in 0..length as isize {
-            let ends = value(along - reach - 1) + value(along + reach + 1);
-            out[at(along as usize, line)] = (weight * (sum + part * ends)) as f32;
-            sum += value(along + reach + 1) - value(along - reach);
+            let (before, after) = (at(along - reach - 1), at(along + reach + 1));
+            let leaving = at(along - reach);
+            out.push(std::array::from_fn(|channel| {
+                let ends = u32::from(before[channel]) + u32::from(after[channel]);
+                let mean = sums[channel] * weight + ends * end_weight;
+                sums[channel] = sums[channel] + u32::from(after[channel]) - u32::from(leaving[channel]);
+                ((mean + (1 << 23)) >> 24) as u8
+            }));
         }
     }
     out
+}
+
+/// `byte · share / 255`, rounded.
+fn times(byte: u8, share: u8) -> u8 {
+    divided_by_255(u32::from(byte) * u32::from(share)) as u8
+}
+
+/// A premultiplied colour divided by its opacity again (Pillow's `RGBa` to `RGBA`): cut off, not rounded.
+fn straight([r, g, b, opacity]: Rgba) -> Rgba {
+    let divided = |byte: u8| match opacity {
+        0 | 255 => byte,
+        _ => (255 * u32::from(byte) / u32::from(opacity)).min(255) as u8,
+    };
+    [divided(r), divided(g), divided(b), opacity]
+}
+
+/// `above` laid over `below`, both not premultiplied: Pillow's `alpha_composite`, in units of 1/128 of a byte.
+fn over(above: Rgba, below: Rgba) -> Rgba {
+    let opacity = u32::from(above[3]);
+    if opacity == 0 {
+        return below;
+    }
+    let through = u32::from(below[3]) * (255 - opacity);
+    let opacity_255 = opacity * 255 + through;
+    let share = opacity * 255 * 255 * 128 / opacity_255;
+    let rest = 255 * 128 - share;
+    let colour = |channel: usize| {
+        let sum = u32::from(above[channel]) * share + u32::from(below[channel]) * rest + (128 << 7);
+        ((((sum >> 8) + sum) >> 8) >> 7) as u8
+    };
+    [colour(0), colour(1), colour(2), divided_by_255(opacity_255) as u8]
 }
 
 /// Lays the original over what was drawn, transparent where the mask is white.
@@ -307,8 +321,38 @@ mod tests {
         let mut drawn = RgbImage::new(width, height, bytes("in.drawn"));
         overlaid(&mut drawn, &image, &white);
         assert_eq!(furthest(&drawn, "out.overlaid"), Some(0));
-        // Pillow rounds to bytes between the blurs; where little shows through, that is most of the value.
-        assert!(furthest(&filled(&image, &white), "out.filled") <= Some(6));
+        assert_eq!(furthest(&filled(&image, &white), "out.filled"), Some(0));
+    }
+
+    /// `tools/golden/masks.py`: Pillow's fill of pictures narrower and wider than the blurs, with hard and soft masks.
+    #[test]
+    fn pillows_fill_of_odd_sizes() {
+        let file: &[u8] = include_bytes!("../../../../testdata/golden/masks/fill.safetensors");
+        let case = Checkpoint::from_bytes("masks/fill", file).expect("a valid file");
+        let bytes = |name: &str| case.read_bytes(name).expect("a golden tensor");
+        let masks: Vec<&str> = case.names().filter(|name| name.starts_with("in.mask/")).collect();
+        assert_eq!(masks.len(), 6);
+        for name in masks {
+            let of = name.trim_start_matches("in.mask/");
+            let shape = &case.get(name).expect("listed above").shape;
+            let (height, width) = (shape[0] as usize, shape[1] as usize);
+            let image = RgbImage::new(width, height, bytes(&format!("in.image/{of}")));
+            let found = filled(&image, &Mask::new(width, height, bytes(name)));
+            assert_eq!(found.bytes(), bytes(&format!("out.filled/{of}")), "{of}");
+        }
+    }
+
+    /// `tools/golden/masks.py`: Pillow's `GaussianBlur` of premultiplied colours.
+    #[test]
+    fn pillows_blur() {
+        let file: &[u8] = include_bytes!("../../../../testdata/golden/masks/fill.safetensors");
+        let case = Checkpoint::from_bytes("masks/fill", file).expect("a valid file");
+        let bytes = |name: &str| case.read_bytes(name).expect("a golden tensor");
+        let pixels: Vec<Rgba> = bytes("in.blur").as_chunks().0.to_vec();
+        for sigma in ["0.4", "1", "2", "3.7", "4", "16", "64", "256"] {
+            let found = gaussian(&pixels, 19, 11, sigma.parse().expect("a number"));
+            assert_eq!(found.as_flattened(), bytes(&format!("out.blur/{sigma}")), "{sigma}");
+        }
     }
 
     #[test]
