@@ -210,8 +210,50 @@ def make_diffusers(out):
     save(out / "sampler/diffusers.safetensors", tensors, configs=json.dumps(configs), tolerance="1e-5")
 
 
+CLIPPED = dict(lambda_min_clipped=-5.1, beta_schedule="squaredcos_cap_v2")
+RANGE = dict(sigma_min=0.1, sigma_max=10.0)
+# Whole files, and who is made from them: what is absent has the defaults of the class made, foreign settings are ignored
+# (but `sigma_min` and `sigma_max`, which `from_config` keeps and three classes look for).
+FILES = {
+    "absent": ({}, SCHEDULERS),
+    "betas absent": (dict(steps_offset=1, clip_sample=False, num_train_timesteps=800), SCHEDULERS),
+    "clipped lambda": (SD | CLIPPED, ["DPM++ 2M"]),
+    "clipped lambda linspace": (SD | CLIPPED | dict(timestep_spacing="linspace"), ["DPM++ 2M"]),
+    "clipped lambda trailing": (SD | dict(lambda_min_clipped=-1.5, timestep_spacing="trailing"), ["DPM++ 2M"]),
+    "clipped lambda karras": (SD | CLIPPED | dict(use_karras_sigmas=True), ["DPM++ 2M"]),
+    "range karras": (SD | RANGE | dict(use_karras_sigmas=True), ["Euler", "Heun", "DPM++ 2M"]),
+    "range exponential": (SD | RANGE | dict(use_exponential_sigmas=True), ["Euler", "Heun", "DPM++ 2M"]),
+    "range unused": (SD | RANGE, ["Euler", "DDIM", "LCM"]),
+    "continuous v": (SD | dict(timestep_type="continuous", prediction_type="v_prediction"), SCHEDULERS),
+    "continuous v karras": (SD | dict(timestep_type="continuous", prediction_type="v_prediction", use_karras_sigmas=True), ["Euler"]),
+    "continuous epsilon": (SD | dict(timestep_type="continuous"), ["Euler"]),
+    "dpm": (SD | dict(algorithm_type="sde-dpmsolver++", solver_type="logrho", use_lu_lambdas=True, thresholding=True,
+                      final_sigmas_type="sigma_min", interpolation_type="log_linear"), ["Euler", "Euler a", "Heun"]),
+    "beta": (SD | dict(use_beta_sigmas=True, use_lu_lambdas=True), ["DDIM", "Euler a", "LCM"]),
+}
+
+
+def make_files(out):
+    tensors, configs = {}, {}
+    for setting, (config, samplers) in FILES.items():
+        for sampler in samplers:
+            configs[f"{sampler}/{setting}"] = config
+            for steps in (3, 20):
+                scheduler = SCHEDULERS[sampler].from_config(config)
+                extra = {"generator": draws()} if "generator" in scheduler.step.__code__.co_varnames else {}
+                scheduler.set_timesteps(steps)
+                # Where two timesteps are alike, it would start at the second, and fall off the end.
+                scheduler.set_begin_index(0) if hasattr(scheduler, "set_begin_index") else None
+                name = f"{sampler}/{setting}/{steps}"
+                tensors[name] = loop(scheduler, start() * scheduler.init_noise_sigma, scheduler.timesteps, **extra)
+                if steps == 3:
+                    tensors[f"timesteps/{name}"] = scheduler.timesteps.float()
+    save(out / "sampler/diffusers_files.safetensors", tensors, configs=json.dumps(configs), tolerance="1e-5")
+
+
 def make(out):
     out = Path(out)
+    make_files(out)
     make_noise(out)
     make_a1111(out)
     make_diffusers(out)

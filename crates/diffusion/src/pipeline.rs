@@ -518,8 +518,12 @@ fn plan(model: &Model, request: &Request, strength: Option<f64>) -> Result<Plan,
         }
         Flavour::Diffusers => {
             let mut config = match (&request.scheduler, &info.scheduler) {
-                (Some(config), _) => config.clone(),
+                (Some(config), _) => SchedulerConfig {
+                    betas: info.betas,
+                    ..config.clone()
+                },
                 (None, Some(json)) => {
+                    // Absent fields have the defaults of the sampler's class, not of the one that wrote the file.
                     let mut config = SchedulerConfig::from_json(json, sampler)?;
                     // Diffusers' Stable Diffusion pipelines set this right in files from before these settings
                     // (`__init__` in `pipeline_stable_diffusion*.py`; the inpainting one leaves `clip_sample` alone).
@@ -529,9 +533,11 @@ fn plan(model: &Model, request: &Request, strength: Option<f64>) -> Result<Plan,
                     }
                     config
                 }
-                (None, None) => SchedulerConfig::stable_diffusion(sampler),
+                (None, None) => SchedulerConfig {
+                    betas: info.betas,
+                    ..SchedulerConfig::stable_diffusion(sampler)
+                },
             };
-            config.betas = info.betas;
             config.prediction = info.prediction;
             config.zero_terminal_snr |= info.zero_terminal_snr;
             apply_schedule(&mut config, sampler, request.schedule)?;

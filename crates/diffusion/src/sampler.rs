@@ -344,10 +344,12 @@ impl Plan {
         if let Some(strength) = strength {
             // StableDiffusionImg2ImgPipeline.get_timesteps
             let taken = ((steps as f64 * strength) as usize).min(steps);
-            if taken == 0 {
+            let first = (steps - taken) * scheduler.order();
+            // Where high noise is clipped, there may be fewer timesteps than steps.
+            if taken == 0 || first >= scheduler.remaining() {
                 return Err(PlanError::NothingToDo { steps, strength });
             }
-            scheduler.begin_at((steps - taken) * scheduler.order());
+            scheduler.begin_at(first);
         }
         Ok(Plan {
             walk: Walk::Diffusers(Box::new(scheduler)),

@@ -143,7 +143,15 @@ fn diffusers_config(case: &Case, sampler: Sampler, setting: &str) -> SchedulerCo
 
 #[test]
 fn diffusers_samplers_agree_with_diffusers() {
-    let case = Case::read("sampler/diffusers");
+    agree_with_diffusers(&Case::read("sampler/diffusers"));
+}
+
+#[test]
+fn whole_scheduler_files_are_read_as_diffusers_does() {
+    agree_with_diffusers(&Case::read("sampler/diffusers_files"));
+}
+
+fn agree_with_diffusers(case: &Case) {
     let mut worst = (0.0, String::new());
     let mut failures = Vec::new();
     for name in case.names() {
@@ -152,7 +160,7 @@ fn diffusers_samplers_agree_with_diffusers() {
             .trim_start_matches("timesteps/")
             .trim_start_matches("sigmas/");
         let (sampler, setting, partial, steps) = parts(whole);
-        let config = diffusers_config(&case, sampler, setting);
+        let config = diffusers_config(case, sampler, setting);
         let found = if name.starts_with("timesteps/") {
             Scheduler::new(sampler, &config, steps)
                 .expect("a valid scheduler")

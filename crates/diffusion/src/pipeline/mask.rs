@@ -175,7 +175,8 @@ fn boxed(pixels: &[Rgba], length: usize, radius: f32) -> Vec<Rgba> {
             out.push(std::array::from_fn(|channel| {
                 let ends = u32::from(before[channel]) + u32::from(after[channel]);
                 let mean = sums[channel] * weight + ends * end_weight;
-                sums[channel] = sums[channel] + u32::from(after[channel]) - u32::from(leaving[channel]);
+                sums[channel] =
+                    sums[channel] + u32::from(after[channel]) - u32::from(leaving[channel]);
                 ((mean + (1 << 23)) >> 24) as u8
             }));
         }
@@ -211,7 +212,12 @@ fn over(above: Rgba, below: Rgba) -> Rgba {
         let sum = u32::from(above[channel]) * share + u32::from(below[channel]) * rest + (128 << 7);
         ((((sum >> 8) + sum) >> 8) >> 7) as u8
     };
-    [colour(0), colour(1), colour(2), divided_by_255(opacity_255) as u8]
+    [
+        colour(0),
+        colour(1),
+        colour(2),
+        divided_by_255(opacity_255) as u8,
+    ]
 }
 
 /// Lays the original over what was drawn, transparent where the mask is white.
@@ -330,7 +336,10 @@ mod tests {
         let file: &[u8] = include_bytes!("../../../../testdata/golden/masks/fill.safetensors");
         let case = Checkpoint::from_bytes("masks/fill", file).expect("a valid file");
         let bytes = |name: &str| case.read_bytes(name).expect("a golden tensor");
-        let masks: Vec<&str> = case.names().filter(|name| name.starts_with("in.mask/")).collect();
+        let masks: Vec<&str> = case
+            .names()
+            .filter(|name| name.starts_with("in.mask/"))
+            .collect();
         assert_eq!(masks.len(), 6);
         for name in masks {
             let of = name.trim_start_matches("in.mask/");
@@ -351,7 +360,11 @@ mod tests {
         let pixels: Vec<Rgba> = bytes("in.blur").as_chunks().0.to_vec();
         for sigma in ["0.4", "1", "2", "3.7", "4", "16", "64", "256"] {
             let found = gaussian(&pixels, 19, 11, sigma.parse().expect("a number"));
-            assert_eq!(found.as_flattened(), bytes(&format!("out.blur/{sigma}")), "{sigma}");
+            assert_eq!(
+                found.as_flattened(),
+                bytes(&format!("out.blur/{sigma}")),
+                "{sigma}"
+            );
         }
     }
 

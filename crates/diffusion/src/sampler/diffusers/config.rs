@@ -58,6 +58,14 @@ pub struct SchedulerConfig {
     pub steps_offset: usize,
     /// `use_karras_sigmas`, `use_exponential_sigmas`: Euler, Heun and DPM++ 2M.
     pub sigma_curve: SigmaCurve,
+    /// `sigma_min`: the lowest noise level of [`SigmaCurve::Karras`] and [`SigmaCurve::Exponential`], else the steps' own.
+    pub sigma_min: Option<f64>,
+    /// `sigma_max`: their highest.
+    pub sigma_max: Option<f64>,
+    /// `timestep_type` is `continuous`: networks that predict v are told ¼ ln σ instead of a timestep. Euler only.
+    pub continuous_timesteps: bool,
+    /// `lambda_min_clipped` of DPM++ 2M: timesteps whose ln(√ᾱ / √(1−ᾱ)) is below are left out.
+    pub lambda_min_clipped: f64,
     /// `interpolation_type` is `log_linear`: Euler only.
     pub log_linear: bool,
     /// `final_sigmas_type`: Euler and DPM++ 2M.
@@ -118,6 +126,10 @@ impl SchedulerConfig {
             },
             steps_offset: 0,
             sigma_curve: SigmaCurve::Timesteps,
+            sigma_min: None,
+            sigma_max: None,
+            continuous_timesteps: false,
+            lambda_min_clipped: f64::NEG_INFINITY,
             log_linear: false,
             final_sigma: FinalSigma::Zero,
             set_alpha_to_one: true,
@@ -134,7 +146,7 @@ impl SchedulerConfig {
     }
 
     /// What `sampler`'s class makes of a `scheduler_config.json` (any scheduler's: `from_config` there). Fields that are
-    /// absent or null have the class's defaults, unknown ones are ignored.
+    /// absent or null have the class's defaults; unknown ones, and those that only other classes have, are ignored.
     ///
     /// # Errors
     /// [`PlanError::Config`] for a value we do not know or cannot do.
@@ -185,12 +197,12 @@ impl SchedulerConfig {
         } else if fields.flag("use_exponential_sigmas")? == Some(true) {
             config.sigma_curve = SigmaCurve::Exponential;
         }
-        config.log_linear = fields.text("interpolation_type")? == Some("log_linear");
-        if fields.text("final_sigmas_type")? == Some("sigma_min") {
-            config.final_sigma = FinalSigma::SigmaMin;
+        config.read_sigmas(&fields, sampler)?;
+        if sampler == Sampler::DpmPp2m {
+            config.read_solver(&fields)?;
         }
-        config.read_solver(&fields)?;
         config.read_clipping(&fields)?;
+        refuse_flags(&fields, sampler)?;
         config.original_inference_steps = fields
             .count("original_inference_steps")?
             .unwrap_or(config.original_inference_steps);
@@ -199,6 +211,36 @@ impl SchedulerConfig {
         Ok(config)
     }
 
+    fn read_sigmas(&mut self, fields: &Fields<'_>, sampler: Sampler) -> Result<(), PlanError> {
+        self.sigma_min = fields.number("sigma_min")?;
+        self.sigma_max = fields.number("sigma_max")?;
+        if sampler == Sampler::Euler {
+            self.continuous_timesteps = fields.text("timestep_type")? == Some("continuous");
+            self.log_linear = match fields.text("interpolation_type")? {
+                None | Some("linear") => false,
+                Some("log_linear") => true,
+                Some(other) => {
+                    return Err(refused(
+                        "interpolation_type",
+                        other,
+                        "linear and log_linear",
+                    ));
+                }
+            };
+        }
+        if matches!(sampler, Sampler::Euler | Sampler::DpmPp2m) {
+            self.final_sigma = match fields.text("final_sigmas_type")? {
+                None | Some("zero") => FinalSigma::Zero,
+                Some("sigma_min") => FinalSigma::SigmaMin,
+                Some(other) => {
+                    return Err(refused("final_sigmas_type", other, "zero and sigma_min"));
+                }
+            };
+        }
+        Ok(())
+    }
+
+    /// What only DPM-Solver has.
     fn read_solver(&mut self, fields: &Fields<'_>) -> Result<(), PlanError> {
         self.solver_order = fields.count("solver_order")?.unwrap_or(self.solver_order);
         match fields.text("solver_type")? {
@@ -210,12 +252,17 @@ impl SchedulerConfig {
             None | Some("dpmsolver++" | "deis") => {}
             Some(other) => return Err(refused("algorithm_type", other, "dpmsolver++")),
         }
+        if let Some(other) = fields.text("variance_type")? {
+            return Err(refused("variance_type", other, "null"));
+        }
         self.lower_order_final = fields
             .flag("lower_order_final")?
             .unwrap_or(self.lower_order_final);
         self.euler_at_final = fields
             .flag("euler_at_final")?
             .unwrap_or(self.euler_at_final);
+        let floor = fields.number_or_infinity("lambda_min_clipped")?;
+        self.lambda_min_clipped = floor.unwrap_or(self.lambda_min_clipped);
         Ok(())
     }
 
@@ -229,20 +276,6 @@ impl SchedulerConfig {
             .unwrap_or(self.clip_sample.is_some());
         self.clip_sample = clips.then_some(range);
         self.zero_terminal_snr = fields.flag("rescale_betas_zero_snr")?.unwrap_or(false);
-        for field in [
-            "thresholding",
-            "use_beta_sigmas",
-            "use_lu_lambdas",
-            "use_flow_sigmas",
-        ] {
-            if fields.flag(field)? == Some(true) {
-                return Err(PlanError::Config {
-                    field: known_field(field),
-                    value: "true".into(),
-                    supported: "false",
-                });
-            }
-        }
         Ok(())
     }
 
@@ -263,6 +296,19 @@ impl SchedulerConfig {
                 field: "num_train_timesteps",
                 value,
                 supported: "2 to 100000",
+            });
+        }
+        let levels = [
+            self.sigma_min.unwrap_or(f64::MIN_POSITIVE),
+            self.sigma_max.unwrap_or(f64::MAX),
+        ];
+        if self.bends(sampler)
+            && !(0.0 < levels[0] && levels[0] < levels[1] && levels[1].is_finite())
+        {
+            return Err(PlanError::Config {
+                field: "sigma_min, sigma_max",
+                value: format!("{:?} to {:?}", self.sigma_min, self.sigma_max),
+                supported: "numbers above 0, sigma_min below sigma_max",
             });
         }
         if !(1..=2).contains(&self.solver_order) && sampler == Sampler::DpmPp2m {
@@ -291,6 +337,12 @@ impl SchedulerConfig {
             });
         }
         Ok(())
+    }
+
+    /// Whether this sampler's class knows other noise levels than the timesteps', and is asked for them.
+    pub(super) fn bends(&self, sampler: Sampler) -> bool {
+        matches!(sampler, Sampler::Euler | Sampler::Heun | Sampler::DpmPp2m)
+            && self.sigma_curve != SigmaCurve::Timesteps
     }
 
     /// ᾱ of every training step in torch's single precision: the product is kept in double, its terms are not.
@@ -349,13 +401,29 @@ fn refused(field: &'static str, value: &str, supported: &'static str) -> PlanErr
     }
 }
 
-fn known_field(field: &str) -> &'static str {
-    match field {
-        "thresholding" => "thresholding",
-        "use_beta_sigmas" => "use_beta_sigmas",
-        "use_lu_lambdas" => "use_lu_lambdas",
-        _ => "use_flow_sigmas",
+/// Refuses the switches that we do not have and the sampler's class does.
+fn refuse_flags(fields: &Fields<'_>, sampler: Sampler) -> Result<(), PlanError> {
+    let known: &[&'static str] = match sampler {
+        Sampler::Euler | Sampler::Heun => &["use_beta_sigmas"],
+        Sampler::EulerAncestral => &[],
+        Sampler::Ddim | Sampler::Lcm => &["thresholding"],
+        Sampler::DpmPp2m => &[
+            "thresholding",
+            "use_beta_sigmas",
+            "use_lu_lambdas",
+            "use_flow_sigmas",
+        ],
+    };
+    for &field in known {
+        if fields.flag(field)? == Some(true) {
+            return Err(PlanError::Config {
+                field,
+                value: "true".into(),
+                supported: "false",
+            });
+        }
     }
+    Ok(())
 }
 
 /// Typed access to the JSON object.
@@ -389,6 +457,14 @@ impl<'a> Fields<'a> {
 
     fn number(&self, field: &'static str) -> Result<Option<f64>, PlanError> {
         self.get(field, "numbers", Value::as_f64)
+    }
+
+    /// A number, or an infinity as [`crate::load`] quotes it: Python writes them into JSON, which has none.
+    fn number_or_infinity(&self, field: &'static str) -> Result<Option<f64>, PlanError> {
+        self.get(field, "numbers", |value| match value.as_str() {
+            Some("-Infinity") => Some(f64::NEG_INFINITY),
+            _ => value.as_f64(),
+        })
     }
 
     fn count(&self, field: &'static str) -> Result<Option<usize>, PlanError> {
@@ -460,6 +536,44 @@ mod tests {
             "`timestep_spacing` is `random`",
         );
         check(json!({"thresholding": true}), "`thresholding` is true");
+        check(json!({"use_lu_lambdas": true}), "`use_lu_lambdas` is true");
+        check(json!({"variance_type": "learned"}), "`variance_type`");
+        check(json!({"final_sigmas_type": "low"}), "`final_sigmas_type`");
+        check(
+            json!({"use_karras_sigmas": true, "sigma_min": 3.0, "sigma_max": 2.0}),
+            "`sigma_min, sigma_max` is Some(3.0) to Some(2.0)",
+        );
+    }
+
+    #[test]
+    fn what_only_other_classes_have_is_ignored() {
+        use Sampler::*;
+        let check = |json: Value, ignored_by: &[Sampler]| {
+            for sampler in Sampler::ALL {
+                let found = SchedulerConfig::from_json(&json, sampler);
+                match ignored_by.contains(&sampler) {
+                    true => assert_eq!(
+                        found,
+                        Ok(SchedulerConfig::class_defaults(sampler)),
+                        "{json}"
+                    ),
+                    false => assert!(found.is_err(), "{json} {}", sampler.name()),
+                }
+            }
+        };
+        let all_but_dpm = [Euler, EulerAncestral, Heun, Ddim, Lcm];
+        check(json!({"algorithm_type": "sde-dpmsolver++"}), &all_but_dpm);
+        check(json!({"solver_type": "new"}), &all_but_dpm);
+        check(json!({"use_lu_lambdas": true}), &all_but_dpm);
+        check(json!({"use_flow_sigmas": true}), &all_but_dpm);
+        check(
+            json!({"use_beta_sigmas": true}),
+            &[EulerAncestral, Ddim, Lcm],
+        );
+        check(
+            json!({"thresholding": true}),
+            &[Euler, EulerAncestral, Heun],
+        );
     }
 
     #[test]

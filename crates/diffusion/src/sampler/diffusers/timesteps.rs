@@ -2,7 +2,7 @@
 
 use super::super::{PlanError, STEPS_MAX, Sampler, check_steps};
 use super::config::{FinalSigma, SchedulerConfig, SigmaCurve, Spacing};
-use crate::schedule::{karras, linspace};
+use crate::schedule::{BetaCurve, Prediction, karras, linspace};
 
 /// What `set_timesteps` sets.
 pub(super) struct Timesteps {
@@ -25,8 +25,16 @@ pub(super) fn set(
             sigmas: Vec::new(),
         });
     }
-    check_steps(sampler, steps, 1, STEPS_MAX.min(train - 1))?;
-    let spread = spread(sampler, config, steps);
+    let end = end(sampler, config, alphas_cumprod);
+    if end < 2 {
+        return Err(PlanError::Config {
+            field: "lambda_min_clipped",
+            value: config.lambda_min_clipped.to_string(),
+            supported: "numbers that leave two timesteps or more",
+        });
+    }
+    check_steps(sampler, steps, 1, STEPS_MAX.min(end - 1))?;
+    let spread = spread(sampler, config, steps, end);
     let highest = spread.iter().copied().fold(0.0, f64::max);
     if highest > (train - 1) as f64 {
         // Only an offset can push a timestep past the end.
@@ -55,14 +63,15 @@ pub(super) fn set(
         .iter()
         .map(|&sigma| f64::from(sigma).ln() as f32)
         .collect();
-    let sigmas = levels(sampler, config, &timesteps, &table);
-    if bends(sampler, config) {
+    let sigmas = levels(sampler, config, steps, &timesteps, &table);
+    if config.bends(sampler) {
         let time = |&sigma: &f64| {
             let t = time_of(sigma, &log_table);
             let whole = sampler == Sampler::DpmPp2m;
-            // Diffusers keeps whole numbers here: rounded after Karras, cut off after exponential.
+            // Diffusers keeps whole numbers here: rounded after Karras but for one curve, cut off after exponential.
+            let rounds = config.betas.curve != BetaCurve::SquaredCosine;
             match (whole, config.sigma_curve) {
-                (true, SigmaCurve::Karras) => t.round_ties_even() as f32,
+                (true, SigmaCurve::Karras) if rounds => t.round_ties_even() as f32,
                 (true, _) => t.trunc() as f32,
                 _ => t as f32,
             }
@@ -70,6 +79,12 @@ pub(super) fn set(
         timesteps = sigmas.iter().map(time).collect();
     }
     let mut sigmas: Vec<f32> = sigmas.into_iter().map(|sigma| sigma as f32).collect();
+    if config.continuous_timesteps
+        && sampler == Sampler::Euler
+        && config.prediction == Prediction::V
+    {
+        timesteps = sigmas.iter().map(|sigma| 0.25 * sigma.ln()).collect();
+    }
     let has_final = matches!(sampler, Sampler::Euler | Sampler::DpmPp2m);
     sigmas.push(if has_final && config.final_sigma == FinalSigma::SigmaMin {
         table[0]
@@ -82,44 +97,54 @@ pub(super) fn set(
     Ok(Timesteps { timesteps, sigmas })
 }
 
-/// Whether this scheduler's class knows other noise levels than the timesteps', and is asked for them.
-fn bends(sampler: Sampler, config: &SchedulerConfig) -> bool {
-    matches!(sampler, Sampler::Euler | Sampler::Heun | Sampler::DpmPp2m)
-        && config.sigma_curve != SigmaCurve::Timesteps
+/// The timesteps that are spread over: all, or those DPM-Solver does not clip.
+fn end(sampler: Sampler, config: &SchedulerConfig, alphas_cumprod: &[f32]) -> usize {
+    if sampler != Sampler::DpmPp2m {
+        return config.betas.step_count;
+    }
+    let lambda = |alpha: f32| alpha.sqrt().ln() - (1.0 - alpha).sqrt().ln();
+    let floor = config.lambda_min_clipped as f32;
+    alphas_cumprod.partition_point(|&alpha| lambda(alpha) >= floor)
 }
 
 /// The timesteps before any bending, falling.
-fn spread(sampler: Sampler, config: &SchedulerConfig, steps: usize) -> Vec<f64> {
-    let train = config.betas.step_count;
+fn spread(sampler: Sampler, config: &SchedulerConfig, steps: usize, end: usize) -> Vec<f64> {
     let multistep = sampler == Sampler::DpmPp2m;
     let whole = multistep || sampler == Sampler::Ddim;
     // DPM-Solver spreads one step more, and leaves the lowest out.
     let count = if multistep { steps + 1 } else { steps };
     let mut timesteps: Vec<f64> = match config.spacing {
         Spacing::Linspace => {
-            let even = linspace(0.0, (train - 1) as f64, count);
+            let even = linspace(0.0, (end - 1) as f64, count);
             even.map(|t| if whole { t.round_ties_even() } else { t })
                 .collect()
         }
         Spacing::Leading => {
-            let stride = train / count;
+            let stride = end / count;
             (0..count)
                 .map(|idx| (idx * stride + config.steps_offset) as f64)
                 .collect()
         }
-        Spacing::Trailing => return trailing(train as f64, steps),
+        Spacing::Trailing => {
+            return trailing(end as f64, config.betas.step_count as f64, steps);
+        }
     };
     timesteps.reverse();
     timesteps.truncate(steps);
     timesteps
 }
 
-/// `round(arange(train, 0, -train/steps)) - 1`, with the roundings of numpy's `arange`.
-fn trailing(train: f64, steps: usize) -> Vec<f64> {
-    let second = train - train / steps as f64;
-    let delta = second - train;
-    (0..steps)
-        .map(|idx| (train + idx as f64 * delta).round_ties_even() - 1.0)
+/// `round(arange(end, 0, -train/steps)) - 1`, with the roundings of numpy's `arange`; below `train` there are fewer.
+fn trailing(end: f64, train: f64, steps: usize) -> Vec<f64> {
+    let stride = train / steps as f64;
+    let delta = (end - stride) - end;
+    let count = if end < train {
+        (end / stride).ceil() as usize
+    } else {
+        steps
+    };
+    (0..count)
+        .map(|idx| (end + idx as f64 * delta).round_ties_even() - 1.0)
         .collect()
 }
 
@@ -140,11 +165,11 @@ fn lcm(config: &SchedulerConfig, steps: usize) -> Vec<f32> {
 fn levels(
     sampler: Sampler,
     config: &SchedulerConfig,
+    steps: usize,
     timesteps: &[f32],
     table: &[f32],
 ) -> Vec<f64> {
     let last = table.len() - 1;
-    let steps = timesteps.len();
     let mut sigmas: Vec<f64> = if config.log_linear && sampler == Sampler::Euler {
         let (low, high) = (f64::from(table[0]).ln(), f64::from(table[last]).ln());
         // One level more than steps: the final sigma is appended behind it, and never reached.
@@ -152,13 +177,16 @@ fn levels(
     } else {
         timesteps.iter().map(|&t| interpolate(t, table)).collect()
     };
-    if bends(sampler, config) {
+    if config.bends(sampler) {
         // DPM-Solver bends between the ends of training, the others between the ends of their own steps.
         let (high, low) = if sampler == Sampler::DpmPp2m {
             (f64::from(table[last]), f64::from(table[0]))
         } else {
             (sigmas[0], sigmas[sigmas.len() - 1])
         };
+        // `from_config` hands on settings that only Euler's class has, and all three look for these.
+        let high = config.sigma_max.unwrap_or(high);
+        let low = config.sigma_min.unwrap_or(low);
         sigmas = match config.sigma_curve {
             SigmaCurve::Karras => karras(high, low, steps).collect(),
             _ => linspace(high.ln(), low.ln(), steps).map(f64::exp).collect(),
