@@ -640,7 +640,7 @@ fn set(path: &Path, key: &str, value: serde_json::Value) {
 fn a_folders_json_is_believed() {
     let info = folder("json", |root| {
         std::fs::create_dir_all(root.join("scheduler")).unwrap();
-        let scheduler = r#"{"prediction_type": "v_prediction", "beta_schedule": "linear", "beta_start": 0.001, "beta_end": 0.02}"#;
+        let scheduler = r#"{"prediction_type": "v_prediction", "beta_schedule": "linear", "beta_start": 0.001, "beta_end": 0.02, "lambda_min_clipped": -Infinity}"#;
         std::fs::write(root.join("scheduler/scheduler_config.json"), scheduler).unwrap();
         set(&root.join("vae/config.json"), "scaling_factor", 0.5.into());
         set(&root.join("unet/config.json"), "attention_head_dim", 4.into());

@@ -50,8 +50,8 @@ impl Json {
             )));
         }
         let text = std::fs::read(path).map_err(io)?;
-        let value: Value =
-            serde_json::from_slice(&text).map_err(|error| config(format!("not JSON: {error}")))?;
+        let value: Value = serde_json::from_slice(&infinities_quoted(&text))
+            .map_err(|error| config(format!("not JSON: {error}")))?;
         if !value.is_object() {
             return Err(config("the file holds no JSON object".into()));
         }
@@ -139,6 +139,37 @@ impl Json {
         }
     }
 
+    /// How many transformer blocks each layer of each level has: a list with, for each level, one number or one for each
+    /// of its layers; or one number for all. `layers` holds how many layers a level has, 0 where they have none.
+    fn depths(&self, key: &str, layers: &[usize]) -> Result<Option<Vec<Vec<usize>>>, LoadError> {
+        let Some(value) = self.get(key) else {
+            return Ok(None);
+        };
+        let depth = |value: &Value| believable(value).filter(|&depth| depth <= COUNT_MAX);
+        let level = |value: &Value, layers: usize| match value {
+            Value::Array(values) => {
+                let depths = values.iter().map(depth).collect::<Option<Vec<_>>>()?;
+                (layers == 0 || depths.len() == layers).then_some(depths)
+            }
+            _ => Some(vec![depth(value)?; layers.max(1)]),
+        };
+        let depths = match value {
+            Value::Array(values) if values.len() == layers.len() => {
+                let levels = values.iter().zip(layers);
+                levels
+                    .map(|(value, &layers)| level(value, layers))
+                    .collect()
+            }
+            Value::Array(_) => None,
+            _ => layers.iter().map(|&layers| level(value, layers)).collect(),
+        };
+        let expected = format!(
+            "for each of {} levels, a number up to {COUNT_MAX} or one for each of its layers",
+            layers.len()
+        );
+        depths.map(Some).ok_or_else(|| self.fault(key, &expected))
+    }
+
     /// Refuses a value that is neither absent, nor null, nor one of `allowed`.
     fn only(&self, key: &str, allowed: &[Value]) -> Result<(), LoadError> {
         match self.get(key) {
@@ -175,6 +206,33 @@ impl Json {
             .map(Some)
             .ok_or_else(|| self.fault(key, &format!("a list of {}", allowed.join(" and "))))
     }
+}
+
+/// The text with `-Infinity` in quotes: Python writes it bare, as diffusers does for `lambda_min_clipped`, and JSON has no
+/// such number.
+fn infinities_quoted(text: &[u8]) -> Vec<u8> {
+    const INFINITY: &[u8] = b"-Infinity";
+    let mut out = Vec::with_capacity(text.len());
+    let (mut rest, mut quoted) = (text, false);
+    while let Some((&byte, after)) = rest.split_first() {
+        let taken = match byte {
+            b'-' if !quoted && rest.starts_with(INFINITY) => {
+                out.extend([b"\"", INFINITY, b"\""].concat());
+                INFINITY.len()
+            }
+            b'\\' if quoted && !after.is_empty() => {
+                out.extend(&rest[..2]);
+                2
+            }
+            _ => {
+                quoted ^= byte == b'"';
+                out.push(byte);
+                1
+            }
+        };
+        rest = &rest[taken..];
+    }
+    out
 }
 
 /// A whole number no larger than sizes can be.
@@ -234,45 +292,10 @@ pub(crate) fn unet(json: &Json, shapes: &mut UNetConfig) -> Result<(), LoadError
     }
     if let Some(layers) = json.numbers("layers_per_block", count)? {
         one_each("layers_per_block", &layers)?;
-        let depths = json
-            .numbers("transformer_layers_per_block", count)?
-            .unwrap_or(vec![1; count]);
-        one_each("transformer_layers_per_block", &depths)?;
-        if layers.iter().chain(&depths).any(|&count| count > COUNT_MAX) {
+        if layers.iter().any(|&count| count > COUNT_MAX) {
             return Err(json.too_many("layers_per_block"));
         }
-        let down = json.types("down_block_types", &["CrossAttnDownBlock2D", "DownBlock2D"])?;
-        let up = json.types("up_block_types", &["CrossAttnUpBlock2D", "UpBlock2D"])?;
-        let shape = |idx: usize, crossing: bool, layers: usize, resample: bool| Level {
-            channels: widths[idx],
-            depths: vec![if crossing { depths[idx] } else { 0 }; layers],
-            resample,
-        };
-        // diffusers' default: attention everywhere but at the lowest level.
-        let down = down.unwrap_or_else(|| (0..count).map(|idx| idx + 1 < count).collect());
-        let up = up.unwrap_or_else(|| (0..count).map(|idx| idx > 0).collect());
-        if down.len() != count || up.len() != count {
-            return Err(json.fault(
-                "down_block_types",
-                &format!("one for each of {count} levels, as in `up_block_types`"),
-            ));
-        }
-        shapes.down = (0..count)
-            .map(|idx| shape(idx, down[idx], layers[idx], idx + 1 < count))
-            .collect();
-        let mirrored = |idx: usize| count - 1 - idx;
-        let up = (0..count).map(|idx| {
-            shape(
-                mirrored(idx),
-                up[idx],
-                layers[mirrored(idx)] + 1,
-                idx + 1 < count,
-            )
-        });
-        shapes.up = up.collect();
-        json.only("mid_block_type", &[json!("UNetMidBlock2DCrossAttn")])?;
-        let no_middle = json.value.get("mid_block_type").is_some_and(Value::is_null);
-        shapes.mid_depth = (!no_middle).then_some(depths[count - 1]);
+        levels(json, shapes, &widths, &layers)?;
     }
     // The field's name is a slip diffusers keeps for old files: it is the number of heads.
     let key = if json.get("num_attention_heads").is_some() {
@@ -297,6 +320,98 @@ pub(crate) fn unet(json: &Json, shapes: &mut UNetConfig) -> Result<(), LoadError
     shapes.norm_eps = json
         .float("norm_eps")?
         .map_or(shapes.norm_eps, |eps| eps as f32);
+    Ok(())
+}
+
+/// The levels of `widths` channels and `layers` layers each (one more each on the way up), and the middle.
+fn levels(
+    json: &Json,
+    shapes: &mut UNetConfig,
+    widths: &[usize],
+    layers: &[usize],
+) -> Result<(), LoadError> {
+    const DEPTHS: &str = "transformer_layers_per_block";
+    const UP_DEPTHS: &str = "reverse_transformer_layers_per_block";
+    let count = widths.len();
+    let down = json.types("down_block_types", &["CrossAttnDownBlock2D", "DownBlock2D"])?;
+    let up = json.types("up_block_types", &["CrossAttnUpBlock2D", "UpBlock2D"])?;
+    // diffusers' default: attention everywhere but at the lowest level.
+    let down = down.unwrap_or_else(|| (0..count).map(|idx| idx + 1 < count).collect());
+    let up = up.unwrap_or_else(|| (0..count).map(|idx| idx > 0).collect());
+    if down.len() != count || up.len() != count {
+        return Err(json.fault(
+            "down_block_types",
+            &format!("one for each of {count} levels, as in `up_block_types`"),
+        ));
+    }
+    let up_layers: Vec<usize> = layers.iter().rev().map(|layers| layers + 1).collect();
+    let crossing = |crossing: &[bool], layers: &[usize]| -> Vec<usize> {
+        let layers = layers.iter().zip(crossing);
+        layers
+            .map(|(&layers, &crossing)| if crossing { layers } else { 0 })
+            .collect()
+    };
+    let (down_crossing, up_crossing) = (crossing(&down, layers), crossing(&up, &up_layers));
+    let depths = json.depths(DEPTHS, &down_crossing)?;
+    let depths = depths.unwrap_or_else(|| {
+        down_crossing
+            .iter()
+            .map(|&layers| vec![1; layers.max(1)])
+            .collect()
+    });
+    let by_layer = json.get(DEPTHS).and_then(Value::as_array);
+    let by_layer = by_layer.is_some_and(|levels| levels.iter().any(Value::is_array));
+    let up_depths = match json.depths(UP_DEPTHS, &up_crossing)? {
+        Some(depths) => depths,
+        None if by_layer => {
+            let expected = "a list, since `transformer_layers_per_block` goes layer by layer";
+            return Err(json.fault(UP_DEPTHS, expected));
+        }
+        None => {
+            let levels = depths.iter().rev().zip(&up_crossing);
+            levels
+                .map(|(depths, &layers)| vec![depths[0]; layers])
+                .collect()
+        }
+    };
+    let level =
+        |idx: usize, channels: usize, crossing: usize, layers: usize, depths: &[usize]| Level {
+            channels,
+            depths: if crossing > 0 {
+                depths.to_vec()
+            } else {
+                vec![0; layers]
+            },
+            resample: idx + 1 < count,
+        };
+    shapes.down = (0..count)
+        .map(|idx| {
+            level(
+                idx,
+                widths[idx],
+                down_crossing[idx],
+                layers[idx],
+                &depths[idx],
+            )
+        })
+        .collect();
+    let mirrored = |idx: usize| count - 1 - idx;
+    shapes.up = (0..count)
+        .map(|idx| {
+            level(
+                idx,
+                widths[mirrored(idx)],
+                up_crossing[idx],
+                up_layers[idx],
+                &up_depths[idx],
+            )
+        })
+        .collect();
+    json.only("mid_block_type", &[json!("UNetMidBlock2DCrossAttn")])?;
+    let no_middle = json.value.get("mid_block_type").is_some_and(Value::is_null);
+    let middle = depths[count - 1].first().copied();
+    let middle = middle.ok_or_else(|| json.fault(DEPTHS, "a number for the middle, last"))?;
+    shapes.mid_depth = (!no_middle).then_some(middle);
     Ok(())
 }
 
@@ -402,4 +517,98 @@ pub(crate) fn training(json: &Json) -> Result<Training, LoadError> {
         betas,
         zero_terminal_snr: json.truth("rescale_betas_zero_snr")?.unwrap_or(false),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The blocks of each layer, down, in the middle and up, of three levels with two layers.
+    fn depths(
+        mut value: Value,
+    ) -> Result<(Vec<Vec<usize>>, Option<usize>, Vec<Vec<usize>>), String> {
+        value["block_out_channels"] = json!([32, 64, 64]);
+        value["layers_per_block"] = json!(2);
+        let path = PathBuf::from("unet/config.json");
+        let mut config = UNetConfig::sd15();
+        unet(&Json { path, value }, &mut config).map_err(|error| error.to_string())?;
+        let of = |levels: Vec<Level>| levels.into_iter().map(|level| level.depths).collect();
+        Ok((of(config.down), config.mid_depth, of(config.up)))
+    }
+
+    #[test]
+    fn transformer_blocks_up_may_differ_from_those_down() {
+        let list = |levels: &[&[usize]]| -> Vec<Vec<usize>> {
+            levels.iter().map(|level| level.to_vec()).collect()
+        };
+        assert_eq!(
+            depths(json!({"transformer_layers_per_block": [1, 2, 3]})),
+            Ok((
+                list(&[&[1, 1], &[2, 2], &[0, 0]]),
+                Some(3),
+                list(&[&[0; 3], &[2; 3], &[1; 3]])
+            ))
+        );
+        assert_eq!(
+            depths(json!({"reverse_transformer_layers_per_block": [7, [1, 2, 3], 4]})),
+            Ok((
+                list(&[&[1, 1], &[1, 1], &[0, 0]]),
+                Some(1),
+                list(&[&[0; 3], &[1, 2, 3], &[4; 3]])
+            ))
+        );
+        assert_eq!(
+            depths(json!({
+                "transformer_layers_per_block": [[1, 2], 3, [2]],
+                "reverse_transformer_layers_per_block": [1, 1, [2, 1, 1]]
+            })),
+            Ok((
+                list(&[&[1, 2], &[3, 3], &[0, 0]]),
+                Some(2),
+                list(&[&[0; 3], &[1; 3], &[2, 1, 1]])
+            ))
+        );
+        let refused = |value: Value, expected: &str| {
+            let error = depths(value).expect_err("refused");
+            assert!(error.contains(expected), "{error}");
+        };
+        refused(
+            json!({"transformer_layers_per_block": [[1, 2], 3, 2]}),
+            "`reverse_transformer_layers_per_block` is null, expected a list",
+        );
+        refused(
+            json!({"reverse_transformer_layers_per_block": [1, [1, 1], 1]}),
+            "`reverse_transformer_layers_per_block` is [1,[1,1],1], expected for each of 3 levels",
+        );
+        refused(
+            json!({"transformer_layers_per_block": [1, 1]}),
+            "`transformer_layers_per_block`",
+        );
+        refused(
+            json!({"transformer_layers_per_block": 65}),
+            "`transformer_layers_per_block` is 65",
+        );
+        refused(
+            json!({"transformer_layers_per_block": [1, 1, []], "reverse_transformer_layers_per_block": [1, 1, 1]}),
+            "for the middle",
+        );
+    }
+
+    #[test]
+    fn pythons_infinity_is_read() {
+        let check = |text: &str, expected: &str| {
+            let found = infinities_quoted(text.as_bytes());
+            assert_eq!(String::from_utf8(found).as_deref(), Ok(expected));
+        };
+        check(
+            r#"{"a": -Infinity, "b": -1}"#,
+            r#"{"a": "-Infinity", "b": -1}"#,
+        );
+        check(
+            r#"{"\"-Infinity": "\\", "b":-Infinity}"#,
+            r#"{"\"-Infinity": "\\", "b":"-Infinity"}"#,
+        );
+        check(r#"{"a": "-Infinity\"#, r#"{"a": "-Infinity\"#);
+        check("-Infinit", "-Infinit");
+    }
 }
