@@ -587,4 +587,27 @@ fn a_folders_scheduler_settings_are_diffusers() {
     };
     assert_eq!(draw(&model, &request), with(Spacing::Trailing));
     assert_ne!(draw(&model, &request), with(Spacing::Linspace));
+
+    // Absent betas are those of Heun's class, not those that the model's description guesses.
+    let mut model = model;
+    let mut heun = |json: serde_json::Value| {
+        model.info.scheduler = Some(json);
+        let sampler = Sampler::Heun;
+        draw(
+            &model,
+            &Request {
+                sampler,
+                ..request.clone()
+            },
+        )
+    };
+    let absent = heun(serde_json::json!({}));
+    assert_eq!(
+        absent,
+        heun(serde_json::json!({"beta_start": 0.00085, "beta_end": 0.012}))
+    );
+    assert_ne!(
+        absent,
+        heun(serde_json::json!({"beta_start": 0.0001, "beta_end": 0.02}))
+    );
 }
