@@ -523,10 +523,11 @@ pub(crate) fn training(json: &Json) -> Result<Training, LoadError> {
 mod tests {
     use super::*;
 
-    /// The blocks of each layer, down, in the middle and up, of three levels with two layers.
-    fn depths(
-        mut value: Value,
-    ) -> Result<(Vec<Vec<usize>>, Option<usize>, Vec<Vec<usize>>), String> {
+    /// Down, in the middle, and up.
+    type Depths = (Vec<Vec<usize>>, Option<usize>, Vec<Vec<usize>>);
+
+    /// The transformer blocks of each layer of three levels with two layers.
+    fn depths(mut value: Value) -> Result<Depths, String> {
         value["block_out_channels"] = json!([32, 64, 64]);
         value["layers_per_block"] = json!(2);
         let path = PathBuf::from("unet/config.json");
