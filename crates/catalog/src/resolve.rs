@@ -3,7 +3,8 @@
 use std::fmt;
 use std::path::Path;
 
-use crate::describe::Entry;
+use crate::demo::DEMO_NAME;
+use crate::describe::{Entry, Layout};
 use crate::hash::HashCache;
 use crate::scan::Catalog;
 
@@ -24,7 +25,11 @@ pub enum ResolveError {
         names: Vec<String>,
         /// The name that is nearest, if one is near.
         nearest: Option<String>,
+        /// Whether the nearest can't be used anyway.
+        nearest_unusable: bool,
     },
+    /// Nothing was asked for.
+    Empty,
     /// More than one does.
     Ambiguous {
         /// What was asked for.
@@ -41,16 +46,27 @@ impl fmt::Display for ResolveError {
                 query,
                 names,
                 nearest,
+                nearest_unusable,
             } => {
                 write!(f, "no model is called `{query}`")?;
                 if let Some(nearest) = nearest {
+                    let but = if *nearest_unusable {
+                        " (it can't be used)"
+                    } else {
+                        ""
+                    };
                     return write!(
                         f,
-                        "; did you mean `{nearest}`? `safelight models` lists them all"
+                        "; did you mean `{nearest}`{but}? `safelight models` lists them all"
                     );
                 }
                 f.write_str(", has that hash, or lies at that path; there is")?;
                 names
+            }
+            ResolveError::Empty => {
+                return f.write_str(
+                    "no model is named; give a name, a hash or a path: `safelight models` lists what there is",
+                );
             }
             ResolveError::Ambiguous { query, names } => {
                 write!(
@@ -78,6 +94,9 @@ impl Catalog {
     /// The model that `query` means: a path, a name (with or without folders and ending, in any case), the beginning
     /// of one name only, or four digits or more of a hash. A1111's `name.safetensors [hash]` is understood too.
     ///
+    /// A whole relative name comes before a file's name in some folder, a file before the embedded model of the same
+    /// name, and of files with the same content a hash means the first.
+    ///
     /// Hashes that `cache` does not know are computed only if nothing else answers.
     ///
     /// # Errors
@@ -90,18 +109,15 @@ impl Catalog {
             return Ok(Entry::at(path, path.parent().unwrap_or(Path::new(""))));
         }
         let wanted = plain(query);
-        let rules: [&dyn Fn(&Entry) -> bool; 4] = [
-            &|entry| entry.relative == wanted || entry.name == wanted,
-            &|entry| same(&entry.relative, wanted) || same(&entry.name, wanted),
+        if wanted.is_empty() {
+            return Err(ResolveError::Empty);
+        }
+        let rules: [&dyn Fn(&Entry) -> bool; 5] = [
+            &|entry| entry.relative == wanted && entry.layout != Layout::Embedded,
+            &|entry| entry.name == wanted,
+            &|entry| same(&entry.relative, wanted),
+            &|entry| same(&entry.name, wanted),
             &|entry| starts(&entry.relative, wanted) || starts(&entry.name, wanted),
-            &|entry| {
-                is_hash(wanted)
-                    && entry
-                        .path
-                        .as_ref()
-                        .and_then(|path| cache.get(path))
-                        .is_some_and(|hash| starts(hash, wanted))
-            },
         ];
         for rule in rules {
             if let Some(answer) = self.only(query, rule) {
@@ -114,15 +130,19 @@ impl Catalog {
         if path.exists() {
             return Ok(Entry::at(path, path.parent().unwrap_or(Path::new(""))));
         }
-        let names: Vec<String> = self
-            .entries
-            .iter()
-            .map(|entry| entry.relative.clone())
-            .collect();
-        let nearest = nearest(wanted, self.entries.iter().map(|entry| entry.name.as_str()));
+        let names: Vec<String> = self.entries.iter().map(listed).collect();
+        let near = |usable: bool| {
+            let entries = self.entries.iter();
+            let like = entries.filter(|entry| entry.problem.is_none() == usable);
+            nearest(wanted, like.map(|entry| entry.name.as_str()))
+        };
+        let usable = near(true);
+        let nearest_unusable = usable.is_none();
+        let nearest = usable.or_else(|| near(false));
         Err(ResolveError::NotFound {
             query: query.to_owned(),
             names,
+            nearest_unusable: nearest_unusable && nearest.is_some(),
             nearest,
         })
     }
@@ -132,22 +152,25 @@ impl Catalog {
         query: &str,
         rule: &dyn Fn(&Entry) -> bool,
     ) -> Option<Result<Entry, ResolveError>> {
-        let found: Vec<&Entry> = self
-            .entries
+        let mut found: Vec<&Entry> = self.entries.iter().filter(|entry| rule(entry)).collect();
+        // Whoever lays a file under the embedded model's name means the file.
+        let files = found
             .iter()
-            .filter(|entry| !wanted_is_empty(query) && rule(entry))
-            .collect();
+            .filter(|entry| entry.layout != Layout::Embedded);
+        if files.clone().any(|entry| same(&entry.name, DEMO_NAME)) {
+            found.retain(|entry| entry.layout != Layout::Embedded);
+        }
         match found[..] {
             [] => None,
             [entry] => Some(Ok(entry.clone())),
-            _ => {
-                let name = |entry: &&Entry| match &entry.path {
-                    Some(path) => format!("{} ({})", entry.relative, path.display()),
-                    None => entry.relative.clone(),
-                };
+            [first, ..] => {
+                if first.sha256.is_some() && found.iter().all(|entry| entry.sha256 == first.sha256)
+                {
+                    return Some(Ok(first.clone()));
+                }
                 Some(Err(ResolveError::Ambiguous {
                     query: query.to_owned(),
-                    names: found.iter().map(name).collect(),
+                    names: found.iter().map(|entry| listed(entry)).collect(),
                 }))
             }
         }
@@ -162,22 +185,38 @@ impl Catalog {
         if !is_hash(wanted) {
             return None;
         }
+        let answers = |entry: &Entry| {
+            let hash = entry.sha256.as_ref();
+            hash.is_some_and(|hash| starts(hash, wanted))
+        };
         let mut hashed = self.clone();
+        for entry in &mut hashed.entries {
+            let known = entry.path.as_ref().and_then(|path| cache.get(path));
+            entry.sha256 = known.map(str::to_owned);
+        }
+        if let Some(answer) = hashed.only(query, &answers) {
+            return Some(answer);
+        }
         hashed
             .entries
             .iter_mut()
             .for_each(|entry| entry.find_hash(cache));
-        hashed.only(query, &|entry| {
-            entry
-                .sha256
-                .as_ref()
-                .is_some_and(|hash| starts(hash, wanted))
-        })
+        hashed.only(query, &answers)
     }
 }
 
-fn wanted_is_empty(query: &str) -> bool {
-    plain(query).is_empty()
+/// An entry in a message: its name, where it lies, and whether it is any use.
+fn listed(entry: &Entry) -> String {
+    let place = match &entry.path {
+        Some(path) => path.display().to_string(),
+        None => "built in".to_owned(),
+    };
+    let remark = if entry.problem.is_some() {
+        "; can't be used"
+    } else {
+        ""
+    };
+    format!("{} ({place}{remark})", entry.relative)
 }
 
 /// Without A1111's ` [hash]` and without `.safetensors`.

@@ -60,7 +60,12 @@ impl Catalog {
         let mut seen = HashSet::new();
         for root in &roots.folders {
             if !root.is_dir() {
-                if roots.named {
+                if roots.named && root.exists() {
+                    catalog.notes.push(format!(
+                        "{}: is a file, not a folder of models; --model takes files",
+                        root.display()
+                    ));
+                } else if roots.named {
                     catalog.notes.push(format!(
                         "{}: there is no such folder of models",
                         root.display()

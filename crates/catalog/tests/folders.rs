@@ -283,6 +283,53 @@ fn a_model_is_found_by_name_prefix_hash_or_path() {
 }
 
 #[test]
+fn who_is_meant_when_names_and_contents_repeat() {
+    let folder = tempfile::tempdir().unwrap();
+    let root = folder.path();
+    for (relative, bytes) in [
+        ("deep/meadow.safetensors", b"one".as_slice()),
+        ("meadow.safetensors", b"one"),
+        ("sub/demo.safetensors", b"two"),
+    ] {
+        write(root, relative, bytes);
+    }
+    let catalog = Catalog::scan(&Roots {
+        folders: vec![root.to_owned()],
+        named: true,
+    });
+    let mut cache = HashCache::open(None);
+    let mut find = |query: &str| {
+        catalog
+            .resolve(query, &mut cache)
+            .map(|entry| entry.relative)
+    };
+    // The whole relative name, not the same name in a deeper folder.
+    assert_eq!(find("meadow").as_deref(), Ok("meadow"));
+    assert_eq!(find("deep/meadow").as_deref(), Ok("deep/meadow"));
+    // The file, not the embedded model.
+    assert_eq!(find("demo").as_deref(), Ok("sub/demo"));
+    assert_eq!(find("DEM").as_deref(), Ok("sub/demo"));
+    // SHA-256 of "one": both files are the same, so either will do.
+    let hash = "7692c3ad3540bb803c020b3aee66cd8887123234ea0c6e7143c0add73ff431ed";
+    for _ in 0..2 {
+        assert_eq!(find(hash).as_deref(), Ok("deep/meadow"));
+    }
+    for empty in ["", " ", ".safetensors"] {
+        assert_eq!(find(empty), Err(ResolveError::Empty));
+    }
+    let near = find("meadov").unwrap_err().to_string();
+    assert!(
+        near.contains("did you mean `meadow` (it can't be used)?"),
+        "{near}"
+    );
+    let listed = find("zzzzzz").unwrap_err().to_string();
+    assert!(
+        listed.contains("demo (built in)") && listed.contains("; can't be used)"),
+        "{listed}"
+    );
+}
+
+#[test]
 fn the_embedded_model_loads() {
     let demo = Entry::demo();
     assert_eq!(demo.problem, None);

@@ -42,6 +42,8 @@ pub(crate) enum Command {
     Inpaint(InpaintArgs),
     /// Draw what lies beyond a picture's edges
     #[command(after_help = format!("Example:\n  safelight outpaint \"wide hills\" -i house.png --left 64 --right 64\n\n{EXIT_CODES}"))]
+    // Understood, so that the refusal can say why, but not offered.
+    #[command(mut_arg("size", |arg| arg.hide(true)), mut_arg("width", |arg| arg.hide(true)), mut_arg("height", |arg| arg.hide(true)))]
     Outpaint(OutpaintArgs),
     /// List the checkpoints that are found, and what is wrong with those that can't be used
     #[command(after_help = MODELS_HELP)]
@@ -113,7 +115,7 @@ pub(crate) struct ModelArgs {
     #[arg(long, default_value = "f32", value_parser = ["f32"])]
     pub(crate) precision: String,
     /// Use this many threads [default: as many as the machine has cores]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024), allow_negative_numbers = true)]
     pub(crate) threads: Option<u16>,
 }
 
@@ -147,13 +149,13 @@ pub(crate) struct GenerateArgs {
     #[arg(long, value_name = "WxH", value_parser = size, conflicts_with_all = ["width", "height"])]
     pub(crate) size: Option<(u32, u32)>,
     /// Width in pixels
-    #[arg(short = 'W', long, value_name = "PX")]
+    #[arg(short = 'W', long, value_name = "PX", allow_negative_numbers = true)]
     pub(crate) width: Option<u32>,
     /// Height in pixels
-    #[arg(short = 'H', long, value_name = "PX")]
+    #[arg(short = 'H', long, value_name = "PX", allow_negative_numbers = true)]
     pub(crate) height: Option<u32>,
     /// How many pictures to draw
-    #[arg(short, long, alias = "batch-size", value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    #[arg(short, long, alias = "batch-size", value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1000), allow_negative_numbers = true)]
     pub(crate) batch: u32,
     /// Euler, "Euler a", Heun, DDIM, "DPM++ 2M" or LCM [default: "Euler a", or what the model asks for]
     #[arg(long, alias = "sampling-method", value_name = "NAME", value_parser = sampler)]
@@ -162,7 +164,7 @@ pub(crate) struct GenerateArgs {
     #[arg(long, alias = "scheduler", alias = "schedule-type", value_name = "NAME", value_parser = schedule)]
     pub(crate) schedule: Option<Schedule>,
     /// Stop this many layers before the end of the text encoder, from 1
-    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=12))]
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=12), allow_negative_numbers = true)]
     pub(crate) clip_skip: u16,
     /// Draw as this program does: a1111 or diffusers
     #[arg(long, value_name = "NAME", default_value = "a1111", value_parser = flavour)]
@@ -218,7 +220,7 @@ pub(crate) struct InpaintArgs {
     #[arg(long, action = ArgAction::SetTrue)]
     pub(crate) invert_mask: bool,
     /// How soft the mask's edge is
-    #[arg(long, value_name = "PX", default_value_t = 4.0, value_parser = blur)]
+    #[arg(long, value_name = "PX", default_value_t = 4.0, value_parser = blur, allow_negative_numbers = true)]
     pub(crate) mask_blur: f32,
     /// Leave the picture as the model gives it back, where the mask is black too
     #[arg(long, action = ArgAction::SetTrue)]
@@ -238,19 +240,39 @@ pub(crate) struct OutpaintArgs {
     #[command(flatten)]
     pub(crate) image: ImageArgs,
     /// Add this many pixels at the left
-    #[arg(long, value_name = "PX", default_value_t = 0)]
+    #[arg(
+        long,
+        value_name = "PX",
+        default_value_t = 0,
+        allow_negative_numbers = true
+    )]
     pub(crate) left: u32,
     /// … at the right
-    #[arg(long, value_name = "PX", default_value_t = 0)]
+    #[arg(
+        long,
+        value_name = "PX",
+        default_value_t = 0,
+        allow_negative_numbers = true
+    )]
     pub(crate) right: u32,
     /// … at the top
-    #[arg(long, value_name = "PX", default_value_t = 0)]
+    #[arg(
+        long,
+        value_name = "PX",
+        default_value_t = 0,
+        allow_negative_numbers = true
+    )]
     pub(crate) up: u32,
     /// … at the bottom
-    #[arg(long, value_name = "PX", default_value_t = 0)]
+    #[arg(
+        long,
+        value_name = "PX",
+        default_value_t = 0,
+        allow_negative_numbers = true
+    )]
     pub(crate) down: u32,
     /// How soft the seam is in which old and new flow together
-    #[arg(long, value_name = "PX", default_value_t = 4.0, value_parser = blur)]
+    #[arg(long, value_name = "PX", default_value_t = 4.0, value_parser = blur, allow_negative_numbers = true)]
     pub(crate) mask_blur: f32,
     /// What the drawing starts from in the new places: fill, original, "latent noise" or "latent nothing"
     #[arg(long, alias = "masked-content", value_name = "NAME", default_value = "fill", value_parser = content)]
@@ -299,7 +321,7 @@ pub(crate) struct BenchArgs {
     #[arg(long, value_name = "WxH", value_parser = size)]
     pub(crate) size: Option<(u32, u32)>,
     /// How often to measure each part; the median is shown
-    #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=1000), allow_negative_numbers = true)]
     pub(crate) repeat: u32,
     /// Print JSON
     #[arg(long)]

@@ -1,9 +1,10 @@
 //! Which model is meant, and its weights.
 
 use std::env;
+use std::path::Path;
 use std::thread::JoinHandle;
 
-use safelight_catalog::{Catalog, Entry, HashCache, Layout, Roots, cache_folder};
+use safelight_catalog::{Catalog, Entry, HashCache, Layout, ResolveError, Roots, cache_folder};
 use safelight_diffusion::load::{LoadOptions, Model};
 
 use crate::args::{ModelArgs, ModelsFolders};
@@ -34,7 +35,10 @@ pub(crate) fn entry(args: &ModelArgs, quiet: bool) -> Result<Entry, Failure> {
     let entry = match &args.model {
         Some(query) => catalog
             .resolve(query, &mut cache)
-            .map_err(|error| Failure::Model(error.to_string()))?,
+            .map_err(|error| match error {
+                ResolveError::Empty => Failure::Usage(error.to_string()),
+                _ => Failure::Model(error.to_string()),
+            })?,
         None => {
             let entry = catalog.default_entry().clone();
             let broken = catalog
@@ -60,14 +64,26 @@ pub(crate) fn entry(args: &ModelArgs, quiet: bool) -> Result<Entry, Failure> {
     Ok(entry)
 }
 
-/// Computes the model's hash beside other work: reading gigabytes takes seconds, if it was not done before.
-pub(crate) fn hash_meanwhile(entry: &Entry) -> JoinHandle<Option<String>> {
+/// SHA-256 of the model and of the VAE that replaces its own; folders have none.
+#[derive(Default)]
+pub(crate) struct Hashes {
+    pub(crate) model: Option<String>,
+    pub(crate) vae: Option<String>,
+}
+
+/// Computes hashes beside other work: reading gigabytes takes seconds, if it was not done before.
+pub(crate) fn hash_meanwhile(entry: &Entry, vae: Option<&Path>) -> JoinHandle<Hashes> {
     let mut entry = entry.clone();
+    let vae = vae.filter(|path| path.is_file()).map(Path::to_owned);
     std::thread::spawn(move || {
+        let mut cache = hash_cache();
         if entry.sha256.is_none() {
-            entry.find_hash(&mut hash_cache());
+            entry.find_hash(&mut cache);
         }
-        entry.sha256
+        Hashes {
+            model: entry.sha256,
+            vae: vae.and_then(|path| cache.get_or_compute(&path).ok()),
+        }
     })
 }
 

@@ -1,6 +1,7 @@
 //! Why the command ended without doing what was asked, and the exit code that says so.
 
 use std::fmt;
+use std::path::PathBuf;
 
 /// What went wrong, sorted by who can act; the message is for people.
 #[derive(Debug)]
@@ -13,6 +14,13 @@ pub(crate) enum Failure {
     Model(String),
     /// A picture or mask that was given.
     Picture(String),
+    /// Something else, after pictures were written.
+    Partly {
+        /// What.
+        failure: Box<Failure>,
+        /// Where those pictures are.
+        saved: Vec<PathBuf>,
+    },
     /// Ctrl-C; so many pictures had been written before.
     Interrupted {
         /// How many.
@@ -28,6 +36,7 @@ impl Failure {
             Failure::Usage(_) => 2,
             Failure::Model(_) => 3,
             Failure::Picture(_) => 4,
+            Failure::Partly { failure, .. } => failure.exit_code(),
             Failure::Interrupted { .. } => 130,
         }
     }
@@ -39,8 +48,26 @@ impl Failure {
             Failure::Usage(_) => "usage",
             Failure::Model(_) => "model",
             Failure::Picture(_) => "picture",
+            Failure::Partly { failure, .. } => failure.kind(),
             Failure::Interrupted { .. } => "interrupted",
         }
+    }
+
+    /// Pictures that were written all the same.
+    pub(crate) fn saved(&self) -> &[PathBuf] {
+        match self {
+            Failure::Partly { saved, .. } => saved,
+            _ => &[],
+        }
+    }
+
+    /// The failure, with what was written before it.
+    pub(crate) fn after(self, saved: Vec<PathBuf>) -> Failure {
+        if saved.is_empty() {
+            return self;
+        }
+        let failure = Box::new(self);
+        Failure::Partly { failure, saved }
     }
 }
 
@@ -51,6 +78,13 @@ impl fmt::Display for Failure {
             | Failure::Usage(message)
             | Failure::Model(message)
             | Failure::Picture(message) => f.write_str(message),
+            Failure::Partly { failure, .. } if matches!(**failure, Failure::Interrupted { .. }) => {
+                failure.fmt(f)
+            }
+            Failure::Partly { failure, saved } => {
+                let s = if saved.len() == 1 { "" } else { "s" };
+                write!(f, "{failure}; {} picture{s} written before", saved.len())
+            }
             Failure::Interrupted { saved: 0 } => f.write_str("interrupted; nothing was written"),
             Failure::Interrupted { saved } => {
                 write!(f, "interrupted; {saved} finished before and are written")

@@ -3,7 +3,7 @@
 use std::collections::hash_map::RandomState;
 use std::hash::{BuildHasher, Hasher};
 use std::ops::ControlFlow;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use safelight_catalog::{Entry, short};
 use safelight_diffusion::infotext::Infotext;
@@ -105,7 +105,7 @@ pub(crate) fn outpaint(args: &OutpaintArgs) -> Result<(), Failure> {
     run(&args.generate, Job::Outpaint(job))
 }
 
-fn read_image(path: &std::path::Path) -> Result<RgbImage, Failure> {
+fn read_image(path: &Path) -> Result<RgbImage, Failure> {
     let image = picture::read_rgb(path)?;
     Ok(RgbImage::new(
         image.width() as usize,
@@ -126,9 +126,11 @@ fn run(args: &GenerateArgs, job: Job) -> Result<(), Failure> {
         .map_or(Ok(()), trace::refuse_to_overwrite)?;
     let mut progress = Progress::new(args.quiet);
     progress.stage(&format!("loading {}", entry.name));
-    let hash = choose::hash_meanwhile(&entry);
+    let vae = args.model.vae.as_deref();
+    let hashes = choose::hash_meanwhile(&entry, vae);
     let model = choose::load(&entry, &args.model)?;
-    entry.sha256 = hash.join().unwrap_or(None);
+    let hashes = hashes.join().unwrap_or_default();
+    entry.sha256 = hashes.model;
     progress.clear();
     if !args.quiet {
         notes(&entry, &model, &request)
@@ -137,6 +139,7 @@ fn run(args: &GenerateArgs, job: Job) -> Result<(), Failure> {
     }
     let job = Drawing {
         entry: &entry,
+        vae: vae.map(|path| (path, hashes.vae)),
         request: &request,
         output: &output,
     };
@@ -246,8 +249,13 @@ fn refuse_giants(entry: &Entry, request: &Request) -> Result<(), Failure> {
     let size = request.size.map_or(String::new(), |(width, height)| {
         format!(" of {width}×{height}")
     });
+    let shorter = if request.prompt.len().max(request.negative_prompt.len()) > 4000 {
+        " or a shorter prompt"
+    } else {
+        ""
+    };
     Err(Failure::Usage(format!(
-        "a picture{size} would need about {} of memory, {whose} {}; ask for a smaller --size",
+        "a picture{size} would need about {} of memory, {whose} {}; ask for a smaller --size{shorter}",
         say::bytes(needed),
         say::bytes(available)
     )))
@@ -303,6 +311,8 @@ fn notes(entry: &Entry, model: &Model, request: &Request) -> Vec<String> {
 /// One job on its way to files.
 struct Drawing<'a> {
     entry: &'a Entry,
+    /// The file that the VAE is from, if it is not the model's own, and its hash.
+    vae: Option<(&'a Path, Option<String>)>,
     request: &'a Request,
     output: &'a Output,
 }
@@ -332,6 +342,7 @@ impl Drawing<'_> {
         model: &Model,
         progress: &mut Progress,
     ) -> Result<(Vec<Saved>, Vec<Picture>), Failure> {
+        let paths = |saved: Vec<Saved>| saved.into_iter().map(|saved| saved.path).collect();
         let mut saved = Vec::new();
         let mut write_failure = None;
         let result = model.generate(self.request, |now| {
@@ -356,12 +367,12 @@ impl Drawing<'_> {
             ControlFlow::Continue(())
         });
         match (write_failure, result) {
-            (Some(failure), _) => Err(failure),
+            (Some(failure), _) => Err(failure.after(paths(saved))),
             // Everything may have been written when the signal came.
             (None, Err(GenerateError::Stopped)) if saved.len() == self.request.batch => {
                 Ok((saved, Vec::new()))
             }
-            (None, Err(error)) => Err(failure(&error, saved.len())),
+            (None, Err(error)) => Err(failure(&error, saved.len()).after(paths(saved))),
             (None, Ok(pictures)) => Ok((saved, pictures)),
         }
     }
@@ -407,6 +418,14 @@ impl Drawing<'_> {
             info.push("Model hash", short(hash));
         }
         info.push("Model", &self.entry.name);
+        if let Some((path, hash)) = &self.vae {
+            if let Some(hash) = hash {
+                info.push("VAE hash", short(hash));
+            }
+            // With its ending, unlike the model's: so A1111 has it.
+            let name = path.file_name().unwrap_or(path.as_os_str());
+            info.push("VAE", name.to_string_lossy());
+        }
         let (strength, masked) = match &request.job {
             Job::Txt2Img => (None, None),
             Job::Img2Img { strength, .. } => (Some(*strength), None),

@@ -63,8 +63,18 @@ fn look(path: &Path, args: &InspectArgs) -> Result<Answer, Failure> {
     }
     match picture::kind(path)? {
         Some(FileKind::Png | FileKind::Jpeg | FileKind::Webp) => picture_answer(path),
+        _ if is_picture(path) => {
+            let what = picture::what_it_is(path);
+            Err(Failure::Picture(format!("{}: {what}", path.display())))
+        }
         _ => model(path, args),
     }
+}
+
+/// Whether the name says that it is a picture.
+fn is_picture(path: &Path) -> bool {
+    let ending = path.extension().unwrap_or_default().to_string_lossy();
+    ["png", "jpg", "jpeg", "webp"].contains(&ending.to_lowercase().as_str())
 }
 
 fn folder(path: &Path, args: &InspectArgs) -> Result<Answer, Failure> {
@@ -107,14 +117,6 @@ fn pictures_in(folder: &Path) -> Result<Vec<(Vec<String>, Value)>, Failure> {
         paths.push(entry.map_err(failed)?.path());
     }
     paths.sort();
-    let is_picture = |path: &Path| {
-        let ending = path
-            .extension()
-            .unwrap_or_default()
-            .to_string_lossy()
-            .to_lowercase();
-        ["png", "jpg", "jpeg", "webp"].contains(&ending.as_str())
-    };
     let row = |path: &Path| {
         let (width, height) = picture::dimensions(path).ok()?;
         let parameters = picture::parameters(path).ok().flatten();

@@ -1,4 +1,4 @@
-//! Ctrl-C: the first asks the work to end after the step it is in, the second ends the program at once.
+//! Ctrl-C (and SIGTERM, SIGHUP): the first asks the work to end after the step it is in, the second ends the program at once.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 

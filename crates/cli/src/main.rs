@@ -31,9 +31,7 @@ fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => {
-            // Help and version are no errors; clap knows which stream each belongs to.
-            let _ = error.print();
-            return ExitCode::from(if error.use_stderr() { 2 } else { 0 });
+            return not_a_command(&error);
         }
     };
     let wants_json = cli.command.wants_json();
@@ -44,11 +42,41 @@ fn main() -> ExitCode {
             say::note(&say::harmless(&format!("safelight: {failure}")));
             if wants_json {
                 let error = json!({ "kind": failure.kind(), "message": failure.to_string(), "exit_code": code });
-                let _ = say::answer_json(&json!({ "error": error }));
+                let pictures: Vec<_> = failure
+                    .saved()
+                    .iter()
+                    .map(|path| path.to_string_lossy())
+                    .collect();
+                let _ = say::answer_json(&match pictures.is_empty() {
+                    true => json!({ "error": error }),
+                    false => json!({ "error": error, "written": pictures }),
+                });
+            } else {
+                let paths = failure.saved().iter();
+                let lines: String = paths.map(|path| format!("{}\n", path.display())).collect();
+                let _ = say::answer(&lines);
             }
             ExitCode::from(code)
         }
     }
+}
+
+/// Says what clap has to say: help, the version, or what is wrong with the arguments.
+fn not_a_command(error: &clap::Error) -> ExitCode {
+    // Help and version are no errors; clap knows which stream each belongs to.
+    let printed = error.print();
+    if !error.use_stderr() {
+        let failed = printed.is_err_and(|error| error.kind() != std::io::ErrorKind::BrokenPipe);
+        return ExitCode::from(u8::from(failed));
+    }
+    // Arguments that can't be read may still say that a machine is listening.
+    if std::env::args_os().any(|argument| argument == "--json") {
+        let message = error.to_string();
+        let message = message.strip_prefix("error: ").unwrap_or(&message);
+        let error = json!({ "kind": "usage", "message": message.trim_end(), "exit_code": 2 });
+        let _ = say::answer_json(&json!({ "error": error }));
+    }
+    ExitCode::from(2)
 }
 
 fn run(command: Command) -> Result<(), Failure> {

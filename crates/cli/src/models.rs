@@ -93,8 +93,13 @@ fn row(entry: &Entry) -> Vec<String> {
             .unwrap_or_else(|| "-".into())
     };
     let parts: Vec<_> = entry.parts().iter().map(|part| part.name()).collect();
+    let built_in = if entry.layout == Layout::Embedded {
+        " (built in)"
+    } else {
+        ""
+    };
     vec![
-        say::tame(&entry.relative, 80),
+        say::tame(&entry.relative, 80) + built_in,
         or_dash(entry.family().map(|family| family.name().to_owned())),
         or_dash(Some(parts.join(" + "))),
         or_dash(entry.dtype().map(|dtype| dtype.name().to_owned())),

@@ -9,6 +9,9 @@ use crate::error::Failure;
 /// The text chunk that A1111 and others read.
 const KEYWORD: &str = "parameters";
 
+/// Numbers of more digits are no numbers of ours.
+const NUMBER_DIGITS_MAX: usize = 9;
+
 /// An 8-bit RGB picture, rows from the top.
 pub(crate) struct Rgb<'a> {
     pub(crate) width: u32,
@@ -31,6 +34,10 @@ impl Output {
     pub(crate) fn new(target: Option<&Path>) -> Result<Output, Failure> {
         let target = target.unwrap_or(Path::new("outputs"));
         let text = target.to_string_lossy();
+        if text == "-" {
+            let what = "pictures can't be written to standard output; name a .png file or a folder";
+            return Err(Failure::Usage(format!("-o -: {what}")));
+        }
         let is_folder = target.is_dir()
             || text.ends_with(['/', std::path::MAIN_SEPARATOR])
             || target.extension().is_none();
@@ -64,16 +71,27 @@ impl Output {
         let output = Output { folder, file, made };
         output
             .try_out()
-            .map_err(|error| output.unwritable(&output.folder, &error))?;
+            .map_err(|error| output.unwritable(&output.target(), &error))?;
         Ok(output)
     }
 
     /// Makes the folder and sees whether files can be made in it.
     fn try_out(&self) -> io::Result<()> {
         fs::create_dir_all(&self.folder)?;
-        let probe = self.temporary();
+        let probe = match &self.file {
+            Some(_) => beside(&followed(&self.target())?),
+            None => beside(&self.folder.join("x")),
+        };
         File::create(&probe)?;
         fs::remove_file(probe)
+    }
+
+    /// What was asked for: the file or the folder.
+    fn target(&self) -> PathBuf {
+        match &self.file {
+            Some(file) => self.folder.join(file),
+            None => self.folder.clone(),
+        }
     }
 
     /// Writes picture `idx` (from 0) of `count`; returns where it is.
@@ -85,18 +103,26 @@ impl Output {
         idx: usize,
         count: usize,
     ) -> Result<PathBuf, Failure> {
-        let temporary = self.temporary();
-        let written = write_png(&temporary, picture, parameters).and_then(|()| match &self.file {
+        match &self.file {
             Some(file) => {
                 let path = self.folder.join(batch_name(file, idx, count));
-                fs::rename(&temporary, &path).map(|()| path)
+                let written = followed(&path).and_then(|target| {
+                    write_whole(&beside(&target), picture, parameters, |temporary| {
+                        fs::rename(temporary, &target)
+                    })
+                });
+                written
+                    .map(|()| path.clone())
+                    .map_err(|error| self.unwritable(&path, &error))
             }
-            None => self.place(&temporary, seed),
-        });
-        written.map_err(|error| {
-            let _ = fs::remove_file(&temporary);
-            self.unwritable(&self.folder, &error)
-        })
+            None => {
+                let temporary = beside(&self.folder.join("x"));
+                write_whole(&temporary, picture, parameters, |temporary| {
+                    self.place(temporary, seed)
+                })
+                .map_err(|error| self.unwritable(&self.folder, &error))
+            }
+        }
     }
 
     /// Gives the finished file the next free number.
@@ -128,15 +154,11 @@ impl Output {
             let name = entry?.file_name().to_string_lossy().into_owned();
             let number = name
                 .split_once('-')
+                .filter(|(number, _)| number.len() <= NUMBER_DIGITS_MAX)
                 .and_then(|(number, _)| number.parse::<u64>().ok());
             largest = largest.max(number.unwrap_or(0));
         }
-        Ok(largest.saturating_add(1))
-    }
-
-    fn temporary(&self) -> PathBuf {
-        self.folder
-            .join(format!(".safelight-{}.tmp", std::process::id()))
+        Ok(largest + 1)
     }
 
     fn unwritable(&self, path: &Path, error: &io::Error) -> Failure {
@@ -158,6 +180,44 @@ impl Drop for Output {
         // Only empty folders go.
         below.into_iter().try_for_each(fs::remove_dir).unwrap_or(());
     }
+}
+
+/// Where a file is written before it is whole: a name of ours in the folder of `path`.
+fn beside(path: &Path) -> PathBuf {
+    path.with_file_name(format!(".safelight-{}.tmp", std::process::id()))
+}
+
+/// Writes a picture to `temporary`, and has `place` bring it where it belongs; leaves nothing behind if that fails.
+fn write_whole<T>(
+    temporary: &Path,
+    picture: &Rgb,
+    parameters: &str,
+    place: impl FnOnce(&Path) -> io::Result<T>,
+) -> io::Result<T> {
+    let placed = write_png(temporary, picture, parameters).and_then(|()| place(temporary));
+    if placed.is_err() {
+        let _ = fs::remove_file(temporary);
+    }
+    placed
+}
+
+/// The file that `path` is, or that it links to, there or not; an error if a folder, pipe or device is there.
+fn followed(path: &Path) -> io::Result<PathBuf> {
+    const LINKS_MAX: usize = 40; // As on Linux.
+    let mut target = path.to_owned();
+    for _ in 0..LINKS_MAX {
+        match fs::symlink_metadata(&target) {
+            Ok(metadata) if metadata.is_symlink() => {
+                let folder = target.parent().unwrap_or(Path::new(""));
+                target = folder.join(fs::read_link(&target)?);
+            }
+            Ok(metadata) if metadata.is_file() => return Ok(target),
+            Ok(_) => return Err(io::Error::other("is a folder, a pipe or a device")),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(target),
+            Err(error) => return Err(error),
+        }
+    }
+    Err(io::Error::other("links lead in a ring"))
 }
 
 /// `cat.png` for one picture; `cat-1.png`, `cat-2.png` … for several.
@@ -237,6 +297,53 @@ mod tests {
             Output::new(Some(Path::new("cat.jpg"))),
             Err(Failure::Usage(_))
         ));
+    }
+
+    #[test]
+    fn absurd_numbers_are_none() {
+        let folder = tempfile::tempdir().unwrap();
+        for name in [
+            "18446744073709551615-1.png",
+            "9999999999-1.png",
+            "00002-1.png",
+        ] {
+            fs::write(folder.path().join(name), "").unwrap();
+        }
+        let output = Output::new(Some(folder.path())).unwrap();
+        let path = output.write(&PICTURE, 5, "", 0, 1).unwrap();
+        assert_eq!(path, folder.path().join("00003-5.png"));
+    }
+
+    #[test]
+    fn standard_output_and_names_too_long_are_refused_by_name() {
+        let complaint = |target: &Path| Output::new(Some(target)).unwrap_err().to_string();
+        assert!(complaint(Path::new("-")).contains("standard output"));
+        let folder = tempfile::tempdir().unwrap();
+        let long = "x".repeat(300) + ".png";
+        assert!(complaint(&folder.path().join(&long)).contains(&long));
+        assert!(names(folder.path()).is_empty());
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn links_are_followed_and_stay() {
+        use std::os::unix::fs::symlink;
+        let folder = tempfile::tempdir().unwrap();
+        let at = |name: &str| folder.path().join(name);
+        fs::create_dir(at("real")).unwrap();
+        symlink("real/cat.png", at("link.png")).unwrap();
+        for _ in 0..2 {
+            let output = Output::new(Some(&at("link.png"))).unwrap();
+            output.write(&PICTURE, 1, "", 0, 1).unwrap();
+            assert!(fs::symlink_metadata(at("link.png")).unwrap().is_symlink());
+            assert_eq!(names(&at("real")), ["cat.png"]);
+        }
+        symlink("ring.png", at("ring.png")).unwrap();
+        assert!(Output::new(Some(&at("ring.png"))).is_err());
+        symlink("/dev/null", at("null.png")).unwrap();
+        assert!(Output::new(Some(&at("null.png"))).is_err());
+        symlink("nowhere/cat.png", at("lost.png")).unwrap();
+        assert!(Output::new(Some(&at("lost.png"))).is_err());
     }
 
     #[test]

@@ -100,7 +100,8 @@ fn jpeg_is_whole(path: &Path) -> bool {
 }
 
 /// What a file that is no picture is.
-fn what_it_is(path: &Path) -> String {
+/// What is wrong with a file that is no picture.
+pub(crate) fn what_it_is(path: &Path) -> String {
     match (std::fs::metadata(path), kind(path)) {
         (Ok(metadata), _) if metadata.len() == 0 => "is empty".into(),
         (_, Ok(Some(kind))) => format!("is {kind}; a PNG, JPEG or WebP picture is needed"),

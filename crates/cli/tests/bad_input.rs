@@ -364,3 +364,95 @@ fn machines_get_errors_as_json() {
         (Some("model"), Some(3))
     );
 }
+
+#[test]
+fn arguments_that_cannot_be_read_are_json_too() {
+    let place = Place::new();
+    for arguments in [
+        ["txt2img", "--json", "a", "--steps", "0"].as_slice(),
+        &["models", "--json", "--nonsense"],
+    ] {
+        let error = place.refuses(arguments, 2, &["--"]).json()["error"].clone();
+        assert_eq!(
+            (error["kind"].as_str(), error["exit_code"].as_u64()),
+            (Some("usage"), Some(2))
+        );
+        assert!(
+            error["message"]
+                .as_str()
+                .is_some_and(|text| !text.is_empty())
+        );
+    }
+    place.refuses(&txt2img(&["--threads", "-1"]), 2, &["-1", "1..=1024"]);
+}
+
+#[test]
+fn endless_prompts_are_refused_before_the_model_is_read() {
+    let place = Place::new();
+    let breaks = "BREAK ".repeat(10_000);
+    let arguments = ["txt2img", &breaks, "--size", "64", "--steps", "1"];
+    place.refuses(&arguments, 2, &["10000 chunks of 75 tokens", "at most 64"]);
+    let long = "a ".repeat(40_000);
+    let arguments = ["txt2img", "a", "-n", &long, "--size", "64", "--steps", "1"];
+    place.refuses(&arguments, 2, &["negative prompt", "80000 bytes", "65536"]);
+}
+
+#[test]
+fn names_that_mean_nothing_are_told_apart() {
+    let place = Place::new();
+    place.write("empty.png", b"");
+    place.refuses(&["inspect", "empty.png"], 4, &["empty.png", "is empty"]);
+    place.refuses(
+        &["models", "--models", "empty.png"],
+        2,
+        &["empty.png", "is a file, not a folder"],
+    );
+    place.refuses(&txt2img(&["--model", ""]), 2, &["no model is named"]);
+    place.refuses(&txt2img(&["-o", "-"]), 2, &["standard output"]);
+    let long = "x".repeat(300) + ".png";
+    place.refuses(&txt2img(&["-o", &long]), 1, &[&long]);
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn a_limit_of_the_process_counts_as_memory() {
+    use std::process::Command;
+
+    let place = Place::new();
+    let binary = env!("CARGO_BIN_EXE_safelight");
+    let script = format!("ulimit -v 900000; exec '{binary}' txt2img a --size 1024 --steps 1");
+    let output = Command::new("sh")
+        .args(["-c", &script])
+        .current_dir(place.path("."))
+        .output()
+        .unwrap();
+    let ran = common::Ran::of(output);
+    assert_eq!(ran.code, Some(2), "{}", ran.stderr);
+    assert!(ran.stderr.contains("of memory"), "{}", ran.stderr);
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn pictures_written_before_the_disk_was_full_are_named() {
+    use std::process::Command;
+
+    let place = Place::new();
+    let binary = env!("CARGO_BIN_EXE_safelight");
+    // The second picture's name is taken by a folder, which nothing can be renamed over.
+    fs::create_dir(place.path("cat-2.png")).unwrap();
+    let ran = place.run(&txt2img(&["-b", "3", "-o", "cat.png"]));
+    assert_eq!(ran.code, Some(1), "{}", ran.stderr);
+    assert_eq!(ran.stdout, "./cat-1.png\n");
+    assert!(
+        ran.stderr.contains("cat-2.png") && ran.stderr.contains("1 picture written before"),
+        "{}",
+        ran.stderr
+    );
+    let ran = place.run(&txt2img(&["-b", "3", "-o", "cat.png", "--json"]));
+    assert_eq!(ran.json()["written"][0], "./cat-1.png");
+    assert_eq!(place.everything(), ["cat-1.png", "cat-2.png"]);
+
+    let script = format!("'{binary}' --help > /dev/full");
+    let status = Command::new("sh").args(["-c", &script]).status().unwrap();
+    assert_eq!(status.code(), Some(1));
+}

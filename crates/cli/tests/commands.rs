@@ -392,33 +392,73 @@ fn bench_measures_every_part() {
 
 #[cfg(unix)]
 #[test]
-fn ctrl_c_ends_between_steps_and_leaves_nothing() {
+fn signals_end_between_steps_and_leave_nothing() {
     use std::process::{Command, Stdio};
     use std::time::Duration;
 
+    // Ctrl-C, what `kill` and service managers send, and what a closed terminal sends.
+    for signal in ["-INT", "-TERM", "-HUP"] {
+        let place = Place::new();
+        let mut child = place
+            .command(&["txt2img", "hills", "--steps", "999", "--seed", "1"])
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        std::thread::sleep(Duration::from_millis(1500));
+        assert!(
+            child.try_wait().unwrap().is_none(),
+            "it ended before it could be interrupted"
+        );
+        assert!(
+            Command::new("kill")
+                .args([signal, &child.id().to_string()])
+                .status()
+                .unwrap()
+                .success()
+        );
+        let ran = common::Ran::of(child.wait_with_output().unwrap());
+        assert_eq!(ran.code, Some(130), "{}", ran.stderr);
+        assert!(ran.stderr.contains("interrupted"), "{}", ran.stderr);
+        assert!(place.everything().is_empty(), "{:?}", place.everything());
+    }
+}
+
+#[test]
+fn another_vae_is_named_in_the_picture() {
     let place = Place::new();
-    let mut child = place
-        .command(&["txt2img", "hills", "--steps", "999", "--seed", "1"])
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
-    std::thread::sleep(Duration::from_millis(1500));
-    assert!(
-        child.try_wait().unwrap().is_none(),
-        "it ended before it could be interrupted"
+    let vae = place.path("vae/soft.safetensors");
+    changed_demo(&vae, |stored| stored.name.starts_with("first_stage_model."));
+    let vae_hash = safelight_catalog::sha256_hex(&fs::read(&vae).unwrap());
+    let ran = place.works(&[
+        "txt2img",
+        "hills",
+        "--steps",
+        "1",
+        "--size",
+        "64",
+        "--vae",
+        "vae/soft.safetensors",
+        "--json",
+    ]);
+    let json = ran.json();
+    let parameters = json["pictures"][0]["parameters"].as_str().unwrap();
+    let expected = format!(
+        "Model: demo, VAE hash: {}, VAE: soft.safetensors, ",
+        &vae_hash[..10]
     );
-    assert!(
-        Command::new("kill")
-            .args(["-INT", &child.id().to_string()])
-            .status()
-            .unwrap()
-            .success()
-    );
-    let ran = common::Ran::of(child.wait_with_output().unwrap());
-    assert_eq!(ran.code, Some(130), "{}", ran.stderr);
-    assert!(ran.stderr.contains("interrupted"), "{}", ran.stderr);
-    assert!(place.everything().is_empty(), "{:?}", place.everything());
+    assert!(parameters.contains(&expected), "{parameters}");
+}
+
+#[test]
+fn help_offers_what_the_job_takes() {
+    let place = Place::new();
+    let outpaint = place.works(&["outpaint", "--help"]).stdout;
+    for flag in ["--size", "--width", "--height"] {
+        assert!(!outpaint.contains(flag), "{outpaint}");
+        assert!(place.works(&["inpaint", "--help"]).stdout.contains(flag));
+    }
+    assert!(outpaint.contains("--left"));
 }
 
 #[test]

@@ -113,14 +113,15 @@ impl<'a> Session<'a> {
         }
         let canvas = Canvas::new(request, model.vae.config().downscale())?;
         let plan = plan(model, request, canvas.strength)?;
-        tell(on_progress, request, 0, Phase::Text)?;
-        let positive = Prompts::positive(&model.text, request)?;
+        text::chunk_counts(request)?;
+        let mut go_on = || tell(on_progress, request, 0, Phase::Text);
+        let positive = Prompts::positive(&model.text, request, &mut go_on)?;
         let guided = match request.flavour {
             Flavour::A1111 => request.cfg_scale != 1.0,
             Flavour::Diffusers => request.cfg_scale > 1.0,
         };
         let negative = guided
-            .then(|| Prompts::negative(&model.text, request))
+            .then(|| Prompts::negative(&model.text, request, &mut go_on))
             .transpose()?;
         let (moments, init, extra) = (None, None, None);
         Ok(Session {

@@ -15,6 +15,10 @@ use crate::tokenizer::{BOS, COMMA, EOS, Tokenizer};
 pub const CHUNK_IDS: usize = 77;
 /// Tokens of the prompt in a chunk.
 pub const CHUNK_TOKENS: usize = CHUNK_IDS - 2;
+/// Most chunks of one prompt that a request may have: 4800 tokens, far beyond what anyone writes.
+pub const CHUNKS_MAX: usize = 64;
+/// Longest prompt of a request in bytes, brackets and all.
+pub const PROMPT_BYTES_MAX: usize = 64 << 10;
 /// How far back from a full chunk's end a comma may stand for the text after it to move to the next chunk.
 const COMMA_BACKTRACK: usize = 20;
 

@@ -373,7 +373,7 @@ fn progress_tells_every_stage_and_can_stop() {
         ControlFlow::Continue(())
     });
     assert_eq!(drawn.expect("two pictures").len(), 2);
-    let expected = "text encode 0/3 1/3 2/3 3/3 decode 0 5 0/3 1/3 2/3 3/3 decode 1 6";
+    let expected = "text text encode 0/3 1/3 2/3 3/3 decode 0 5 0/3 1/3 2/3 3/3 decode 1 6";
     assert_eq!(seen.join(" "), expected);
     let stopped = model.generate(&request, |progress| match progress.phase {
         Phase::Done(_) => {
@@ -555,6 +555,70 @@ fn memory_grows_with_the_picture() {
         ..Request::default()
     };
     assert!(memory_bytes(&model.info, &request).is_err());
+}
+
+#[test]
+fn long_prompts_are_counted_and_endless_ones_refused() {
+    let model = model("sd", 1);
+    let needs = |prompt: String| {
+        let request = Request {
+            prompt,
+            ..small(Job::Txt2Img)
+        };
+        memory_bytes(&model.info, &request)
+    };
+    let short = needs("a cat".into()).expect("a short prompt");
+    assert!(needs("cat ".repeat(75 * 64)).expect("64 chunks") > short + 63 * 77 * 4);
+    for (unit, count, limit) in [
+        ("BREAK ", 10_000, "at most 64 chunks"),
+        ("[a:", 20_000, "at most 64 chunks"),
+        ("[a|b", 16_000, "at most 64 chunks"),
+        ("[[a] :b:9]", 6_500, "at most 64 chunks"),
+        ("BREAK ", 15_000, "at most 65536 bytes"),
+    ] {
+        let began = std::time::Instant::now();
+        let prompt = unit.repeat(count);
+        let error = needs(prompt.clone()).expect_err(unit).to_string();
+        assert!(
+            error.starts_with("prompt is ") && error.contains(limit),
+            "{unit}: {error}"
+        );
+        let negative_prompt = prompt;
+        let request = Request {
+            negative_prompt,
+            ..small(Job::Txt2Img)
+        };
+        let error = complaint(&model, &request);
+        assert!(
+            error.starts_with("negative prompt is ") && error.contains(limit),
+            "{unit}: {error}"
+        );
+        // Milliseconds where parsing is not quadratic; many seconds where chunks are encoded before they are counted.
+        assert!(
+            began.elapsed().as_secs() < 10,
+            "{unit}: {:?}",
+            began.elapsed()
+        );
+    }
+}
+
+#[test]
+fn stopping_does_not_wait_for_the_whole_prompt() {
+    let model = model("sd", 1);
+    let request = Request {
+        prompt: "cat ".repeat(75 * 40),
+        ..small(Job::Txt2Img)
+    };
+    let mut chunks = 0;
+    let stopped = model.generate(&request, |now| {
+        assert!(matches!(now.phase, Phase::Text), "{:?}", now.phase);
+        chunks += 1;
+        match chunks {
+            3 => ControlFlow::Break(()),
+            _ => ControlFlow::Continue(()),
+        }
+    });
+    assert_eq!((stopped, chunks), (Err(GenerateError::Stopped), 3));
 }
 
 #[test]

@@ -2,17 +2,20 @@
 
 use super::denoise::LATENT_CHANNELS;
 use super::request::{GenerateError, Request};
+use super::text::{ChunkCounts, chunk_counts};
 use crate::load::ModelInfo;
+use crate::prompt::CHUNK_IDS;
 
 const BYTES: u64 = std::mem::size_of::<f32>() as u64;
 
 /// The memory that drawing `request` with the described model takes at its peak, weights included, in bytes.
 ///
 /// An estimate from shapes, meant to be too high rather than too low: packed weights, and the largest of what the UNet
-/// (one picture, with guidance two) and the VAE hold at once.
+/// (one picture, with guidance two) and the VAE hold at once. Long prompts count: their embeddings, and their keys and
+/// values in every cross-attention.
 ///
 /// # Errors
-/// If the request's size is impossible in itself.
+/// If the request's size is impossible in itself, or a prompt longer than any may be.
 pub fn memory_bytes(info: &ModelInfo, request: &Request) -> Result<u64, GenerateError> {
     let factor = info.vae.as_ref().map_or(8, |vae| vae.downscale());
     let (width, height) = super::canvas::drawn_size(request, factor)?;
@@ -25,7 +28,23 @@ pub fn memory_bytes(info: &ModelInfo, request: &Request) -> Result<u64, Generate
         * (3 * (width * height) as u64 + LATENT_CHANNELS as u64 * latent_w * latent_h * BYTES);
     let unet = unet_bytes(info, latent_w * latent_h);
     let vae = vae_bytes(info, (width * height) as u64);
-    Ok(weights + weights / 16 + pictures + unet.max(vae))
+    let text = text_bytes(info, &chunk_counts(request)?);
+    Ok(weights + weights / 16 + pictures + text + unet.max(vae))
+}
+
+/// Embeddings of every wording, and keys and values of the longest, positive and negative. The way up has a block more
+/// than the way down on each level: three times the way down is more than both and the middle.
+fn text_bytes(info: &ModelInfo, chunks: &ChunkCounts) -> u64 {
+    let Some(unet) = &info.unet else { return 0 };
+    let tokens = |chunks: usize| (chunks * CHUNK_IDS) as u64;
+    let channels: usize = unet
+        .down
+        .iter()
+        .map(|level| level.channels * level.depths.iter().sum::<usize>())
+        .sum();
+    let embeddings = tokens(chunks.all) * unet.context_channels as u64;
+    let keys_and_values = 2 * 2 * tokens(chunks.longest) * 3 * channels as u64;
+    BYTES * (embeddings + keys_and_values)
 }
 
 /// Skips of every level, and twelve working tensors of the widest one: the gated feed-forward takes eight.

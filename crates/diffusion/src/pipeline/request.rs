@@ -257,7 +257,7 @@ pub struct Progress<'a> {
 /// A stage on the way to a picture.
 #[derive(Clone, Copy, Debug)]
 pub enum Phase<'a> {
-    /// The prompts are about to be encoded; once for all pictures.
+    /// A chunk of 75 tokens of a prompt is about to be encoded; the prompts are encoded once for all pictures.
     Text,
     /// A picture is about to be turned into a latent.
     Encode,

@@ -308,8 +308,14 @@ impl<'a> Parser<'a> {
     /// Reads `: 0.5 ]` at `at`: the step it means, and where it ends.
     fn when(&self, at: usize) -> Option<(i64, usize)> {
         let number = self.text[at..].strip_prefix(':')?;
-        let length = number.find(']')?;
+        // Only as far as a number reaches: looking on for a `]` would make `[a:[a:[a:…` take quadratic time.
+        let length = number.find(|c: char| {
+            !c.is_whitespace() && !matches!(c, '0'..='9' | '.' | '+' | '-' | 'e' | 'E')
+        })?;
         let number = number[..length].trim();
+        if !self.text[at + 1 + length..].starts_with(']') {
+            return None;
+        }
         if !is_number(number) {
             return None;
         }
