@@ -3,6 +3,7 @@
 Each says its sky and its ground; thing, colour and place are given where the caption names them.
 """
 
+import argparse
 import json
 import random
 from pathlib import Path
@@ -30,6 +31,11 @@ class Describer:
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description="Writes held-out captions of the world as it is now.")
+    parser.add_argument("--out", type=Path, required=True, help="a new file; one that is there is not overwritten")
+    out = parser.parse_args().out
+    if out.exists():
+        parser.error(f"{out} is there already, and figures refer to it: choose another name")
     rng = random.Random(20_000_001)
     entries: list[dict] = []
     while len(entries) < COUNT:
@@ -39,9 +45,8 @@ def main() -> None:
         entry = {"caption": caption.text, "sky": caption.sky, "ground": caption.ground, "thing": caption.thing}
         entry |= {k: v for k in ("colour", "place") if (v := getattr(caption, k)) is not None}
         entries.append(entry)
-    PATH.parent.mkdir(parents=True, exist_ok=True)
     lines = ",\n".join("  " + json.dumps(entry) for entry in entries)
-    PATH.write_text(f"[\n{lines}\n]\n")
+    out.write_text(f"[\n{lines}\n]\n")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """The weights of every golden case: a rule of the tensor's name, shape and a case seed.
 
 No weights are committed. The rule (README.md states it in words) is twinned in Rust in
-`crates/diffusion/tests/common/mod.rs`; `testdata/golden/layouts/rule.json` pins both to the same bits.
+`crates/diffusion/tests/common/weights.rs`; `testdata/golden/layouts/rule.json` pins both to the same bits.
 Names are those of LDM single files; models built by diffusers and transformers get the same values through
 `unet_name`, `vae_name` and `text_name`.
 """

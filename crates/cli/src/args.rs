@@ -130,8 +130,8 @@ pub(crate) struct GenerateArgs {
     /// What it does not show
     #[arg(
         short,
-        long = "negative",
-        alias = "negative-prompt",
+        long = "negative-prompt",
+        alias = "negative",
         value_name = "TEXT",
         default_value = ""
     )]
