@@ -1,11 +1,9 @@
-//! Whole jobs: golden latents and pictures of diffusers and of A1111's arithmetic, and what must hold for every job.
+//! Whole jobs: what must hold for every one of them. What their numbers must be is `golden_pipeline.rs`'s.
 
 mod common;
 
-use std::collections::HashMap;
 use std::ops::ControlFlow;
 
-use common::case::Case;
 use common::weights::{Layout, safetensors_bytes, tensor};
 use safelight_diffusion::load::{LoadOptions, Model};
 use safelight_diffusion::pipeline::{
@@ -27,104 +25,6 @@ fn model(layout: &str, seed: u32) -> Model {
 fn draw(model: &Model, request: &Request) -> Vec<Picture> {
     let drawn = model.generate(request, |_| ControlFlow::Continue(()));
     drawn.unwrap_or_else(|error| panic!("{error}"))
-}
-
-/// The request that made a golden case.
-fn request_of(case: &Case) -> Request {
-    let count = |key| case.number(key) as usize;
-    let (width, height) = (count("width"), count("height"));
-    let image = || RgbImage::new(width, height, case.bytes("in.image").to_vec());
-    let flavour = Flavour::from_name(case.text("flavour")).expect("a flavour");
-    let strength = case.number("strength");
-    let sampler = Sampler::from_name(case.text("sampler")).expect("a sampler");
-    let job = match case.text("job") {
-        "txt2img" => Job::Txt2Img,
-        "img2img" => Job::Img2Img {
-            image: image(),
-            strength,
-        },
-        "inpaint" => Job::Inpaint(Inpaint {
-            strength,
-            mask_blur: 0.0,
-            content: MaskedContent::Original,
-            overlay: flavour == Flavour::A1111,
-            ..Inpaint::new(
-                image(),
-                Mask::new(width, height, case.bytes("in.mask").to_vec()),
-            )
-        }),
-        other => panic!("job {other}"),
-    };
-    let scheduler = (flavour == Flavour::Diffusers).then(|| SchedulerConfig {
-        spacing: match case.text("spacing") {
-            "linspace" => Spacing::Linspace,
-            "leading" => Spacing::Leading,
-            "trailing" => Spacing::Trailing,
-            other => panic!("spacing {other}"),
-        },
-        ..SchedulerConfig::stable_diffusion(sampler)
-    });
-    Request {
-        job,
-        prompt: case.text("prompt").into(),
-        negative_prompt: case.text("negative_prompt").into(),
-        size: Some((width, height)),
-        steps: count("steps"),
-        cfg_scale: case.number("cfg_scale"),
-        sampler,
-        schedule: Schedule::from_name(case.text("schedule")).expect("a schedule"),
-        flavour,
-        seed: case.text("image_seed").parse().expect("a seed"),
-        batch: count("batch"),
-        clip_skip: count("clip_skip"),
-        scheduler,
-        ..Request::default()
-    }
-}
-
-#[test]
-fn golden_jobs() {
-    let mut models: HashMap<(String, u32), Model> = HashMap::new();
-    let (mut worst, mut failures) = ((0.0, String::new()), Vec::new());
-    for label in Case::labels("pipeline") {
-        let case = Case::read(&label);
-        let key = (case.text("layout").to_owned(), case.seed());
-        let model = models
-            .entry(key)
-            .or_insert_with_key(|(layout, seed)| model(layout, *seed));
-        let pictures = draw(model, &request_of(&case));
-        let latents: Vec<f32> = pictures
-            .iter()
-            .flat_map(|picture| &picture.latent.values)
-            .copied()
-            .collect();
-        let bytes: Vec<u8> = pictures
-            .iter()
-            .flat_map(|picture| picture.image.bytes())
-            .copied()
-            .collect();
-        let error = case.error("out.latents", &latents);
-        if error > worst.0 {
-            worst = (error, label.clone());
-        }
-        let allowed = case.tolerance();
-        let furthest = case
-            .bytes("out.pictures")
-            .iter()
-            .zip(&bytes)
-            .map(|(a, b)| a.abs_diff(*b))
-            .max();
-        if error.is_nan() || error > allowed || furthest > Some(1) {
-            failures.push(format!("{label}: latents off by {error:.1e} (allowed {allowed:.0e}), pixels by {furthest:?}"));
-        }
-    }
-    println!("worst: {:.1e}, {}", worst.0, worst.1);
-    assert!(
-        failures.is_empty(),
-        "{} failures:\n{}",
-        failures.len(),
-        failures.join("\n")
-    );
 }
 
 /// A request of the fewest steps that show anything, at a size with no round numbers.
