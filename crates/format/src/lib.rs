@@ -34,6 +34,7 @@ mod index;
 mod json;
 mod show;
 mod sniff;
+mod spec;
 mod write;
 
 pub use decode::{DecodeError, decode_f32, decode_f32_into, encode_f32};
@@ -42,4 +43,5 @@ pub use error::{EntryField, FormatError, JsonKind};
 pub use header::{Header, Limits, Metadata, Strictness, TensorInfo, header_bytes};
 pub use show::shown;
 pub use sniff::{FileKind, sniff};
+pub use spec::TensorSpec;
 pub use write::{HeaderPlan, Order, TensorView, WriteError};

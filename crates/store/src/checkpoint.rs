@@ -261,6 +261,26 @@ impl Checkpoint {
         Ok(bytes)
     }
 
+    /// Fills `out` with the bytes of a tensor that start at `offset` within it.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::read_bytes`].
+    ///
+    /// # Panics
+    /// If `offset` and `out` reach beyond the tensor.
+    pub fn read_bytes_at(&self, name: &str, offset: u64, out: &mut [u8]) -> Result<(), StoreError> {
+        let (file, tensor) = self.find(name)?;
+        let end = offset.checked_add(out.len() as u64);
+        assert!(
+            end.is_some_and(|end| end <= tensor.byte_count()),
+            "{} bytes from {offset} of a tensor of {} bytes",
+            out.len(),
+            tensor.byte_count()
+        );
+        let start = file.header.data_start() + tensor.data_offsets.0;
+        file.source.read_exact_at(out, start + offset)
+    }
+
     /// Reads a tensor as `f32`s, whatever number type the file has. Memory: the result and less than 1 MiB.
     ///
     /// # Errors
