@@ -1,0 +1,36 @@
+//! Tensors from other formats, read as data: nothing a file says is ever executed.
+//!
+//! [`open`] looks at a file's content (never at its name alone) and gives a [`Source`]: named tensors that can be
+//! read in pieces. [`write_safetensors`] writes a source as one safetensors file, in bounded memory. Between
+//! the two stand adapters, which are sources over sources.
+//!
+//! ```
+//! use safelight_convert::{Limits, WriteOptions, open, write_safetensors};
+//! use safelight_format::{Dtype, TensorView};
+//! use std::ops::ControlFlow;
+//!
+//! # let folder = std::env::temp_dir().join(format!("safelight-convert-{}", std::process::id()));
+//! # std::fs::create_dir_all(&folder)?;
+//! # let (from, to) = (folder.join("a.safetensors"), folder.join("b.safetensors"));
+//! # let tensor = TensorView { name: "bias", dtype: Dtype::F32, shape: &[1], bytes: &[0; 4] };
+//! # safelight_store::save(&from, &[tensor], None, &Default::default())?;
+//! let source = open(&from, &Limits::default())?;
+//! assert_eq!(source.tensors()[0].name, "bias");
+//! let report = write_safetensors(&*source, &to, &WriteOptions::default(), &mut |_, _| ControlFlow::Continue(()))?;
+//! assert_eq!(report.tensor_count, 1);
+//! # std::fs::remove_dir_all(&folder)?;
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+#![forbid(unsafe_code)]
+
+mod checkpoint;
+mod error;
+mod open;
+mod source;
+mod write;
+
+pub use checkpoint::CheckpointSource;
+pub use error::ConvertError;
+pub use open::{OpenOptions, UnknownObjects, open, open_with};
+pub use source::{Limits, Note, PIECE_BYTES, Source};
+pub use write::{Report, WriteOptions, write_safetensors};

@@ -1,0 +1,97 @@
+//! Which reader a file needs, told from its content.
+
+use std::fs::File;
+use std::io;
+use std::path::Path;
+
+use safelight_format::{FileKind, sniff};
+use safelight_store::{Checkpoint, ReadAt as _};
+
+use crate::checkpoint::CheckpointSource;
+use crate::error::ConvertError;
+use crate::source::{Limits, Source};
+
+/// As many first bytes as tell every kind of file.
+const SNIFFED_BYTES: usize = 64 * 1024;
+
+/// What happens to objects in a pickle whose class is not on the list. They are never built, whatever is chosen.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum UnknownObjects {
+    /// The file is refused, and the error names the class.
+    #[default]
+    Refuse,
+    /// They are left out, with a note each, unless they are known to run code: that is refused always.
+    Drop,
+}
+
+/// How a file is opened.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct OpenOptions {
+    /// How much the file may ask for.
+    pub limits: Limits,
+    /// What happens to objects of unknown classes.
+    pub unknown_objects: UnknownObjects,
+    /// Put plain numbers and strings beside the tensors into the metadata, as text; else they are dropped with a note.
+    pub values_to_metadata: bool,
+}
+
+/// Opens a model file of any kind that is known here: safetensors, an index with its shards, and foreign formats.
+///
+/// What it is, the content says. Nothing in it is executed.
+///
+/// # Errors
+/// [`ConvertError::UnknownKind`] if nothing here reads it; else what its reader says.
+pub fn open(path: &Path, limits: &Limits) -> Result<Box<dyn Source>, ConvertError> {
+    let limits = *limits;
+    open_with(
+        path,
+        &OpenOptions {
+            limits,
+            ..OpenOptions::default()
+        },
+    )
+}
+
+/// As [`open`], with choices.
+///
+/// # Errors
+/// As [`open`].
+pub fn open_with(path: &Path, options: &OpenOptions) -> Result<Box<dyn Source>, ConvertError> {
+    let is_index = path.to_string_lossy().ends_with(".safetensors.index.json");
+    let kind = if is_index || path.is_dir() {
+        None
+    } else {
+        kind_of(path)?
+    };
+    let limits = options.limits.header;
+    match kind {
+        None | Some(FileKind::Json) => {
+            let store_options = safelight_store::OpenOptions {
+                limits,
+                ..Default::default()
+            };
+            let checkpoint = Checkpoint::open_with(path, &store_options)?;
+            Ok(Box::new(CheckpointSource::new(checkpoint)))
+        }
+        kind => Err(ConvertError::UnknownKind {
+            file: path.to_string_lossy().into_owned(),
+            kind,
+        }),
+    }
+}
+
+/// What a file is, told from its first bytes; `None` for safetensors and what nothing is known of.
+fn kind_of(path: &Path) -> Result<Option<FileKind>, ConvertError> {
+    let file = File::open(path).map_err(ConvertError::io("open", path))?;
+    let mut start = vec![0; SNIFFED_BYTES];
+    let mut len = 0;
+    while len < start.len() {
+        match file.read_at(&mut start[len..], len as u64) {
+            Ok(0) => break,
+            Ok(count) => len += count,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(ConvertError::io("read", path)(error)),
+        }
+    }
+    Ok(sniff(&start[..len]))
+}
