@@ -44,4 +44,4 @@ pub use header::{Header, Limits, Metadata, Strictness, TensorInfo, header_bytes}
 pub use show::shown;
 pub use sniff::{FileKind, sniff};
 pub use spec::TensorSpec;
-pub use write::{HeaderPlan, Order, TensorView, WriteError};
+pub use write::{Alignment, HeaderPlan, Order, PlanOptions, TensorView, WriteError};
