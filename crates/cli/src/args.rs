@@ -2,11 +2,13 @@
 
 use std::path::PathBuf;
 
-use clap::{ArgAction, Args, Parser, Subcommand, ValueHint};
+use clap::{ArgAction, Args, CommandFactory, Parser, Subcommand, ValueHint};
 use safelight_diffusion::noise::NoiseSource;
 use safelight_diffusion::pipeline::MaskedContent;
 use safelight_diffusion::sampler::{Flavour, STEPS_MAX, Sampler};
 use safelight_diffusion::schedule::Schedule;
+
+use crate::files::FileCommand;
 
 const EXIT_CODES: &str = "\
 Exit codes: 0 done; 1 the machine failed (nothing can be written there …); 2 the request is wrong;
@@ -19,9 +21,10 @@ Examples:
   safelight img2img \"the same in winter\" -i summer.png --denoising-strength 0.6
   safelight inpaint \"a boat\" -i sea.png -m mask.png
   safelight outpaint \"wide hills\" -i house.png --left 64 --right 64
-  safelight models";
+  safelight models
+  safelight ls model.safetensors";
 
-/// Draws pictures with Stable Diffusion checkpoints.
+/// Draws pictures with Stable Diffusion checkpoints; reads, checks, edits and converts tensor files.
 #[derive(Debug, Parser)]
 #[command(name = "safelight", version, after_help = EXAMPLES, after_long_help = format!("{EXAMPLES}\n\n{EXIT_CODES}"))]
 pub(crate) struct Cli {
@@ -45,7 +48,7 @@ pub(crate) enum Command {
     // Understood, so that the refusal can say why, but not offered.
     #[command(mut_arg("size", |arg| arg.hide(true)), mut_arg("width", |arg| arg.hide(true)), mut_arg("height", |arg| arg.hide(true)))]
     Outpaint(OutpaintArgs),
-    /// List the checkpoints that are found, and what is wrong with those that can't be used
+    /// List the checkpoints that are found and what is wrong with them
     #[command(after_help = MODELS_HELP)]
     Models(ModelsArgs),
     /// Say what a model, a picture or a folder is
@@ -66,6 +69,45 @@ pub(crate) enum Command {
         /// The shell
         shell: clap_complete::Shell,
     },
+    #[command(flatten)]
+    File(FileCommand),
+}
+
+/// Commands that are no file commands, by what they are about; `--help` lists them so.
+const GROUPS: [(&str, &[&str]); 3] = [
+    ("Pictures", &["txt2img", "img2img", "inpaint", "outpaint"]),
+    ("Models", &["models", "inspect", "bench"]),
+    ("This program", &["completions", "help"]),
+];
+
+/// The command line, with commands in groups: more than twenty in one list are hard to read.
+pub(crate) fn command() -> clap::Command {
+    let command = Cli::command();
+    let files = FileCommand::augment_subcommands(clap::Command::new("files"));
+    let files: Vec<&str> = files
+        .get_subcommands()
+        .map(clap::Command::get_name)
+        .collect();
+    let [pictures, models, program] = GROUPS;
+    let groups = [pictures, models, ("Tensor files", &files[..]), program];
+    let about = |name: &str| {
+        let found = command.get_subcommands().find(|sub| sub.get_name() == name);
+        let about = found
+            .and_then(clap::Command::get_about)
+            .map(ToString::to_string);
+        about.unwrap_or_else(|| "Print this, or the help of a command".into())
+    };
+    let mut text = String::new();
+    for (title, names) in groups {
+        text += &format!("\n{title}:\n");
+        for name in names {
+            text += &format!("  {name:<11} {}\n", about(name));
+        }
+    }
+    let template = format!(
+        "{{about-with-newline}}\n{{usage-heading}} {{usage}}\n{text}\nOptions:\n{{options}}{{after-help}}"
+    );
+    command.help_template(template)
 }
 
 impl Command {
@@ -80,6 +122,7 @@ impl Command {
             Command::Inspect(args) => args.json,
             Command::Bench(args) => args.json,
             Command::Completions { .. } => false,
+            Command::File(command) => command.wants_json(),
         }
     }
 }
@@ -421,11 +464,23 @@ fn size(text: &str) -> Result<(u32, u32), String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use clap::CommandFactory;
 
     #[test]
     fn the_definition_is_sound() {
-        Cli::command().debug_assert();
+        command().debug_assert();
+    }
+
+    #[test]
+    fn help_lists_each_command_once_in_80_columns() {
+        let help = command().render_help().to_string();
+        for sub in Cli::command().get_subcommands() {
+            let line = format!("\n  {:<11} {}\n", sub.get_name(), sub.get_about().unwrap());
+            assert_eq!(help.matches(&line).count(), 1, "{line}in\n{help}");
+        }
+        let commands = help.split("Examples:").next().unwrap();
+        for line in commands.lines() {
+            assert!(line.chars().count() <= 80, "{line}");
+        }
     }
 
     #[test]

@@ -3,6 +3,8 @@
 use std::fmt;
 use std::path::PathBuf;
 
+use safelight_store::StoreError;
+
 /// What went wrong, sorted by who can act; the message is for people.
 #[derive(Debug)]
 pub(crate) enum Failure {
@@ -21,6 +23,8 @@ pub(crate) enum Failure {
         /// Where those pictures are.
         saved: Vec<PathBuf>,
     },
+    /// Already said on standard error, because others were worked on after it; what is left is the exit code.
+    Told(Box<Failure>),
     /// Ctrl-C; so many pictures had been written before.
     Interrupted {
         /// How many.
@@ -36,7 +40,7 @@ impl Failure {
             Failure::Usage(_) => 2,
             Failure::Model(_) => 3,
             Failure::Picture(_) => 4,
-            Failure::Partly { failure, .. } => failure.exit_code(),
+            Failure::Partly { failure, .. } | Failure::Told(failure) => failure.exit_code(),
             Failure::Interrupted { .. } => 130,
         }
     }
@@ -48,7 +52,7 @@ impl Failure {
             Failure::Usage(_) => "usage",
             Failure::Model(_) => "model",
             Failure::Picture(_) => "picture",
-            Failure::Partly { failure, .. } => failure.kind(),
+            Failure::Partly { failure, .. } | Failure::Told(failure) => failure.kind(),
             Failure::Interrupted { .. } => "interrupted",
         }
     }
@@ -71,6 +75,26 @@ impl Failure {
     }
 }
 
+/// Sorts what `store` says by who can act: a file that is not there or not whole is the model's fault, a tensor that is not
+/// in it the request's, and everything else the system says is the machine's.
+impl From<StoreError> for Failure {
+    fn from(error: StoreError) -> Failure {
+        use std::io::ErrorKind as Kind;
+        let message = error.to_string();
+        match &error {
+            StoreError::Io { doing, error, .. } => match error.kind() {
+                Kind::NotFound | Kind::PermissionDenied if ["open", "read"].contains(doing) => {
+                    Failure::Model(message)
+                }
+                _ => Failure::Machine(message),
+            },
+            StoreError::OutOfMemory { .. } => Failure::Machine(message),
+            StoreError::NoSuchTensor { .. } | StoreError::Write { .. } => Failure::Usage(message),
+            _ => Failure::Model(message),
+        }
+    }
+}
+
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -81,6 +105,7 @@ impl fmt::Display for Failure {
             Failure::Partly { failure, .. } if matches!(**failure, Failure::Interrupted { .. }) => {
                 failure.fmt(f)
             }
+            Failure::Told(failure) => failure.fmt(f),
             Failure::Partly { failure, saved } => {
                 let s = if saved.len() == 1 { "" } else { "s" };
                 write!(f, "{failure}; {} picture{s} written before", saved.len())

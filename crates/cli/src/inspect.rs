@@ -25,7 +25,7 @@ pub(crate) fn run(args: &InspectArgs) -> Result<(), Failure> {
             // The others are looked at all the same.
             Err(error) => {
                 if failure.is_some() {
-                    say::note(&format!("safelight: {error}"));
+                    say::note(&format!("error: {error}"));
                 } else {
                     failure = Some(error);
                 }

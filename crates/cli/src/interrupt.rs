@@ -2,13 +2,15 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use crate::error::Failure;
+
 static ASKED: AtomicBool = AtomicBool::new(false);
 
 /// Listens from now on.
 pub(crate) fn listen() {
     let on_signal = || {
         if ASKED.swap(true, Ordering::Relaxed) {
-            // Pictures are renamed into place when they are whole, so there is nothing to tidy up.
+            // Pictures and files are renamed into place when they are whole, so nothing half-done takes their place.
             std::process::exit(130);
         }
     };
@@ -19,4 +21,12 @@ pub(crate) fn listen() {
 /// Whether someone asked to end.
 pub(crate) fn asked() -> bool {
     ASKED.load(Ordering::Relaxed)
+}
+
+/// An error if someone asked to end: for work that goes piece by piece.
+pub(crate) fn check() -> Result<(), Failure> {
+    if asked() {
+        return Err(Failure::Interrupted { saved: 0 });
+    }
+    Ok(())
 }

@@ -8,12 +8,16 @@ mod bench;
 mod choose;
 mod error;
 mod exif;
+mod files;
 mod generate;
 mod inspect;
 mod interrupt;
+mod ls;
 mod machine;
+mod meta;
 mod models;
 mod output;
+mod pattern;
 mod picture;
 mod progress;
 mod say;
@@ -21,25 +25,29 @@ mod trace;
 
 use std::process::ExitCode;
 
-use clap::{CommandFactory, Parser};
+use clap::FromArgMatches as _;
 use serde_json::json;
 
 use args::{Cli, Command};
 use error::Failure;
 
 fn main() -> ExitCode {
-    let cli = match Cli::try_parse() {
+    let matches = args::command().try_get_matches();
+    let cli = match matches.and_then(|matches| Cli::from_arg_matches(&matches)) {
         Ok(cli) => cli,
         Err(error) => {
             return not_a_command(&error);
         }
     };
     let wants_json = cli.command.wants_json();
+    if let Command::File(command) = &cli.command {
+        return files::run(command);
+    }
     match run(cli.command) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
             let code = failure.exit_code();
-            say::note(&say::harmless(&format!("safelight: {failure}")));
+            say::note(&say::harmless(&format!("error: {failure}")));
             if wants_json {
                 let error = json!({ "kind": failure.kind(), "message": failure.to_string(), "exit_code": code });
                 let pictures: Vec<_> = failure
@@ -90,8 +98,9 @@ fn run(command: Command) -> Result<(), Failure> {
         Command::Bench(args) => bench::run(&args),
         Command::Completions { shell } => {
             let mut text = Vec::new();
-            clap_complete::generate(shell, &mut Cli::command(), "safelight", &mut text);
+            clap_complete::generate(shell, &mut args::command(), "safelight", &mut text);
             say::answer(&String::from_utf8_lossy(&text))
         }
+        Command::File(_) => unreachable!("file commands were run above"),
     }
 }

@@ -1,11 +1,19 @@
-//! The progress bar: step, time a step, time left. Only where someone watches, on standard error.
+//! The progress bars: step, time a step, time left; bytes, bytes a second, time left. Only where someone watches, on standard error.
 
+use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
+use crate::error::Failure;
+use crate::{interrupt, say};
+
 /// With everything else the line stays below 80 characters.
 const STEPS_TEMPLATE: &str = "{prefix}{bar:16} step {pos}/{len}{msg}";
+
+/// A name of 22 columns, and the line stays below 80.
+const BYTES_TEMPLATE: &str =
+    "{prefix} {bar:12} {decimal_bytes}/{decimal_total_bytes} {decimal_bytes_per_sec} {eta} left";
 
 /// A line that is written over at each step.
 pub(crate) struct Progress {
@@ -92,6 +100,56 @@ impl Drop for Progress {
     }
 }
 
+/// A bar over bytes, with throughput and time left, for work on whole files. Only where someone watches.
+///
+/// May be told from several threads.
+pub(crate) struct BytesProgress {
+    bar: ProgressBar,
+}
+
+impl BytesProgress {
+    /// A bar for `bytes_all` bytes, shown if standard error is a terminal and `quiet` is false; `what` is put before it.
+    pub(crate) fn new(quiet: bool, what: &str, bytes_all: u64) -> BytesProgress {
+        let target = if quiet {
+            ProgressDrawTarget::hidden()
+        } else {
+            ProgressDrawTarget::stderr_with_hz(10)
+        };
+        let bar = ProgressBar::with_draw_target(Some(bytes_all), target);
+        let style = ProgressStyle::with_template(BYTES_TEMPLATE)
+            .expect("our own templates are well formed");
+        bar.set_style(style.progress_chars("█░"));
+        bar.set_prefix(say::middle_cut(
+            &safelight_format::shown(what).to_string(),
+            22,
+        ));
+        BytesProgress { bar }
+    }
+
+    /// So many bytes more are done. An error if someone asked to end (Ctrl-C).
+    pub(crate) fn add(&self, bytes: u64) -> Result<(), Failure> {
+        self.bar.inc(bytes);
+        interrupt::check()
+    }
+
+    /// So many bytes of so many are done; break if someone asked to end (Ctrl-C).
+    pub(crate) fn at(&self, bytes_done: u64, bytes_all: u64) -> ControlFlow<()> {
+        self.bar.set_length(bytes_all);
+        self.bar.set_position(bytes_done);
+        if interrupt::asked() {
+            ControlFlow::Break(())
+        } else {
+            ControlFlow::Continue(())
+        }
+    }
+}
+
+impl Drop for BytesProgress {
+    fn drop(&mut self) {
+        self.bar.finish_and_clear();
+    }
+}
+
 /// Time a step and time left, where `left` steps are to come, in this picture and the next ones.
 fn times(left: usize, step_time: Option<Duration>) -> String {
     let Some(each) = step_time else {
@@ -145,5 +203,6 @@ mod tests {
     #[test]
     fn templates_are_well_formed() {
         assert!(ProgressStyle::with_template(STEPS_TEMPLATE).is_ok());
+        assert!(ProgressStyle::with_template(BYTES_TEMPLATE).is_ok());
     }
 }

@@ -1,8 +1,9 @@
 //! Standard output for answers, standard error for everything else.
 
-use std::io::{self, Write};
+use std::io::{self, BufWriter, StdoutLock, Write};
 
-use serde_json::Value;
+use serde_json::{Value, json};
+use unicode_width::{UnicodeWidthChar as _, UnicodeWidthStr as _};
 
 use crate::error::Failure;
 
@@ -15,6 +16,125 @@ pub(crate) fn answer(text: &str) -> Result<(), Failure> {
         ))),
         _ => Ok(()),
     }
+}
+
+/// Prints a long answer piece by piece. That the reader went away (`| head`) ends it early and is no failure.
+pub(crate) fn stream(
+    write: impl FnOnce(&mut dyn Write) -> Result<(), Failure>,
+) -> Result<(), Failure> {
+    let mut out = Stream {
+        out: BufWriter::with_capacity(64 * 1024, io::stdout().lock()),
+        failed: None,
+    };
+    let result = write(&mut out);
+    let flushed = out.flush();
+    match out
+        .failed
+        .or(flushed.err().map(|error| (error.kind(), error.to_string())))
+    {
+        Some((io::ErrorKind::BrokenPipe, _)) => Ok(()),
+        Some((_, error)) => Err(Failure::Machine(format!(
+            "can't write to standard output: {error}"
+        ))),
+        None => result,
+    }
+}
+
+/// Standard output that remembers why it failed, whatever the failure is made into on its way.
+struct Stream<'a> {
+    out: BufWriter<StdoutLock<'a>>,
+    failed: Option<(io::ErrorKind, String)>,
+}
+
+impl Write for Stream<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let written = self.out.write(bytes);
+        if let Err(error) = &written
+            && error.kind() != io::ErrorKind::Interrupted
+        {
+            self.failed = Some((error.kind(), error.to_string()));
+        }
+        written
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        let flushed = self.out.flush();
+        if let Err(error) = &flushed {
+            self.failed = Some((error.kind(), error.to_string()));
+        }
+        flushed
+    }
+}
+
+/// Prints one line of JSON: what the file commands answer for each file.
+pub(crate) fn answer_json_line(value: &Value) -> Result<(), Failure> {
+    answer(&format!("{value}\n"))
+}
+
+/// Says on standard error what went wrong, and with `--json` on standard output as well, on one line.
+pub(crate) fn failure(failure: &Failure, exit_code: u8, wants_json: bool) {
+    note(&harmless(&format!("error: {failure}")));
+    if wants_json {
+        let error = json!({ "kind": failure.kind(), "message": failure.to_string(), "exit_code": exit_code });
+        let _ = answer_json_line(&json!({ "error": error }));
+    }
+}
+
+/// How many columns there are for an answer: the terminal's, else what the variable `COLUMNS` says, else no limit.
+pub(crate) fn columns() -> usize {
+    let terminal = terminal_size::terminal_size_of(io::stdout());
+    let said = || std::env::var("COLUMNS").ok()?.parse().ok();
+    let columns = terminal
+        .map(|(width, _)| usize::from(width.0))
+        .or_else(said);
+    columns
+        .filter(|&columns| columns >= 20)
+        .unwrap_or(usize::MAX)
+}
+
+/// The text in at most `columns_max` columns of a terminal: what is longer loses its middle, `model.dif…0.weight`.
+pub(crate) fn middle_cut(text: &str, columns_max: usize) -> String {
+    if text.width() <= columns_max {
+        return text.to_owned();
+    }
+    let room = columns_max.saturating_sub(1);
+    let (front, back) = (room / 2, room - room / 2);
+    let take = |chars: &mut dyn Iterator<Item = char>, room: usize| {
+        let mut used = 0;
+        let fits = |c: &char| {
+            used += c.width().unwrap_or(0);
+            used <= room
+        };
+        chars.take_while(fits).collect::<Vec<char>>()
+    };
+    let mut cut: String = take(&mut text.chars(), front).into_iter().collect();
+    cut.push('…');
+    cut.extend(take(&mut text.chars().rev(), back).into_iter().rev());
+    cut
+}
+
+/// As [`table`], with what stands in `shrinks` cut in the middle where a line would have more than `columns_max` columns.
+pub(crate) fn fitting_table(
+    rows: &mut [Vec<String>],
+    right: &[usize],
+    shrinks: usize,
+    columns_max: usize,
+) -> String {
+    let widest = |column: usize| {
+        let cells = rows.iter().filter_map(|row| row.get(column));
+        cells.map(|cell| cell.width()).max().unwrap_or(0)
+    };
+    let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
+    let others: usize = (0..columns)
+        .filter(|&column| column != shrinks)
+        .map(|column| widest(column) + 2)
+        .sum();
+    let room = columns_max.saturating_sub(others).max(8);
+    if widest(shrinks) > room {
+        let cells = rows.iter_mut().filter_map(|row| row.get_mut(shrinks));
+        cells.for_each(|cell| *cell = middle_cut(cell, room));
+    }
+    table(rows, right)
 }
 
 /// Prints an answer for machines.
@@ -65,7 +185,7 @@ pub(crate) fn table(rows: &[Vec<String>], right: &[usize]) -> String {
     let width = |column: usize| {
         rows.iter()
             .filter_map(|row| row.get(column))
-            .map(|cell| cell.chars().count())
+            .map(|cell| cell.width())
             .max()
             .unwrap_or(0)
     };
@@ -74,7 +194,7 @@ pub(crate) fn table(rows: &[Vec<String>], right: &[usize]) -> String {
     for row in rows {
         let mut line = String::new();
         for (column, cell) in row.iter().enumerate() {
-            let space = " ".repeat(widths[column] - cell.chars().count());
+            let space = " ".repeat(widths[column] - cell.width());
             let (before, after) = if right.contains(&column) {
                 (space.as_str(), "")
             } else {
@@ -134,6 +254,19 @@ mod tests {
             vec!["bé".to_string(), "22".into(), "y".into()],
         ];
         assert_eq!(table(&rows, &[1]), "a    1  x\nbé  22  y\n");
+    }
+
+    #[test]
+    fn long_cells_lose_their_middle() {
+        assert_eq!(middle_cut("model.weight", 12), "model.weight");
+        assert_eq!(middle_cut("model.weight", 11), "model…eight");
+        assert_eq!(middle_cut("模型模型模型", 7), "模…模");
+        let mut rows = [
+            vec!["a.very.long.name".to_string(), "12".into()],
+            vec!["b".to_string(), "3".into()],
+        ];
+        let text = fitting_table(&mut rows, &[1], 0, 14);
+        assert_eq!(text, "a.ve…name  12\nb           3\n");
     }
 
     #[test]

@@ -41,6 +41,17 @@ pub struct Checkpoint {
     weight_map: Option<HashMap<String, usize>>,
 }
 
+/// Where a tensor lies.
+#[derive(Clone, Copy, Debug)]
+pub struct Place<'a> {
+    /// The tensor.
+    pub tensor: &'a TensorInfo,
+    /// Its file: a shard's path, or the label of a buffer.
+    pub file: &'a str,
+    /// The position of its first byte in that file.
+    pub starts_at: u64,
+}
+
 /// One file of a checkpoint.
 pub(crate) struct ShardFile {
     pub(crate) source: FileSource,
@@ -201,6 +212,25 @@ impl Checkpoint {
                 .tensors()
                 .iter()
                 .filter(move |tensor| listed(position, tensor))
+        })
+    }
+
+    /// All tensors with where they lie, in the order of [`Checkpoint::tensors`].
+    pub fn places(&self) -> impl Iterator<Item = Place<'_>> {
+        let listed = move |position: usize, tensor: &TensorInfo| match &self.weight_map {
+            Some(weight_map) => weight_map.get(&tensor.name) == Some(&position),
+            None => true,
+        };
+        let files = self.files.iter().enumerate();
+        files.flat_map(move |(position, file)| {
+            let tensors = file.header.tensors().iter();
+            tensors
+                .filter(move |tensor| listed(position, tensor))
+                .map(move |tensor| Place {
+                    tensor,
+                    file: &file.source.label,
+                    starts_at: file.header.data_start() + tensor.data_offsets.0,
+                })
         })
     }
 

@@ -33,7 +33,7 @@ mod shards;
 mod source;
 
 pub use atomic::replace_file;
-pub use checkpoint::{Checkpoint, OpenOptions};
+pub use checkpoint::{Checkpoint, OpenOptions, Place};
 pub use error::StoreError;
 pub use map::map;
 pub use save::{SaveOptions, ShardedSave, save, save_sharded};

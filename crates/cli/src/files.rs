@@ -1,0 +1,232 @@
+//! The commands for tensor files, and what they share: arguments, exit codes, one answer for each file.
+//!
+//! A command is a file of its own with a `clap::Args` struct that implements [`Run`]; it is listed in [`FileCommand`],
+//! [`FileCommand::command`] and `docs/commands.md`, and nowhere else.
+
+use std::fmt;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use clap::{Args, Subcommand, ValueHint};
+use safelight_store::Checkpoint;
+
+use crate::error::Failure;
+use crate::{interrupt, ls, meta, say};
+
+/// Exit codes of commands that do something.
+pub(crate) const CODES: &str = "\
+Exit codes: 0 done; 1 the machine failed (disk full …); 2 the request is wrong; 3 a file is wrong (not found,
+damaged, of another kind); 130 Ctrl-C";
+
+/// Exit codes of commands that look for something, as `diff` and linters have them.
+pub(crate) const FINDING_CODES: &str = "\
+Exit codes: 0 nothing found; 1 something found; 2 trouble (the request is wrong, a file can't be read); 130 Ctrl-C";
+
+/// What a file command does; a new one gets a line here and in [`FileCommand::command`].
+#[derive(Debug, Subcommand)]
+pub(crate) enum FileCommand {
+    /// List the tensors of a file
+    #[command(after_help = help(ls::HELP, CODES))]
+    Ls(ls::LsArgs),
+    /// Read, set and remove a file's metadata
+    #[command(after_help = help(meta::HELP, CODES))]
+    Meta(meta::MetaArgs),
+}
+
+impl FileCommand {
+    fn command(&self) -> &dyn Run {
+        match self {
+            FileCommand::Ls(args) => args,
+            FileCommand::Meta(args) => args,
+        }
+    }
+
+    /// Whether the answer is read by a machine.
+    pub(crate) fn wants_json(&self) -> bool {
+        self.command().wants_json()
+    }
+}
+
+fn help(text: &str, codes: &str) -> String {
+    format!("{text}\n\n{codes}")
+}
+
+/// A command for tensor files.
+pub(crate) trait Run {
+    /// Whether `--json` was given.
+    fn wants_json(&self) -> bool;
+
+    /// Which exit codes the command's help promises.
+    fn codes(&self) -> Codes {
+        Codes::Doing
+    }
+
+    /// Does it. Ctrl-C is listened for: [`interrupt::check`] (or the progress bar) says when someone asked to end.
+    fn run(&self) -> Result<Outcome, Failure>;
+}
+
+/// What exit codes mean.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Codes {
+    /// As [`CODES`] says.
+    Doing,
+    /// As [`FINDING_CODES`] says.
+    Finding,
+}
+
+impl Codes {
+    fn of(self, failure: &Failure) -> u8 {
+        match (self, failure.exit_code()) {
+            (Codes::Finding, 1..=4) => 2,
+            (_, code) => code,
+        }
+    }
+}
+
+/// How a command ended that did not fail.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Outcome {
+    /// Done, and nothing was found that was looked for: exit code 0.
+    Clean,
+    /// Done, and something was found: exit code 1 ([`Codes::Finding`]) or 3 ([`Codes::Doing`]: what was found is that a
+    /// file is wrong).
+    Found,
+}
+
+/// Runs a file command from beginning to end.
+pub(crate) fn run(command: &FileCommand) -> ExitCode {
+    interrupt::listen();
+    let command = command.command();
+    let codes = command.codes();
+    match command.run() {
+        Ok(Outcome::Clean) => ExitCode::SUCCESS,
+        Ok(Outcome::Found) if codes == Codes::Finding => ExitCode::from(1),
+        Ok(Outcome::Found) => ExitCode::from(3),
+        Err(failure) => {
+            let code = codes.of(&failure);
+            if !matches!(failure, Failure::Told(_)) {
+                say::failure(&failure, code, command.wants_json());
+            }
+            ExitCode::from(code)
+        }
+    }
+}
+
+/// The arguments of a command that answers for each file.
+#[derive(Debug, Args)]
+pub(crate) struct FilesArgs {
+    /// Tensor files, shards (*.index.json) or folders of them
+    #[arg(required = true, value_name = "FILE", value_hint = ValueHint::AnyPath)]
+    pub(crate) files: Vec<PathBuf>,
+    /// Print JSON: one object a file, each on a line
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// Answers for each file. One that fails is told at once and the others are worked on all the same; the exit code is the
+/// first failure's. Ctrl-C ends at once.
+pub(crate) fn each(
+    args: &FilesArgs,
+    codes: Codes,
+    mut answer: impl FnMut(&Path) -> Result<Outcome, Failure>,
+) -> Result<Outcome, Failure> {
+    let mut outcome = Outcome::Clean;
+    let mut first = None;
+    for path in &args.files {
+        match answer(path) {
+            Ok(this) => outcome = outcome.max(this),
+            Err(failure @ Failure::Interrupted { .. }) => return Err(failure),
+            Err(failure) => {
+                if !matches!(failure, Failure::Told(_)) {
+                    say::failure(&failure, codes.of(&failure), args.json);
+                }
+                first.get_or_insert(failure);
+            }
+        }
+    }
+    match first {
+        None => Ok(outcome),
+        Some(told @ Failure::Told(_)) => Err(told),
+        Some(failure) => Err(Failure::Told(Box::new(failure))),
+    }
+}
+
+/// Opens a safetensors file, an index with its shards, or a folder with one of these.
+pub(crate) fn open(path: &Path) -> Result<Checkpoint, Failure> {
+    Ok(Checkpoint::open(&in_folder(path)?)?)
+}
+
+/// The file that is meant by a folder: its index, or the only safetensors file in it. A file stands for itself.
+pub(crate) fn in_folder(path: &Path) -> Result<PathBuf, Failure> {
+    if !path.is_dir() {
+        return Ok(path.to_owned());
+    }
+    let failed = |error: std::io::Error| {
+        Failure::Model(format!("can't read the folder {}: {error}", path.display()))
+    };
+    let mut found = [Vec::new(), Vec::new()];
+    for entry in std::fs::read_dir(path).map_err(failed)? {
+        let file = entry.map_err(failed)?.path();
+        let name = file.file_name().unwrap_or_default().to_string_lossy();
+        if name.ends_with(".safetensors.index.json") {
+            found[0].push(file);
+        } else if name.ends_with(".safetensors") {
+            found[1].push(file);
+        }
+    }
+    let [mut indexes, mut files] = found;
+    let candidates = if indexes.is_empty() {
+        &mut files
+    } else {
+        &mut indexes
+    };
+    candidates.sort();
+    match &candidates[..] {
+        [only] => Ok(only.clone()),
+        [] => Err(Failure::Model(format!(
+            "{}: a folder without .safetensors files",
+            path.display()
+        ))),
+        many => Err(Failure::Usage(format!(
+            "{}: a folder with {} files that may be meant, such as {}; name one of them",
+            path.display(),
+            many.len(),
+            many[0].display()
+        ))),
+    }
+}
+
+/// Writes one line of a streamed answer.
+pub(crate) fn line(out: &mut dyn Write, text: fmt::Arguments<'_>) -> Result<(), Failure> {
+    writeln!(out, "{text}").map_err(unwritable)
+}
+
+/// Writes a piece of a streamed answer.
+pub(crate) fn text(out: &mut dyn Write, text: &str) -> Result<(), Failure> {
+    out.write_all(text.as_bytes()).map_err(unwritable)
+}
+
+fn unwritable(error: std::io::Error) -> Failure {
+    Failure::Machine(format!("can't write the answer: {error}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn exit_codes() {
+        for (failure, doing, finding) in [
+            (Failure::Machine(String::new()), 1, 2),
+            (Failure::Usage(String::new()), 2, 2),
+            (Failure::Model(String::new()), 3, 2),
+            (Failure::Interrupted { saved: 0 }, 130, 130),
+        ] {
+            assert_eq!(Codes::Doing.of(&failure), doing);
+            assert_eq!(Codes::Finding.of(&failure), finding);
+            let told = Failure::Told(Box::new(failure));
+            assert_eq!(Codes::Doing.of(&told), doing);
+        }
+    }
+}
