@@ -33,6 +33,7 @@ mod header;
 mod index;
 mod json;
 mod show;
+mod slice;
 mod sniff;
 mod spec;
 mod write;
@@ -42,6 +43,10 @@ pub use dtype::Dtype;
 pub use error::{EntryField, FormatError, JsonKind};
 pub use header::{Header, Limits, Metadata, Strictness, TensorInfo, header_bytes};
 pub use show::shown;
+pub use slice::{
+    Batch, Batches, Index, IndexSyntaxError, Piece, ReadRange, SliceError, SliceOptions, SlicePlan,
+    parse_index,
+};
 pub use sniff::{FileKind, sniff};
 pub use spec::TensorSpec;
 pub use write::{Alignment, HeaderPlan, Order, PlanOptions, TensorView, WriteError};
