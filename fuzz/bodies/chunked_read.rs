@@ -55,7 +55,7 @@ fn shrinking(file: &[u8], pace: u64, shrinks_after: u64, options: &OpenOptions) 
         return;
     };
     for tensor in checkpoint.tensors() {
-        match checkpoint.read_bytes(&tensor.name) {
+        match checkpoint.read_bytes(tensor.name) {
             Ok(bytes) => assert_eq!(bytes.len() as u64, tensor.byte_count()),
             Err(StoreError::Shrank {
                 opened_bytes,

@@ -62,8 +62,8 @@ fn keeps_promises(header: &Header, file_bytes: u64) {
             tensor.byte_count() * 8,
             tensor.element_count() * tensor.dtype.bits()
         );
-        assert_eq!(header.position(&tensor.name), Some(position));
-        assert_eq!(header.get(&tensor.name), Some(tensor));
+        assert_eq!(header.position(tensor.name), Some(position));
+        assert_eq!(header.get(tensor.name), Some(tensor));
         expected_at = tensor.data_offsets.1;
     }
     assert_eq!(header.data_bytes(), expected_at);
@@ -80,20 +80,11 @@ fn keeps_promises(header: &Header, file_bytes: u64) {
 
 fn written_again(header: &Header) {
     let data = vec![0; header.data_bytes() as usize];
-    let view = |tensor: &'_ safelight_format::TensorInfo| {
-        (
-            tensor.data_offsets.0 as usize,
-            tensor.data_offsets.1 as usize,
-        )
-    };
-    let tensors = header.tensors().iter().map(|tensor| {
-        let (start, end) = view(tensor);
-        TensorView {
-            name: &tensor.name,
-            dtype: tensor.dtype,
-            shape: &tensor.shape,
-            bytes: &data[start..end],
-        }
+    let tensors = header.tensors().iter().map(|tensor| TensorView {
+        name: tensor.name,
+        dtype: tensor.dtype,
+        shape: tensor.shape,
+        bytes: &data[tensor.data_offsets.0 as usize..tensor.data_offsets.1 as usize],
     });
     let tensors: Vec<TensorView<'_>> = tensors.collect();
     let plan = HeaderPlan::new(&tensors, header.metadata(), Order::Insertion)

@@ -201,7 +201,7 @@ fn model(path: &Path, args: &InspectArgs) -> Result<Answer, Failure> {
     } else {
         Checkpoint::open(path).ok()
     };
-    let tensors: Vec<&TensorInfo> = checkpoint.iter().flat_map(|file| file.tensors()).collect();
+    let tensors: Vec<TensorInfo<'_>> = checkpoint.iter().flat_map(|file| file.tensors()).collect();
     let metadata: BTreeMap<&str, &str> = checkpoint
         .iter()
         .filter_map(|file| file.metadata())
@@ -231,7 +231,7 @@ fn model(path: &Path, args: &InspectArgs) -> Result<Answer, Failure> {
 fn model_text(
     path: &Path,
     entry: &Entry,
-    tensors: &[&TensorInfo],
+    tensors: &[TensorInfo<'_>],
     metadata: &BTreeMap<&str, &str>,
     list: bool,
 ) -> String {
@@ -304,10 +304,10 @@ fn model_text(
         );
     }
     if list {
-        let cells = |tensor: &&TensorInfo| {
+        let cells = |tensor: &TensorInfo| {
             let shape: Vec<String> = tensor.shape.iter().map(u64::to_string).collect();
             vec![
-                say::tame(&tensor.name, 200),
+                say::tame(tensor.name, 200),
                 tensor.dtype.name().to_owned(),
                 format!("[{}]", shape.join(", ")),
                 say::bytes(tensor.byte_count()),
@@ -319,7 +319,7 @@ fn model_text(
 }
 
 /// How many tensors and bytes of each dtype there are.
-fn dtypes(tensors: &[&TensorInfo]) -> BTreeMap<&'static str, (u64, u64)> {
+fn dtypes(tensors: &[TensorInfo<'_>]) -> BTreeMap<&'static str, (u64, u64)> {
     let mut counts: BTreeMap<_, (u64, u64)> = BTreeMap::new();
     for tensor in tensors {
         let (count, bytes) = counts.entry(tensor.dtype.name()).or_default();

@@ -18,13 +18,11 @@ pub struct CheckpointSource {
 impl CheckpointSource {
     /// A checkpoint as a source: its tensors in the order of their bytes, its metadata as it is.
     pub fn new(checkpoint: Checkpoint) -> CheckpointSource {
-        let spec = |tensor: &safelight_format::TensorInfo| TensorSpec {
-            name: tensor.name.clone(),
-            dtype: tensor.dtype,
-            shape: tensor.shape.clone(),
-        };
         CheckpointSource {
-            tensors: checkpoint.tensors().map(spec).collect(),
+            tensors: checkpoint
+                .tensors()
+                .map(|tensor| tensor.to_spec())
+                .collect(),
             metadata: checkpoint.metadata().cloned().unwrap_or_default(),
             checkpoint,
         }

@@ -2,12 +2,15 @@
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
+use std::fmt;
 
 use crate::dtype::Dtype;
 use crate::error::{EntryField, FormatError};
 use crate::index::NameIndex;
 use crate::json::Scanner;
 use crate::sniff::sniff;
+use crate::spec::TensorSpec;
+use crate::table::{Entry, Table};
 
 /// The length prefix in front of the header.
 pub(crate) const LENGTH_BYTES: u64 = 8;
@@ -41,7 +44,8 @@ pub enum Strictness {
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
-    /// The header's length; the reference implementation's limit is 100 000 000, as here.
+    /// The header's length; the reference implementation's limit is 100 000 000, as here. At most
+    /// `u32::MAX`, whatever is set.
     pub header_bytes_max: u64,
     /// Tensors in a file; at most `u32::MAX - 1`, whatever is set. Unlimited by default, as are all below.
     pub tensor_count_max: u64,
@@ -65,20 +69,20 @@ impl Default for Limits {
     }
 }
 
-/// One tensor of a file, as its header describes it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct TensorInfo {
+/// One tensor of a file, as its header describes it. Borrowed from the [`Header`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TensorInfo<'a> {
     /// Its name, any text.
-    pub name: String,
+    pub name: &'a str,
     /// What one element is.
     pub dtype: Dtype,
     /// Its dimensions, outermost first; empty for a single number.
-    pub shape: Vec<u64>,
+    pub shape: &'a [u64],
     /// Its first byte and the one behind its last, from the first byte of tensor data.
     pub data_offsets: (u64, u64),
 }
 
-impl TensorInfo {
+impl TensorInfo<'_> {
     /// Its size in the file.
     pub fn byte_count(&self) -> u64 {
         self.data_offsets.1 - self.data_offsets.0
@@ -88,12 +92,99 @@ impl TensorInfo {
     pub fn element_count(&self) -> u64 {
         self.shape.iter().product()
     }
+
+    /// The same without its place, and owned.
+    pub fn to_spec(&self) -> TensorSpec {
+        TensorSpec {
+            name: self.name.to_owned(),
+            dtype: self.dtype,
+            shape: self.shape.to_vec(),
+        }
+    }
 }
+
+/// A header's tensors, in the order of their bytes in the file.
+#[derive(Clone, Copy)]
+pub struct Tensors<'a>(&'a Table);
+
+impl<'a> Tensors<'a> {
+    /// How many there are.
+    pub fn len(self) -> usize {
+        self.0.entries.len()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(self) -> bool {
+        self.0.entries.is_empty()
+    }
+
+    /// The tensor at this position, `None` behind the last.
+    pub fn get(self, position: usize) -> Option<TensorInfo<'a>> {
+        let entry = self.0.entries.get(position)?;
+        Some(self.0.info(entry))
+    }
+
+    /// One after the other.
+    pub fn iter(self) -> TensorsIter<'a> {
+        TensorsIter {
+            table: self.0,
+            entries: self.0.entries.iter(),
+        }
+    }
+}
+
+impl<'a> IntoIterator for Tensors<'a> {
+    type Item = TensorInfo<'a>;
+    type IntoIter = TensorsIter<'a>;
+
+    fn into_iter(self) -> TensorsIter<'a> {
+        self.iter()
+    }
+}
+
+impl PartialEq for Tensors<'_> {
+    fn eq(&self, other: &Tensors<'_>) -> bool {
+        self.iter().eq(other.iter())
+    }
+}
+
+impl fmt::Debug for Tensors<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_list().entries(self.iter()).finish()
+    }
+}
+
+/// Iterator of [`Tensors`].
+#[derive(Clone)]
+pub struct TensorsIter<'a> {
+    table: &'a Table,
+    entries: std::slice::Iter<'a, Entry>,
+}
+
+impl<'a> Iterator for TensorsIter<'a> {
+    type Item = TensorInfo<'a>;
+
+    fn next(&mut self) -> Option<TensorInfo<'a>> {
+        self.entries.next().map(|entry| self.table.info(entry))
+    }
+
+    fn size_hint(&self) -> (usize, Option<usize>) {
+        self.entries.size_hint()
+    }
+}
+
+impl DoubleEndedIterator for TensorsIter<'_> {
+    fn next_back(&mut self) -> Option<Self::Item> {
+        self.entries.next_back().map(|entry| self.table.info(entry))
+    }
+}
+
+impl ExactSizeIterator for TensorsIter<'_> {}
 
 /// A checked header: what passes [`Header::parse`] has tensors that tile the file exactly.
 #[derive(Clone, Debug)]
 pub struct Header {
-    tensors: Vec<TensorInfo>,
+    tensors: Table,
     index: NameIndex,
     metadata: Option<Metadata>,
     header_bytes: u64,
@@ -115,8 +206,8 @@ pub fn header_bytes(prefix: &[u8], file_bytes: u64, limits: &Limits) -> Result<u
         });
     };
     let header_bytes = u64::from_le_bytes(*length);
-    if header_bytes > limits.header_bytes_max {
-        let limit_bytes = limits.header_bytes_max;
+    let limit_bytes = limits.header_bytes_max.min(u64::from(u32::MAX));
+    if header_bytes > limit_bytes {
         return Err(other_kind(prefix).unwrap_or(FormatError::HeaderTooLong {
             header_bytes,
             limit_bytes,
@@ -170,12 +261,14 @@ impl Header {
         parser = Parser::new(text, strictness, limits);
         parser.header()?;
         let Parser {
-            tensors, metadata, ..
+            mut table,
+            metadata,
+            ..
         } = parser;
-        let (tensors, index) = settle(tensors, strictness)?;
-        check_tiling(&tensors)?;
+        let index = table.settle(strictness)?;
+        table.check_tiling()?;
         let header = Header {
-            tensors,
+            tensors: table,
             index,
             metadata,
             header_bytes,
@@ -185,21 +278,19 @@ impl Header {
     }
 
     /// All tensors, in the order of their bytes in the file.
-    pub fn tensors(&self) -> &[TensorInfo] {
-        &self.tensors
+    pub fn tensors(&self) -> Tensors<'_> {
+        Tensors(&self.tensors)
     }
 
     /// The tensor of this name.
-    pub fn get(&self, name: &str) -> Option<&TensorInfo> {
-        self.position(name).map(|position| &self.tensors[position])
+    pub fn get(&self, name: &str) -> Option<TensorInfo<'_>> {
+        self.tensors().get(self.position(name)?)
     }
 
     /// Where in [`Header::tensors`] the tensor of this name is.
     pub fn position(&self, name: &str) -> Option<usize> {
-        let name_of = |position: u32| self.tensors[position as usize].name.as_str();
-        self.index
-            .get(name, name_of)
-            .map(|position| position as usize)
+        let found = self.index.get(name, |position| self.tensors.name(position));
+        found.map(|position| position as usize)
     }
 
     /// The file's `__metadata__`, `None` if it has none.
@@ -214,9 +305,8 @@ impl Header {
 
     /// The size of all tensors together.
     pub fn data_bytes(&self) -> u64 {
-        self.tensors
-            .last()
-            .map_or(0, |tensor| tensor.data_offsets.1)
+        let last = self.tensors.entries.last();
+        last.map_or(0, |entry| entry.data_offsets.1)
     }
 
     /// Length, header and data must be the file, to the byte.
@@ -234,103 +324,12 @@ impl Header {
                 file_bytes,
                 intact_count: self
                     .tensors
-                    .partition_point(|tensor| tensor.data_offsets.1 <= there),
-                tensor_count: self.tensors.len(),
+                    .entries
+                    .partition_point(|entry| entry.data_offsets.1 <= there),
+                tensor_count: self.tensors.entries.len(),
             }),
         }
     }
-}
-
-/// Puts tensors into the order of their bytes and finds names that stand twice: an error if
-/// strict, else the last one wins.
-fn settle(
-    mut tensors: Vec<TensorInfo>,
-    strictness: Strictness,
-) -> Result<(Vec<TensorInfo>, NameIndex), FormatError> {
-    let mut overruled = Vec::new();
-    let mut index = file_names(&tensors, |earlier| overruled.push(earlier as usize));
-    if let (Strictness::Spec, Some(&position)) = (strictness, overruled.first()) {
-        return Err(FormatError::DuplicateTensor {
-            tensor: std::mem::take(&mut tensors[position].name),
-        });
-    }
-    let in_order = tensors.is_sorted_by_key(|tensor| tensor.data_offsets);
-    if !overruled.is_empty() || !in_order {
-        overruled.sort_unstable();
-        let mut position = 0;
-        tensors.retain(|_| {
-            position += 1;
-            overruled.binary_search(&(position - 1)).is_err()
-        });
-        tensors.sort_by_key(|tensor| tensor.data_offsets);
-        index = file_names(&tensors, |_| ());
-    }
-    Ok((tensors, index))
-}
-
-/// Files every name; `on_duplicate` hears of each earlier position that a later one replaces.
-fn file_names(tensors: &[TensorInfo], mut on_duplicate: impl FnMut(u32)) -> NameIndex {
-    let mut index = NameIndex::with_room_for(tensors.len());
-    let name_of = |position: u32| tensors[position as usize].name.as_str();
-    for (position, tensor) in tensors.iter().enumerate() {
-        if let Some(earlier) = index.insert(&tensor.name, position as u32, name_of) {
-            on_duplicate(earlier);
-        }
-    }
-    index
-}
-
-/// Tensors follow one another without gap or overlap, each as long as its shape and dtype say.
-fn check_tiling(tensors: &[TensorInfo]) -> Result<(), FormatError> {
-    let mut expected_at = 0;
-    for tensor in tensors {
-        let (starts_at, ends_at) = tensor.data_offsets;
-        if starts_at != expected_at {
-            return Err(FormatError::NotContiguous {
-                tensor: tensor.name.clone(),
-                starts_at,
-                expected_at,
-            });
-        }
-        if ends_at < starts_at {
-            return Err(FormatError::EndsBeforeStart {
-                tensor: tensor.name.clone(),
-                starts_at,
-                ends_at,
-            });
-        }
-        let (offset_bytes, dtype) = (ends_at - starts_at, tensor.dtype);
-        let shape_bytes = match bit_count(dtype, &tensor.shape) {
-            Some(bits) if bits.is_multiple_of(8) => bits / 8,
-            Some(bits) => {
-                return Err(FormatError::NotWholeBytes {
-                    tensor: tensor.name.clone(),
-                    dtype,
-                    bits,
-                });
-            }
-            None => {
-                let (tensor, shape) = (tensor.name.clone(), tensor.shape.clone());
-                return Err(FormatError::SizeOverflow {
-                    tensor,
-                    dtype,
-                    shape,
-                });
-            }
-        };
-        if shape_bytes != offset_bytes {
-            let (tensor, shape) = (tensor.name.clone(), tensor.shape.clone());
-            return Err(FormatError::WrongSize {
-                tensor,
-                dtype,
-                shape,
-                shape_bytes,
-                offset_bytes,
-            });
-        }
-        expected_at = ends_at;
-    }
-    Ok(())
 }
 
 /// The size of a tensor in bits; `None` if it overflows. The product is made from left to right,
@@ -347,7 +346,7 @@ struct Parser<'a> {
     scanner: Scanner<'a>,
     strict: bool,
     limits: &'a Limits,
-    tensors: Vec<TensorInfo>,
+    table: Table,
     metadata: Option<Metadata>,
     /// `__metadata__` has been seen, though perhaps as null.
     metadata_seen: bool,
@@ -360,7 +359,7 @@ impl<'a> Parser<'a> {
             scanner: Scanner::new(text),
             strict,
             limits,
-            tensors: Vec::new(),
+            table: Table::default(),
             metadata: None,
             metadata_seen: false,
         }
@@ -449,26 +448,21 @@ impl<'a> Parser<'a> {
             });
         }
         let limit_count = self.limits.tensor_count_max.min(u64::from(u32::MAX) - 1);
-        if self.tensors.len() as u64 >= limit_count {
+        if self.table.entries.len() as u64 >= limit_count {
             return Err(FormatError::TooManyTensors { limit_count });
         }
-        let entry = if !self.strict && self.scanner.peek_token() == Some(b'[') {
-            self.array_entry(&name)?
-        } else {
-            self.object_entry(&name)?
-        };
-        let (dtype, shape, data_offsets) = entry;
-        self.tensors.push(TensorInfo {
-            name: name.into_owned(),
-            dtype,
-            shape,
-            data_offsets,
-        });
+        let (dtype, shape, data_offsets) =
+            if !self.strict && self.scanner.peek_token() == Some(b'[') {
+                self.array_entry(&name)?
+            } else {
+                self.object_entry(&name)?
+            };
+        self.table.push(&name, dtype, &shape, data_offsets);
         Ok(())
     }
 
     /// `{"dtype":"F32","shape":[2],"data_offsets":[0,8]}`, in any order.
-    fn object_entry(&mut self, name: &str) -> Result<Entry, FormatError> {
+    fn object_entry(&mut self, name: &str) -> Result<Fields, FormatError> {
         self.open(b'{', name, None, "an object")?;
         let (mut dtype, mut shape, mut offsets) = (None, None, None);
         let again = |field| FormatError::DuplicateField {
@@ -512,7 +506,7 @@ impl<'a> Parser<'a> {
     }
 
     /// `["F32",[2],[0,8]]`: no promise of the format, but the reference implementation reads it.
-    fn array_entry(&mut self, name: &str) -> Result<Entry, FormatError> {
+    fn array_entry(&mut self, name: &str) -> Result<Fields, FormatError> {
         self.scanner.expect(b'[', "`[`")?;
         let dtype = self.dtype(name)?;
         self.scanner.expect(b',', "`,`")?;
@@ -636,4 +630,4 @@ impl<'a> Parser<'a> {
 }
 
 /// dtype, shape and data_offsets.
-type Entry = (Dtype, Vec<u64>, (u64, u64));
+type Fields = (Dtype, Vec<u64>, (u64, u64));

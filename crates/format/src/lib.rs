@@ -21,7 +21,7 @@
 //!
 //! let header = Header::parse(&file, file.len() as u64, Strictness::Spec, &Limits::default())?;
 //! let scale = header.get("scale").unwrap();
-//! assert_eq!((scale.dtype, &scale.shape[..]), (Dtype::F32, &[1][..]));
+//! assert_eq!((scale.dtype, scale.shape), (Dtype::F32, &[1][..]));
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 #![forbid(unsafe_code)]
@@ -36,12 +36,15 @@ mod show;
 mod slice;
 mod sniff;
 mod spec;
+mod table;
 mod write;
 
 pub use decode::{DecodeError, decode_f32, decode_f32_into, encode_f32};
 pub use dtype::Dtype;
 pub use error::{EntryField, FormatError, JsonKind};
-pub use header::{Header, Limits, Metadata, Strictness, TensorInfo, header_bytes};
+pub use header::{
+    Header, Limits, Metadata, Strictness, TensorInfo, Tensors, TensorsIter, header_bytes,
+};
 pub use show::shown;
 pub use slice::{
     Batch, Batches, Index, IndexSyntaxError, Piece, ReadRange, SliceError, SliceOptions, SlicePlan,

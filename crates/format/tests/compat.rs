@@ -38,8 +38,8 @@ fn agree(file: &[u8], seed: u64) -> bool {
         let offsets = (info.data_offsets.0 as u64, info.data_offsets.1 as u64);
         assert_eq!(tensor.name, name);
         assert_eq!(
-            (tensor.dtype.name(), &tensor.shape, tensor.data_offsets),
-            (&*info.dtype.to_string(), &shape, offsets),
+            (tensor.dtype.name(), tensor.shape, tensor.data_offsets),
+            (&*info.dtype.to_string(), &shape[..], offsets),
             "{}",
             text()
         );
@@ -674,10 +674,11 @@ fn what_is_written_is_read_back() {
                     [start + read.data_offsets.0 as usize..start + read.data_offsets.1 as usize];
                 assert_eq!(
                     (written.dtype, written.shape, written.bytes),
-                    (read.dtype, &*read.shape, bytes)
+                    (read.dtype, read.shape, bytes)
                 );
                 if !written.bytes.is_empty() {
-                    assert_eq!(header.tensors()[position].name, written.name, "{order:?}");
+                    let placed = header.tensors().get(position).unwrap();
+                    assert_eq!(placed.name, written.name, "{order:?}");
                 }
             }
             assert!(agree(&file, seed));

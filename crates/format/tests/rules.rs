@@ -277,11 +277,7 @@ fn names_and_keys_once() {
     // The last one wins, wherever it lies.
     let two = r#"{"a":{"dtype":"U8","shape":[9],"data_offsets":[0,9]},"b":{"dtype":"U8","shape":[1],"data_offsets":[2,3]},"a":{"dtype":"U8","shape":[2],"data_offsets":[0,2]}}"#;
     let header = parse(&file(two, 3), Strictness::Compat).unwrap();
-    let names: Vec<&str> = header
-        .tensors()
-        .iter()
-        .map(|tensor| tensor.name.as_str())
-        .collect();
+    let names: Vec<&str> = header.tensors().iter().map(|tensor| tensor.name).collect();
     assert_eq!(names, ["a", "b"]);
     assert_eq!(header.get("a").unwrap().shape, [2]);
     assert_eq!(header.get("b").unwrap().data_offsets, (2, 3));

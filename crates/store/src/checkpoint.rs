@@ -45,7 +45,7 @@ pub struct Checkpoint {
 #[derive(Clone, Copy, Debug)]
 pub struct Place<'a> {
     /// The tensor.
-    pub tensor: &'a TensorInfo,
+    pub tensor: TensorInfo<'a>,
     /// Its file: a shard's path, or the label of a buffer.
     pub file: &'a str,
     /// The position of its first byte in that file.
@@ -201,9 +201,9 @@ impl Checkpoint {
     }
 
     /// All tensors, in the order of their bytes, file by file.
-    pub fn tensors(&self) -> impl Iterator<Item = &TensorInfo> {
+    pub fn tensors(&self) -> impl Iterator<Item = TensorInfo<'_>> {
         let listed = move |position: usize, tensor: &TensorInfo| match &self.weight_map {
-            Some(weight_map) => weight_map.get(&tensor.name) == Some(&position),
+            Some(weight_map) => weight_map.get(tensor.name) == Some(&position),
             None => true,
         };
         let files = self.files.iter().enumerate();
@@ -218,7 +218,7 @@ impl Checkpoint {
     /// All tensors with where they lie, in the order of [`Checkpoint::tensors`].
     pub fn places(&self) -> impl Iterator<Item = Place<'_>> {
         let listed = move |position: usize, tensor: &TensorInfo| match &self.weight_map {
-            Some(weight_map) => weight_map.get(&tensor.name) == Some(&position),
+            Some(weight_map) => weight_map.get(tensor.name) == Some(&position),
             None => true,
         };
         let files = self.files.iter().enumerate();
@@ -236,7 +236,7 @@ impl Checkpoint {
 
     /// The names of all tensors, in the order of [`Checkpoint::tensors`].
     pub fn names(&self) -> impl Iterator<Item = &str> {
-        self.tensors().map(|tensor| tensor.name.as_str())
+        self.tensors().map(|tensor| tensor.name)
     }
 
     /// How many tensors there are.
@@ -257,11 +257,11 @@ impl Checkpoint {
     }
 
     /// The tensor of this name, without its bytes.
-    pub fn get(&self, name: &str) -> Option<&TensorInfo> {
+    pub fn get(&self, name: &str) -> Option<TensorInfo<'_>> {
         self.locate(name).map(|(_, tensor)| tensor)
     }
 
-    fn locate(&self, name: &str) -> Option<(&ShardFile, &TensorInfo)> {
+    fn locate(&self, name: &str) -> Option<(&ShardFile, TensorInfo<'_>)> {
         let file = match &self.weight_map {
             Some(weight_map) => &self.files[*weight_map.get(name)?],
             None => self.files.first()?,
@@ -269,7 +269,7 @@ impl Checkpoint {
         file.header.get(name).map(|tensor| (file, tensor))
     }
 
-    fn find(&self, name: &str) -> Result<(&ShardFile, &TensorInfo), StoreError> {
+    fn find(&self, name: &str) -> Result<(&ShardFile, TensorInfo<'_>), StoreError> {
         let missing = || StoreError::NoSuchTensor {
             file: self.label.clone(),
             tensor: name.to_owned(),
@@ -283,8 +283,8 @@ impl Checkpoint {
     /// No such tensor, the system's errors, a file that shrank, memory.
     pub fn read_bytes(&self, name: &str) -> Result<Vec<u8>, StoreError> {
         let (file, tensor) = self.find(name)?;
-        let mut bytes = file.reserve(&tensor.name, tensor.byte_count())?;
-        file.for_each_piece(tensor, |piece| {
+        let mut bytes = file.reserve(tensor.name, tensor.byte_count())?;
+        file.for_each_piece(&tensor, |piece| {
             bytes.extend_from_slice(piece);
             Ok(())
         })?;
@@ -317,12 +317,12 @@ impl Checkpoint {
     /// As [`Checkpoint::read_bytes`], and [`StoreError::Decode`] for complex and 4- or 6-bit numbers.
     pub fn read_f32(&self, name: &str) -> Result<Vec<f32>, StoreError> {
         let (file, tensor) = self.find(name)?;
-        file.check_readable(tensor)?;
-        let mut values = file.reserve(&tensor.name, tensor.element_count())?;
+        file.check_readable(&tensor)?;
+        let mut values = file.reserve(tensor.name, tensor.element_count())?;
         let piece_bytes = tensor.byte_count().min(PIECE_BYTES as u64) as usize;
-        let mut decoded = vec![0.0; piece_bytes / element_bytes(tensor)];
-        file.for_each_piece(tensor, |piece| {
-            let count = piece.len() / element_bytes(tensor);
+        let mut decoded = vec![0.0; piece_bytes / element_bytes(&tensor)];
+        file.for_each_piece(&tensor, |piece| {
+            let count = piece.len() / element_bytes(&tensor);
             decode_f32_into(tensor.dtype, piece, &mut decoded[..count])?;
             values.extend_from_slice(&decoded[..count]);
             Ok(())
@@ -336,7 +336,7 @@ impl Checkpoint {
     /// As [`Checkpoint::read_f32`], and [`StoreError::Decode`] if `out` has another length.
     pub fn read_f32_into(&self, name: &str, out: &mut [f32]) -> Result<(), StoreError> {
         let (file, tensor) = self.find(name)?;
-        file.check_readable(tensor)?;
+        file.check_readable(&tensor)?;
         if out.len() as u64 != tensor.element_count() {
             let byte_count = usize::try_from(tensor.byte_count()).unwrap_or(usize::MAX);
             let (dtype, element_count) = (tensor.dtype, out.len());
@@ -345,11 +345,11 @@ impl Checkpoint {
                 byte_count,
                 element_count,
             };
-            return Err(file.undecodable(tensor, error));
+            return Err(file.undecodable(&tensor, error));
         }
         let mut done = 0;
-        file.for_each_piece(tensor, |piece| {
-            let next = done + piece.len() / element_bytes(tensor);
+        file.for_each_piece(&tensor, |piece| {
+            let next = done + piece.len() / element_bytes(&tensor);
             decode_f32_into(tensor.dtype, piece, &mut out[done..next])?;
             done = next;
             Ok(())
@@ -366,11 +366,11 @@ impl Checkpoint {
             file: file.source.label.clone(),
             tensor: name.to_owned(),
         };
-        let bytes = file.view(tensor).ok_or_else(not_there)?;
+        let bytes = file.view(&tensor).ok_or_else(not_there)?;
         Ok(TensorView {
-            name: &tensor.name,
+            name: tensor.name,
             dtype: tensor.dtype,
-            shape: &tensor.shape,
+            shape: tensor.shape,
             bytes,
         })
     }
@@ -488,7 +488,7 @@ impl ShardFile {
     }
 
     fn undecodable(&self, tensor: &TensorInfo, error: DecodeError) -> StoreError {
-        let (file, tensor) = (self.source.label.clone(), tensor.name.clone());
+        let (file, tensor) = (self.source.label.clone(), tensor.name.to_owned());
         StoreError::Decode {
             file,
             tensor,

@@ -136,8 +136,8 @@ fn check_all_listed(
             .header
             .tensors()
             .iter()
-            .filter(|tensor| weight_map.get(&tensor.name) != Some(&position));
-        tensors.extend(unlisted.map(|tensor| (tensor.name.clone(), shard.to_string())));
+            .filter(|tensor| weight_map.get(tensor.name) != Some(&position));
+        tensors.extend(unlisted.map(|tensor| (tensor.name.to_owned(), shard.to_string())));
     }
     if tensors.is_empty() {
         Ok(())

@@ -169,10 +169,10 @@ pub fn changed_demo(path: &Path, mut change: impl FnMut(&mut Stored) -> bool) {
     let mut tensors: Vec<Stored> = demo
         .tensors()
         .map(|info| Stored {
-            name: info.name.clone(),
+            name: info.name.to_owned(),
             dtype: info.dtype,
-            shape: info.shape.clone(),
-            bytes: read(&info.name),
+            shape: info.shape.to_vec(),
+            bytes: read(info.name),
         })
         .collect();
     tensors.retain_mut(|stored| change(stored));

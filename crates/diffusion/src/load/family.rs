@@ -115,7 +115,7 @@ impl Family {
     }
 
     /// The family of a file with these tensors, and what gave it away.
-    pub fn of(tensors: &[&TensorInfo]) -> (Family, String) {
+    pub fn of(tensors: &[TensorInfo<'_>]) -> (Family, String) {
         by_marks(tensors)
             .or_else(|| by_unet(tensors))
             .unwrap_or_else(|| by_remains(tensors))
@@ -179,7 +179,7 @@ const MARKS: [(Family, Where, &str); 33] = {
     ]
 };
 
-fn by_marks(tensors: &[&TensorInfo]) -> Option<(Family, String)> {
+fn by_marks(tensors: &[TensorInfo<'_>]) -> Option<(Family, String)> {
     MARKS.iter().find_map(|&(family, place, mark)| {
         let tensor = tensors.iter().find(|tensor| match place {
             Where::Start => tensor.name.starts_with(mark),
@@ -193,7 +193,7 @@ fn by_marks(tensors: &[&TensorInfo]) -> Option<(Family, String)> {
 /// Context width of SD 2.x, whose UNet otherwise differs from SD 1.x's only in linear projections.
 const SD2_CONTEXT: u64 = 1024;
 
-fn by_unet(tensors: &[&TensorInfo]) -> Option<(Family, String)> {
+fn by_unet(tensors: &[TensorInfo<'_>]) -> Option<(Family, String)> {
     let unet = PartKeys::find(Part::UNet, tensors)?;
     let saw = |stored: &super::keys::Stored| format!("`{}` {:?}", stored.name, stored.shape);
     if let Some(stored) = unet.get("add_embedding.linear_1.weight") {
@@ -232,7 +232,7 @@ fn by_unet(tensors: &[&TensorInfo]) -> Option<(Family, String)> {
 /// Tensors of a textual inversion: a few vectors and nothing else.
 const EMBEDDING_TENSORS_MAX: usize = 4;
 
-fn by_remains(tensors: &[&TensorInfo]) -> (Family, String) {
+fn by_remains(tensors: &[TensorInfo<'_>]) -> (Family, String) {
     let first = |start: &str| {
         tensors
             .iter()
@@ -282,14 +282,14 @@ mod tests {
     use safelight_format::Dtype;
 
     fn check(tensors: &[(&str, &[u64])], expected: Family) {
-        let tensor = |(name, shape): &(&str, &[u64])| TensorInfo {
-            name: name.to_string(),
+        let tensors = tensors.iter().map(|&(name, shape)| TensorInfo {
+            name,
             dtype: Dtype::F16,
-            shape: shape.to_vec(),
+            shape,
             data_offsets: (0, 0),
-        };
-        let tensors: Vec<_> = tensors.iter().map(tensor).collect();
-        let (family, saw) = Family::of(&tensors.iter().collect::<Vec<_>>());
+        });
+        let tensors: Vec<TensorInfo<'_>> = tensors.collect();
+        let (family, saw) = Family::of(&tensors);
         assert_eq!(family, expected, "saw {saw}");
     }
 

@@ -151,7 +151,7 @@ impl PartKeys {
     /// The part's tensors in a file, or `None` if there are none.
     ///
     /// The first prefix under which anything of the part lies is the one: `model_ema.` copies stay behind.
-    pub(crate) fn find(part: Part, tensors: &[&TensorInfo]) -> Option<PartKeys> {
+    pub(crate) fn find(part: Part, tensors: &[TensorInfo<'_>]) -> Option<PartKeys> {
         let (prefix, naming) = part.prefixes().iter().find_map(|&prefix| {
             let has = |mark: &&str| {
                 tensors.iter().any(|t| {
@@ -168,7 +168,7 @@ impl PartKeys {
         let inside = || {
             tensors
                 .iter()
-                .filter_map(|&tensor| Some((tensor, tensor.name.strip_prefix(prefix)?)))
+                .filter_map(|tensor| Some((tensor, tensor.name.strip_prefix(prefix)?)))
         };
         let blocks = Blocks::of(inside().map(|(_, name)| name));
         let mut stored = BTreeMap::new();
@@ -182,7 +182,7 @@ impl PartKeys {
             };
             if let Some(ours) = ours.filter(|ours| part.owns(ours)) {
                 let (name, dtype, shape) =
-                    (tensor.name.clone(), tensor.dtype, tensor.shape.clone());
+                    (tensor.name.to_owned(), tensor.dtype, tensor.shape.to_vec());
                 stored.insert(ours, Stored { name, dtype, shape });
             }
         }
@@ -619,22 +619,14 @@ mod tests {
     use super::*;
 
     fn keys(part: Part, names: &[&str]) -> PartKeys {
-        let tensor = |name: &&str| TensorInfo {
-            name: name.to_string(),
+        let tensor = |name| TensorInfo {
+            name,
             dtype: Dtype::F32,
-            shape: vec![1],
+            shape: &[1],
             data_offsets: (0, 4),
         };
-        PartKeys::find(
-            part,
-            &names
-                .iter()
-                .map(tensor)
-                .collect::<Vec<_>>()
-                .iter()
-                .collect::<Vec<_>>(),
-        )
-        .expect("the part is there")
+        let tensors: Vec<TensorInfo<'_>> = names.iter().copied().map(tensor).collect();
+        PartKeys::find(part, &tensors).expect("the part is there")
     }
 
     /// Both ways: the file's name to ours, and back without looking it up.

@@ -50,7 +50,7 @@ impl<'c> PartSource<'c> {
     fn find(
         part: Part,
         checkpoint: &'c Checkpoint,
-        tensors: &[&TensorInfo],
+        tensors: &[TensorInfo<'_>],
     ) -> Option<PartSource<'c>> {
         Some(PartSource {
             checkpoint,
@@ -157,7 +157,7 @@ fn metadata(checkpoint: &Checkpoint, key: &str) -> Option<String> {
 impl<'c> Parts<'c> {
     /// The parts of a single file.
     pub(crate) fn of(checkpoint: &'c Checkpoint) -> Parts<'c> {
-        let tensors: Vec<&TensorInfo> = checkpoint.tensors().collect();
+        let tensors: Vec<TensorInfo<'_>> = checkpoint.tensors().collect();
         let (family, saw) = Family::of(&tensors);
         let has = |name: &str| checkpoint.get(name).is_some();
         let spec = metadata(checkpoint, "modelspec.prediction_type");
@@ -222,7 +222,7 @@ impl<'c> Parts<'c> {
 
     /// Takes the VAE from another file.
     pub(crate) fn replace_vae(&mut self, checkpoint: &'c Checkpoint) -> Result<(), LoadError> {
-        let tensors: Vec<&TensorInfo> = checkpoint.tensors().collect();
+        let tensors: Vec<TensorInfo<'_>> = checkpoint.tensors().collect();
         let Some(vae) = PartSource::find(Part::Vae, checkpoint, &tensors) else {
             let (family, saw) = Family::of(&tensors);
             let what = format!(
@@ -608,7 +608,7 @@ impl Folder {
 
     /// The folder's parts; JSON wins over shapes.
     pub(crate) fn parts(&self) -> Result<Parts<'_>, LoadError> {
-        let tensors: Vec<&TensorInfo> = self
+        let tensors: Vec<TensorInfo<'_>> = self
             .parts
             .iter()
             .flat_map(|(_, checkpoint, _)| checkpoint.tensors())
@@ -619,7 +619,7 @@ impl Folder {
         };
         let find = |wanted: Part| {
             let (_, checkpoint, json) = self.parts.iter().find(|(part, ..)| *part == wanted)?;
-            let own: Vec<&TensorInfo> = checkpoint.tensors().collect();
+            let own: Vec<TensorInfo<'_>> = checkpoint.tensors().collect();
             let source = PartSource::find(wanted, checkpoint, &own)?;
             Some(PartSource {
                 json: json.clone(),
