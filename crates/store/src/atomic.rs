@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::error::{StoreError, path_text};
+use crate::sys;
 
 /// As many links to links as Linux follows.
 const LINKS_MAX: usize = 40;
@@ -13,12 +14,27 @@ const LINKS_MAX: usize = 40;
 /// Bytes collected before they go to the file.
 const BUFFER_BYTES: usize = 1024 * 1024;
 
+/// How a finished file takes its place.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Publish {
+    /// Wait for the disk.
+    pub(crate) sync: bool,
+    /// Fail rather than write over the target where the file system cannot rename.
+    pub(crate) only_atomic: bool,
+}
+
 /// Writes a file's new content beside it, then renames it into place.
 ///
 /// A new file gets the mode every program's new files get (the umask decides); a replaced one
-/// keeps its mode, and its owner where the system lets us. A symbolic link stays and its target
-/// is replaced. With `sync`, the bytes are on the disk before the rename, and the rename before
-/// this returns. If anything fails nothing has changed, and nothing is left behind.
+/// keeps its mode, its extended attributes, and its owner where the system lets us. A symbolic
+/// link stays and its target is replaced. Whoever has the old file open or mapped keeps seeing the
+/// old one. With `sync`, the bytes are on the disk before the rename, and the rename before
+/// this returns. If anything fails nothing has changed, and nothing is left behind; on Linux even
+/// a killed process leaves nothing, because the new file has no name until it is complete.
+///
+/// Some file systems (object stores mounted as folders, single files mounted into containers)
+/// cannot rename over a file. There the complete new content is copied over the target; if that
+/// fails half way, the error names the file that holds it.
 ///
 /// ```
 /// # let folder = std::env::temp_dir().join(format!("safelight-replace-{}", std::process::id()));
@@ -37,35 +53,21 @@ pub fn replace_file(
     sync: bool,
     write: impl FnOnce(&mut dyn Write) -> io::Result<()>,
 ) -> Result<(), StoreError> {
-    let target = follow_links(path).map_err(StoreError::io("write", path))?;
-    let old = match fs::metadata(&target) {
-        Ok(old) if old.is_file() => Some(old),
-        Ok(old) => {
-            let what = if old.is_dir() {
-                "a folder"
-            } else {
-                "a device or pipe"
-            };
-            return Err(StoreError::NotAFile {
-                file: path_text(path),
-                what,
-            });
-        }
-        Err(error) if error.kind() == io::ErrorKind::NotFound => None,
-        Err(error) => return Err(StoreError::io("write", path)(error)),
+    let temporary = Temporary::for_target(path)?;
+    let publish = Publish {
+        sync,
+        ..Publish::default()
     };
-    let mut temporary =
-        Temporary::beside(&target, old.as_ref()).map_err(StoreError::io("write", path))?;
-    temporary
-        .fill(write, old.as_ref(), sync)
-        .map_err(StoreError::io("write", path))?;
-    temporary
-        .rename_to(&target, sync)
+    let mut buffered = BufWriter::with_capacity(BUFFER_BYTES, &temporary.file);
+    let written = write(&mut buffered).and_then(|()| buffered.flush());
+    let _ = buffered.into_parts(); // on an error: drop what is left, do not write it once more
+    written
+        .and_then(|()| temporary.publish(publish))
         .map_err(StoreError::io("write", path))
 }
 
 /// Where a chain of symbolic links leads; there need not be a file yet.
-fn follow_links(path: &Path) -> io::Result<PathBuf> {
+pub(crate) fn follow_links(path: &Path) -> io::Result<PathBuf> {
     let mut target = path.to_owned();
     for _ in 0..LINKS_MAX {
         match fs::read_link(&target) {
@@ -77,97 +79,187 @@ fn follow_links(path: &Path) -> io::Result<PathBuf> {
 }
 
 /// The folder that a file lies in.
-fn folder_of(path: &Path) -> &Path {
+pub(crate) fn folder_of(path: &Path) -> &Path {
     path.parent()
         .filter(|parent| !parent.as_os_str().is_empty())
         .unwrap_or(Path::new("."))
 }
 
-/// A file of our own in the target's folder. Deleted when dropped, unless it was renamed.
-struct Temporary {
-    path: PathBuf,
-    file: Option<File>,
+/// A file of our own in the target's folder, to be filled and published. Gone when dropped.
+pub(crate) struct Temporary {
+    // Closed before `name` is deleted: Windows wants that.
+    pub(crate) file: File,
+    name: TemporaryName,
+    /// What it will replace, links followed.
+    pub(crate) target: PathBuf,
+    old: Option<fs::Metadata>,
+}
+
+/// Deletes the file of that name when dropped; empty if there is none.
+struct TemporaryName(PathBuf);
+
+impl Drop for TemporaryName {
+    fn drop(&mut self) {
+        if !self.0.as_os_str().is_empty() {
+            let _ = fs::remove_file(&self.0);
+        }
+    }
 }
 
 impl Temporary {
-    /// Creates a file that was not there before. If it will replace one, nobody may read it who
-    /// could not read that.
-    fn beside(target: &Path, old: Option<&fs::Metadata>) -> io::Result<Temporary> {
-        static COUNT: AtomicU64 = AtomicU64::new(0);
-        if target.file_name().is_none() {
-            return Err(io::Error::new(
-                io::ErrorKind::InvalidInput,
-                "the path names no file",
-            ));
-        }
-        let mut options = OpenOptions::new();
-        options.write(true).create_new(true);
-        #[cfg(unix)]
-        if let Some(old) = old {
-            use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
-            options.mode(old.mode() & 0o777);
-        }
-        #[cfg(not(unix))]
-        let _ = old;
-        loop {
-            let count = COUNT.fetch_add(1, Ordering::Relaxed);
-            let path =
-                folder_of(target).join(format!(".safelight-{}-{count}.tmp", std::process::id()));
-            match options.open(&path) {
-                Ok(file) => {
-                    return Ok(Temporary {
-                        path,
-                        file: Some(file),
-                    });
-                }
-                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {} // an older process's
-                Err(error) => return Err(error),
+    /// Creates it. If it will replace a file, nobody may read it who could not read that.
+    pub(crate) fn for_target(path: &Path) -> Result<Temporary, StoreError> {
+        let target = follow_links(path).map_err(StoreError::io("write", path))?;
+        let old = match fs::metadata(&target) {
+            Ok(old) if old.is_file() => Some(old),
+            Ok(old) => {
+                let what = if old.is_dir() {
+                    "a folder"
+                } else {
+                    "a device or pipe"
+                };
+                return Err(StoreError::NotAFile {
+                    file: path_text(path),
+                    what,
+                });
             }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+            Err(error) => return Err(StoreError::io("write", path)(error)),
+        };
+        if target.file_name().is_none() {
+            let error = io::Error::new(io::ErrorKind::InvalidInput, "the path names no file");
+            return Err(StoreError::io("write", path)(error));
         }
+        let mode = mode_for(old.as_ref());
+        let (file, name) = match sys::create_unnamed(folder_of(&target), mode, &target) {
+            Some(file) => (file, TemporaryName(PathBuf::new())),
+            None => create_named(&target, mode).map_err(StoreError::io("write", path))?,
+        };
+        Ok(Temporary {
+            file,
+            name,
+            target,
+            old,
+        })
     }
 
-    fn fill(
-        &mut self,
-        write: impl FnOnce(&mut dyn Write) -> io::Result<()>,
-        old: Option<&fs::Metadata>,
-        sync: bool,
-    ) -> io::Result<()> {
-        let Some(file) = &self.file else {
-            return Ok(());
-        };
-        let mut buffered = BufWriter::with_capacity(BUFFER_BYTES, file);
-        let written = write(&mut buffered).and_then(|()| buffered.flush());
-        let _ = buffered.into_parts(); // on an error: drop what is left, do not write it once more
-        written?;
-        if let Some(old) = old {
-            keep_owner(file, old);
+    /// Puts the file into the target's place.
+    pub(crate) fn publish(self, how: Publish) -> io::Result<()> {
+        let Temporary {
+            file,
+            mut name,
+            target,
+            old,
+        } = self;
+        if let Some(old) = &old {
+            keep_owner(&file, old);
+            keep_attributes(&file, &target);
             // Some file systems have no modes; the content matters more.
             let _ = file.set_permissions(old.permissions());
         }
-        if sync { file.sync_all() } else { Ok(()) }
-    }
-
-    fn rename_to(mut self, target: &Path, sync: bool) -> io::Result<()> {
-        self.file = None; // Windows renames closed files only
-        fs::rename(&self.path, target)?;
-        self.path = PathBuf::new();
-        #[cfg(unix)]
-        if sync {
-            File::open(folder_of(target))?.sync_all()?;
+        if how.sync {
+            sys::sync(&file, &target)?;
         }
-        #[cfg(not(unix))]
-        let _ = sync;
-        Ok(())
+        if name.0.as_os_str().is_empty() {
+            if old.is_none() && sys::link(&file, &target).is_ok() {
+                return finish(&target, how);
+            }
+            name = name_it(&file, &target)?;
+        }
+        drop(file); // Windows renames closed files only
+        match sys::rename(&name.0, &target) {
+            Ok(()) => name.0 = PathBuf::new(),
+            Err(error) if !how.only_atomic && sys::cannot_rename(&error) => {
+                copy_over(&mut name, &target, old.is_some(), how.sync)?;
+            }
+            Err(error) => return Err(error),
+        }
+        finish(&target, how)
     }
 }
 
-impl Drop for Temporary {
-    fn drop(&mut self) {
-        self.file = None;
-        if !self.path.as_os_str().is_empty() {
-            let _ = fs::remove_file(&self.path);
+fn finish(target: &Path, how: Publish) -> io::Result<()> {
+    if how.sync {
+        sys::sync_folder(folder_of(target))?;
+    }
+    Ok(())
+}
+
+/// The mode that the temporary file is created with.
+fn mode_for(old: Option<&fs::Metadata>) -> u32 {
+    #[cfg(unix)]
+    if let Some(old) = old {
+        use std::os::unix::fs::MetadataExt as _;
+        return old.mode() & 0o777;
+    }
+    let _ = old;
+    0o666
+}
+
+/// Tries names in the target's folder until `make` finds one that is free.
+fn under_free_name<T>(
+    target: &Path,
+    mut make: impl FnMut(&Path) -> io::Result<T>,
+) -> io::Result<(T, TemporaryName)> {
+    static COUNT: AtomicU64 = AtomicU64::new(0);
+    loop {
+        let count = COUNT.fetch_add(1, Ordering::Relaxed);
+        let path = folder_of(target).join(format!(".safelight-{}-{count}.tmp", std::process::id()));
+        match make(&path) {
+            Ok(made) => return Ok((made, TemporaryName(path))),
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {} // an older process's
+            Err(error) => return Err(error),
         }
     }
+}
+
+/// Creates a file that was not there before.
+fn create_named(target: &Path, mode: u32) -> io::Result<(File, TemporaryName)> {
+    let mut options = OpenOptions::new();
+    options.read(true).write(true).create_new(true);
+    #[cfg(unix)]
+    std::os::unix::fs::OpenOptionsExt::mode(&mut options, mode);
+    #[cfg(not(unix))]
+    let _ = mode;
+    under_free_name(target, |path| options.open(path))
+}
+
+/// Names an unnamed file; where that does not work, a named copy of it.
+fn name_it(file: &File, target: &Path) -> io::Result<TemporaryName> {
+    if let Ok(((), name)) = under_free_name(target, |path| sys::link(file, path)) {
+        return Ok(name);
+    }
+    let metadata = file.metadata()?;
+    let (named, name) = create_named(target, mode_for(Some(&metadata)))?;
+    sys::copy_range((file, 0), (&named, 0), metadata.len(), target)?;
+    keep_owner(&named, &metadata);
+    named.set_permissions(metadata.permissions())?;
+    Ok(name)
+}
+
+/// Copies a finished file over its target, where renaming is not possible.
+fn copy_over(name: &mut TemporaryName, target: &Path, had_old: bool, sync: bool) -> io::Result<()> {
+    let copy = || -> io::Result<()> {
+        let from = File::open(&name.0)?;
+        let byte_count = from.metadata()?.len();
+        let to = File::create(target)?;
+        sys::copy_range((&from, 0), (&to, 0), byte_count, target)?;
+        if sync { sys::sync(&to, target) } else { Ok(()) }
+    };
+    let Err(error) = copy() else { return Ok(()) };
+    if !had_old {
+        let _ = fs::remove_file(target);
+        return Err(error);
+    }
+    let kept = std::mem::take(&mut name.0);
+    Err(io::Error::new(
+        error.kind(),
+        format!(
+            "{error}; this file system cannot rename, and copying over the file failed half way: \
+             the complete new content is in {}",
+            kept.display()
+        ),
+    ))
 }
 
 /// Gives the new file the old one's owner and group, where the system lets us.
@@ -184,3 +276,28 @@ fn keep_owner(file: &File, old: &fs::Metadata) {
 
 #[cfg(not(unix))]
 fn keep_owner(_: &File, _: &fs::Metadata) {}
+
+/// Gives the new file the old one's extended attributes (labels, access lists, notes of a user),
+/// as far as the system lets us.
+#[cfg(target_os = "linux")]
+fn keep_attributes(file: &File, target: &Path) {
+    use rustix::fs::{XattrFlags, fgetxattr, flistxattr, fsetxattr};
+    let Ok(old) = File::open(target) else { return };
+    let mut names = vec![0u8; 64 * 1024]; // the kernel's own limit for names, and for each value
+    let mut value = Vec::new();
+    let Ok(names_bytes) = flistxattr(&old, &mut names[..]) else {
+        return;
+    };
+    for name in names[..names_bytes].split_inclusive(|&byte| byte == 0) {
+        let Ok(name) = std::ffi::CStr::from_bytes_with_nul(name) else {
+            continue;
+        };
+        value.resize(64 * 1024, 0);
+        if let Ok(value_bytes) = fgetxattr(&old, name, &mut value[..]) {
+            let _ = fsetxattr(file, name, &value[..value_bytes], XattrFlags::empty());
+        }
+    }
+}
+
+#[cfg(not(target_os = "linux"))]
+fn keep_attributes(_: &File, _: &Path) {}

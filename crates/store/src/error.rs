@@ -114,6 +114,37 @@ pub enum StoreError {
         /// All such tensors, with their shard.
         tensors: Vec<(String, String)>,
     },
+    /// A piece was written that reaches beyond its tensor.
+    OutsideTensor {
+        /// The file that is being written.
+        file: String,
+        /// The tensor.
+        tensor: String,
+        /// Where the piece starts in it.
+        offset: u64,
+        /// How long the piece is.
+        byte_count: u64,
+        /// How long the tensor is.
+        tensor_bytes: u64,
+    },
+    /// A piece was written whose bytes, or some of them, were written before.
+    WrittenTwice {
+        /// The file that is being written.
+        file: String,
+        /// The tensor.
+        tensor: String,
+        /// Where the piece starts in it.
+        offset: u64,
+        /// How long the piece is.
+        byte_count: u64,
+    },
+    /// A file was finished before all of its bytes were written.
+    Unwritten {
+        /// The file that is being written.
+        file: String,
+        /// All such tensors, with the number of bytes that are missing.
+        tensors: Vec<(String, u64)>,
+    },
     /// The tensors to be written contradict themselves. Nothing was written.
     Write {
         /// The file that would have been written.
@@ -263,6 +294,50 @@ impl StoreError {
                     tensors
                         .iter()
                         .map(|(name, shard)| format!("`{}` in `{}`", shown(name), shown(shard))),
+                )
+            }
+            other => other.fmt_writing(f),
+        }
+    }
+
+    /// The messages about writing piece by piece.
+    fn fmt_writing(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            StoreError::OutsideTensor {
+                file,
+                tensor,
+                offset,
+                byte_count,
+                tensor_bytes,
+            } => write!(
+                f,
+                "cannot write {}: {byte_count} bytes at {offset} reach beyond tensor `{}`, which has {tensor_bytes}",
+                shown(file),
+                shown(tensor)
+            ),
+            StoreError::WrittenTwice {
+                file,
+                tensor,
+                offset,
+                byte_count,
+            } => write!(
+                f,
+                "cannot write {}: of the {byte_count} bytes at {offset} of tensor `{}`, some were written before",
+                shown(file),
+                shown(tensor)
+            ),
+            StoreError::Unwritten { file, tensors } => {
+                write!(
+                    f,
+                    "cannot finish {}: {} tensors are not complete: ",
+                    shown(file),
+                    tensors.len()
+                )?;
+                list(
+                    f,
+                    tensors
+                        .iter()
+                        .map(|(name, missing)| format!("`{}` lacks {missing} bytes", shown(name))),
                 )
             }
             other => write!(f, "{other:?}"),

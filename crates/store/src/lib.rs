@@ -31,10 +31,13 @@ mod map;
 mod save;
 mod shards;
 mod source;
+mod sys;
+mod writer;
 
 pub use atomic::replace_file;
 pub use checkpoint::{Checkpoint, OpenOptions, Place};
 pub use error::StoreError;
 pub use map::map;
-pub use save::{SaveOptions, ShardedSave, save, save_sharded};
+pub use save::{SaveOptions, ShardedSave, save, save_sharded, save_to};
 pub use source::{Bytes, ReadAt};
+pub use writer::{TensorWriter, Writer};

@@ -1,21 +1,63 @@
-//! Writing checkpoints: one file, or shards with an index.
+//! Writing checkpoints that lie in memory: one file, any output, or shards with an index.
 
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
-use safelight_format::{HeaderPlan, Metadata, Order, TensorView, WriteError};
+use safelight_format::{HeaderPlan, Metadata, Order, PlanOptions, TensorView, WriteError};
 use serde_json::json;
 
-use crate::atomic::replace_file;
+use crate::atomic::{Publish, Temporary, replace_file};
 use crate::error::{StoreError, path_text};
+use crate::sys;
 
 /// How a checkpoint is written.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug)]
 pub struct SaveOptions {
-    /// The order of tensors in the file.
+    /// The order of tensors in the file. For one of your own, hand the tensors over in it and ask
+    /// for [`Order::Insertion`].
     pub order: Order,
     /// Wait until the bytes are on the disk, so that a power cut cannot lose them.
     pub sync: bool,
+    /// Tensor data starts at a multiple of this: a power of two, 8 or more. 4096 lets readers map
+    /// and transfer whole pages. See [`Order::Aligned`] for the tensors behind the first.
+    pub align_bytes: u64,
+    /// Room left in the header, so that metadata and tensors can be added later without moving
+    /// the data.
+    pub reserve_header_bytes: u64,
+    /// Fail where the file system cannot rename, rather than copy the finished file over the
+    /// target (see [`replace_file`]).
+    pub only_atomic: bool,
+}
+
+impl Default for SaveOptions {
+    /// Hugging Face's order and alignment, nothing reserved, no waiting.
+    fn default() -> SaveOptions {
+        let plan = PlanOptions::default();
+        SaveOptions {
+            order: plan.order,
+            sync: false,
+            align_bytes: plan.align_bytes,
+            reserve_header_bytes: plan.reserve_bytes,
+            only_atomic: false,
+        }
+    }
+}
+
+impl SaveOptions {
+    pub(crate) fn plan(&self) -> PlanOptions {
+        PlanOptions {
+            order: self.order,
+            align_bytes: self.align_bytes,
+            reserve_bytes: self.reserve_header_bytes,
+        }
+    }
+
+    pub(crate) fn publish(&self) -> Publish {
+        Publish {
+            sync: self.sync,
+            only_atomic: self.only_atomic,
+        }
+    }
 }
 
 /// Writes one `.safetensors` file, atomically (see [`replace_file`]); returns its size.
@@ -30,24 +72,70 @@ pub fn save(
     metadata: Option<&Metadata>,
     options: &SaveOptions,
 ) -> Result<u64, StoreError> {
-    let planned = HeaderPlan::new(tensors, metadata, options.order);
-    let plan = planned.map_err(|error| StoreError::Write {
-        file: path_text(path),
-        error,
-    })?;
-    replace_file(path, options.sync, |file| write_all(file, &plan, tensors))?;
+    let plan = plan(&path_text(path), tensors, metadata, options)?;
+    let temporary = Temporary::for_target(path)?;
+    let (file, target) = (&temporary.file, &temporary.target);
+    sys::allocate(file, plan.file_bytes(), target)
+        .and_then(|()| {
+            write_all(
+                &mut io::BufWriter::with_capacity(1 << 20, file),
+                &plan,
+                tensors,
+            )
+        })
+        .and_then(|()| temporary.publish(options.publish()))
+        .map_err(StoreError::io("write", path))?;
     Ok(plan.file_bytes())
 }
 
-fn write_all(
-    file: &mut dyn Write,
-    plan: &HeaderPlan,
+/// Writes the same bytes as [`save`] to a pipe, a socket, a buffer: one after the other, nothing
+/// is read back or sought. `label` stands for the output in messages.
+///
+/// ```
+/// use safelight_format::{Dtype, TensorView};
+/// use safelight_store::{Checkpoint, SaveOptions, save_to};
+///
+/// let answer = TensorView { name: "answer", dtype: Dtype::U8, shape: &[], bytes: &[42] };
+/// let mut buffer = Vec::new();
+/// save_to("a buffer", &mut buffer, &[answer], None, &SaveOptions::default())?;
+/// assert_eq!(Checkpoint::from_bytes("a buffer", buffer)?.read_bytes("answer")?, [42]);
+/// # Ok::<(), safelight_store::StoreError>(())
+/// ```
+///
+/// # Errors
+/// [`StoreError::Write`] if the tensors contradict themselves (nothing has been written then),
+/// [`StoreError::Io`] with what the output says.
+pub fn save_to(
+    label: &str,
+    out: &mut dyn Write,
     tensors: &[TensorView<'_>],
-) -> io::Result<()> {
-    file.write_all(plan.prefix())?;
-    plan.order()
-        .iter()
-        .try_for_each(|&position| file.write_all(tensors[position].bytes))
+    metadata: Option<&Metadata>,
+    options: &SaveOptions,
+) -> Result<u64, StoreError> {
+    let plan = plan(label, tensors, metadata, options)?;
+    write_all(out, &plan, tensors).map_err(StoreError::io("write", Path::new(label)))?;
+    Ok(plan.file_bytes())
+}
+
+fn plan(
+    label: &str,
+    tensors: &[TensorView<'_>],
+    metadata: Option<&Metadata>,
+    options: &SaveOptions,
+) -> Result<HeaderPlan, StoreError> {
+    let planned = HeaderPlan::with_options(tensors, metadata, &options.plan());
+    planned.map_err(|error| StoreError::Write {
+        file: label.to_owned(),
+        error,
+    })
+}
+
+fn write_all(out: &mut dyn Write, plan: &HeaderPlan, tensors: &[TensorView<'_>]) -> io::Result<()> {
+    out.write_all(plan.prefix())?;
+    for &position in plan.order() {
+        out.write_all(tensors[position].bytes)?;
+    }
+    out.flush()
 }
 
 /// What [`save_sharded`] wrote.

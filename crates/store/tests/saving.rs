@@ -46,6 +46,7 @@ fn what_is_saved_is_read() {
         let options = SaveOptions {
             order,
             sync: order == Order::Name,
+            ..SaveOptions::default()
         };
         let file_bytes = save(&path, &tensors, Some(&metadata), &options).unwrap();
         assert_eq!(fs::metadata(&path).unwrap().len(), file_bytes);

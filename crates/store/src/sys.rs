@@ -1,0 +1,357 @@
+//! The system calls that writing needs, and what to do where a system or file system lacks them.
+//!
+//! Every call names the path it works for, so that tests can let it fail as some file systems do.
+
+use std::fs::{self, File};
+use std::io;
+use std::path::Path;
+
+/// Bytes that are copied at a time where the kernel cannot copy by itself.
+const COPY_BYTES: u64 = 1024 * 1024;
+
+/// A call that can be made to fail in tests.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Call {
+    CreateUnnamed,
+    Link,
+    Rename,
+    Allocate,
+    Write,
+    Sync,
+    Clone,
+    CopyRange,
+    Lock,
+    Direct,
+}
+
+/// The error a test asks for; never one outside tests.
+fn fault(call: Call, at: &Path) -> io::Result<()> {
+    #[cfg(test)]
+    return faults::next(call, at);
+    #[cfg(not(test))]
+    {
+        let _ = (call, at);
+        Ok(())
+    }
+}
+
+/// Whether an error means "this file system does not do that", as opposed to "not this time".
+pub(crate) fn is_unsupported(error: &io::Error) -> bool {
+    #[cfg(target_os = "linux")]
+    if let Some(errno) = rustix::io::Errno::from_io_error(error) {
+        use rustix::io::Errno;
+        return matches!(
+            errno,
+            Errno::NOSYS
+                | Errno::OPNOTSUPP
+                | Errno::PERM
+                | Errno::XDEV
+                | Errno::INVAL
+                | Errno::NOTTY
+        );
+    }
+    matches!(
+        error.kind(),
+        io::ErrorKind::Unsupported | io::ErrorKind::CrossesDevices | io::ErrorKind::InvalidInput
+    )
+}
+
+/// Whether a failed rename says that the target can never be renamed to: the file system has no
+/// rename, or the target is a mount point of its own (a file mounted into a container).
+pub(crate) fn cannot_rename(error: &io::Error) -> bool {
+    is_unsupported(error) || error.kind() == io::ErrorKind::ResourceBusy
+}
+
+/// A file without a name in `folder`: it vanishes with the process unless [`link`] names it.
+/// `None` where there is no such thing.
+pub(crate) fn create_unnamed(folder: &Path, mode: u32, at: &Path) -> Option<File> {
+    fault(Call::CreateUnnamed, at).ok()?;
+    #[cfg(target_os = "linux")]
+    {
+        use rustix::fs::{Mode, OFlags};
+        if !Path::new("/proc/self/fd").exists() {
+            return None; // it could not be named later
+        }
+        let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
+        rustix::fs::open(folder, flags, Mode::from_bits_truncate(mode))
+            .ok()
+            .map(File::from)
+    }
+    #[cfg(not(target_os = "linux"))]
+    {
+        let _ = (folder, mode);
+        None
+    }
+}
+
+/// Gives an unnamed file its name; [`io::ErrorKind::AlreadyExists`] if that is taken.
+pub(crate) fn link(file: &File, path: &Path) -> io::Result<()> {
+    fault(Call::Link, path)?;
+    #[cfg(target_os = "linux")]
+    {
+        use std::os::fd::AsRawFd as _;
+        let own = format!("/proc/self/fd/{}", file.as_raw_fd());
+        let follow = rustix::fs::AtFlags::SYMLINK_FOLLOW;
+        Ok(rustix::fs::linkat(
+            rustix::fs::CWD,
+            own,
+            rustix::fs::CWD,
+            path,
+            follow,
+        )?)
+    }
+    #[cfg(not(target_os = "linux"))]
+    {
+        let _ = (file, path);
+        Err(io::ErrorKind::Unsupported.into())
+    }
+}
+
+pub(crate) fn rename(from: &Path, to: &Path) -> io::Result<()> {
+    fault(Call::Rename, to)?;
+    fs::rename(from, to)
+}
+
+/// Reserves room for a file of `byte_count` bytes, so that a full disk shows before the first byte
+/// is written and the blocks lie together. Where that cannot be done nothing happens.
+pub(crate) fn allocate(file: &File, byte_count: u64, at: &Path) -> io::Result<()> {
+    if byte_count == 0 {
+        return Ok(());
+    }
+    #[cfg(target_os = "linux")]
+    let done = fault(Call::Allocate, at).and_then(|()| {
+        let flags = rustix::fs::FallocateFlags::empty();
+        Ok(rustix::fs::fallocate(file, flags, 0, byte_count)?)
+    });
+    #[cfg(not(target_os = "linux"))]
+    let done = {
+        let _ = file;
+        fault(Call::Allocate, at)
+    };
+    match done {
+        Err(error) if is_unsupported(&error) => Ok(()),
+        done => done,
+    }
+}
+
+/// Writes all of `bytes` at `offset`; from any thread.
+pub(crate) fn write_at(file: &File, bytes: &[u8], offset: u64, at: &Path) -> io::Result<()> {
+    fault(Call::Write, at)?;
+    #[cfg(unix)]
+    {
+        std::os::unix::fs::FileExt::write_all_at(file, bytes, offset)
+    }
+    #[cfg(windows)]
+    {
+        use std::os::windows::fs::FileExt as _;
+        let (mut bytes, mut offset) = (bytes, offset);
+        while !bytes.is_empty() {
+            match file.seek_write(bytes, offset) {
+                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+                Ok(count) => (bytes, offset) = (&bytes[count..], offset + count as u64),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Fills `bytes` from `offset` on.
+pub(crate) fn read_at(file: &File, bytes: &mut [u8], offset: u64) -> io::Result<()> {
+    #[cfg(unix)]
+    {
+        std::os::unix::fs::FileExt::read_exact_at(file, bytes, offset)
+    }
+    #[cfg(windows)]
+    {
+        use std::os::windows::fs::FileExt as _;
+        let (mut done, mut offset) = (0, offset);
+        while done < bytes.len() {
+            match file.seek_read(&mut bytes[done..], offset) {
+                Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+                Ok(count) => (done, offset) = (done + count, offset + count as u64),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Waits until the file's bytes are on the disk.
+pub(crate) fn sync(file: &File, at: &Path) -> io::Result<()> {
+    fault(Call::Sync, at)?;
+    file.sync_all()
+}
+
+/// Waits until a folder's names are on the disk. Some file systems refuse; they need it not.
+pub(crate) fn sync_folder(folder: &Path) -> io::Result<()> {
+    #[cfg(unix)]
+    match File::open(folder)?.sync_all() {
+        Err(error) if is_unsupported(&error) => {}
+        done => return done,
+    }
+    let _ = folder;
+    Ok(())
+}
+
+/// Makes `to` share all blocks of `from`, so that a copy costs no time and no room: Btrfs, XFS, …
+/// `false` where that is not possible.
+pub(crate) fn clone(from: &File, to: &File, at: &Path) -> bool {
+    if fault(Call::Clone, at).is_err() {
+        return false;
+    }
+    #[cfg(target_os = "linux")]
+    {
+        rustix::fs::ioctl_ficlone(to, from).is_ok()
+    }
+    #[cfg(not(target_os = "linux"))]
+    {
+        let _ = (from, to);
+        false
+    }
+}
+
+/// Copies a range from file to file: in the kernel (sharing blocks where both sides allow) or,
+/// where it cannot, through a buffer. `UnexpectedEof` if `from` ends first.
+pub(crate) fn copy_range(
+    from: (&File, u64),
+    to: (&File, u64),
+    byte_count: u64,
+    at: &Path,
+) -> io::Result<()> {
+    let done = copy_in_kernel(from, to, byte_count, at)?;
+    let (mut from_offset, mut to_offset) = (from.1 + done, to.1 + done);
+    let mut left = byte_count - done;
+    let mut buffer = vec![0; left.min(COPY_BYTES) as usize];
+    while left > 0 {
+        let piece = &mut buffer[..left.min(COPY_BYTES) as usize];
+        read_at(from.0, piece, from_offset)?;
+        write_at(to.0, piece, to_offset, at)?;
+        let count = piece.len() as u64;
+        (from_offset, to_offset, left) = (from_offset + count, to_offset + count, left - count);
+    }
+    Ok(())
+}
+
+/// Copies as much as the kernel does; how much that was.
+#[cfg(target_os = "linux")]
+fn copy_in_kernel(
+    from: (&File, u64),
+    to: (&File, u64),
+    byte_count: u64,
+    at: &Path,
+) -> io::Result<u64> {
+    let (mut from_offset, mut to_offset) = (from.1, to.1);
+    while from_offset - from.1 < byte_count {
+        let left = (byte_count - (from_offset - from.1)).min(1 << 30) as usize;
+        let copied = fault(Call::CopyRange, at).and_then(|()| {
+            let (from_at, to_at) = (Some(&mut from_offset), Some(&mut to_offset));
+            Ok(rustix::fs::copy_file_range(
+                from.0, from_at, to.0, to_at, left,
+            )?)
+        });
+        match copied {
+            Ok(0) => break, // at the end, or a file system that says so
+            Ok(_) => {}
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) if is_unsupported(&error) => break,
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(from_offset - from.1)
+}
+
+#[cfg(not(target_os = "linux"))]
+fn copy_in_kernel(_: (&File, u64), _: (&File, u64), _: u64, at: &Path) -> io::Result<u64> {
+    fault(Call::CopyRange, at).map_or(Ok(0), |()| Ok(0))
+}
+
+/// Locks a file against other writers of ours for as long as `file` is open; `Ok(false)` if
+/// another one holds it.
+pub(crate) fn try_lock(file: &File, at: &Path) -> io::Result<bool> {
+    fault(Call::Lock, at)?;
+    match file.try_lock() {
+        Ok(()) => Ok(true),
+        Err(fs::TryLockError::WouldBlock) => Ok(false),
+        Err(fs::TryLockError::Error(error)) => Err(error),
+    }
+}
+
+/// Turns writing around the page cache on or off; whether the file system took it.
+pub(crate) fn set_direct(file: &File, direct: bool, at: &Path) -> bool {
+    if fault(Call::Direct, at).is_err() {
+        return false;
+    }
+    #[cfg(target_os = "linux")]
+    {
+        use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
+        let Ok(mut flags) = fcntl_getfl(file) else {
+            return false;
+        };
+        flags.set(OFlags::DIRECT, direct);
+        fcntl_setfl(file, flags).is_ok()
+    }
+    #[cfg(not(target_os = "linux"))]
+    {
+        let _ = (file, direct);
+        false
+    }
+}
+
+/// Errors on request: what other file systems say, said here.
+#[cfg(test)]
+pub(crate) mod faults {
+    use std::io;
+    use std::path::{Path, PathBuf};
+    use std::sync::Mutex;
+
+    use super::Call;
+
+    struct Fault {
+        below: PathBuf,
+        call: Call,
+        /// Calls that still succeed.
+        spare: usize,
+        errno: i32,
+    }
+
+    static FAULTS: Mutex<Vec<Fault>> = Mutex::new(Vec::new());
+
+    /// Lets calls for files in `folder` fail, after the first `spare` ones, until it is dropped.
+    pub(crate) struct Injected(PathBuf);
+
+    pub(crate) fn inject(folder: &Path, call: Call, spare: usize, errno: i32) -> Injected {
+        let below = folder.to_owned();
+        let fault = Fault {
+            below: below.clone(),
+            call,
+            spare,
+            errno,
+        };
+        FAULTS.lock().unwrap().push(fault);
+        Injected(below)
+    }
+
+    impl Drop for Injected {
+        fn drop(&mut self) {
+            FAULTS.lock().unwrap().retain(|fault| fault.below != self.0);
+        }
+    }
+
+    pub(super) fn next(call: Call, at: &Path) -> io::Result<()> {
+        let mut faults = FAULTS.lock().unwrap();
+        let mut matching = faults
+            .iter_mut()
+            .filter(|fault| fault.call == call && at.starts_with(&fault.below));
+        match matching.next() {
+            Some(fault) if fault.spare == 0 => Err(io::Error::from_raw_os_error(fault.errno)),
+            Some(fault) => {
+                fault.spare -= 1;
+                Ok(())
+            }
+            None => Ok(()),
+        }
+    }
+}

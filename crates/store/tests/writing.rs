@@ -1,0 +1,188 @@
+//! The streaming writer: any order, any thread, nothing visible before the end.
+
+mod common;
+
+use std::fs;
+use std::io::Write as _;
+use std::path::Path;
+
+use common::Folder;
+use safelight_format::{Dtype, Metadata, Order, TensorSpec, TensorView};
+use safelight_store::{Checkpoint, SaveOptions, StoreError, Writer, save, save_to};
+
+fn spec(name: &str, dtype: Dtype, shape: &[u64]) -> TensorSpec {
+    let (name, shape) = (name.to_owned(), shape.to_vec());
+    TensorSpec { name, dtype, shape }
+}
+
+/// Three tensors, of which `Order::HuggingFace` puts the last first.
+fn specs() -> [TensorSpec; 3] {
+    [
+        spec("a", Dtype::U8, &[1000, 1000]),
+        spec("empty", Dtype::U8, &[0]),
+        spec("z", Dtype::F32, &[2, 3]),
+    ]
+}
+
+fn contents() -> [Vec<u8>; 3] {
+    let noise = (0..1_000_000u32).map(|i| (i.wrapping_mul(2654435761) >> 24) as u8);
+    [noise.collect(), Vec::new(), (0..24).collect()]
+}
+
+fn views<'a>(specs: &'a [TensorSpec], contents: &'a [Vec<u8>]) -> Vec<TensorView<'a>> {
+    let both = specs.iter().zip(contents);
+    both.map(|(spec, bytes)| TensorView {
+        name: &spec.name,
+        dtype: spec.dtype,
+        shape: &spec.shape,
+        bytes,
+    })
+    .collect()
+}
+
+fn create(path: &Path) -> Writer {
+    Writer::create(path, &specs(), None, &SaveOptions::default()).unwrap()
+}
+
+#[test]
+fn every_way_of_writing_gives_the_same_file() {
+    let folder = Folder::new();
+    let (specs, contents) = (specs(), contents());
+    let metadata = Metadata::from([("format".to_owned(), "pt".to_owned())]);
+    for order in [
+        Order::HuggingFace,
+        Order::Insertion,
+        Order::Name,
+        Order::Aligned,
+    ] {
+        let options = SaveOptions {
+            order,
+            align_bytes: 64,
+            reserve_header_bytes: 100,
+            ..SaveOptions::default()
+        };
+        let (saved, streamed) = (folder.join("saved"), folder.join("streamed"));
+        let views = views(&specs, &contents);
+        let file_bytes = save(&saved, &views, Some(&metadata), &options).unwrap();
+
+        let mut buffer = Vec::new();
+        save_to("buffer", &mut buffer, &views, Some(&metadata), &options).unwrap();
+
+        let writer = Writer::create(&streamed, &specs, Some(&metadata), &options).unwrap();
+        assert_eq!(writer.file_bytes(), file_bytes);
+        for (index, bytes) in contents.iter().enumerate().rev() {
+            let mut out = writer.tensor(index);
+            bytes
+                .chunks(777)
+                .for_each(|piece| out.write_all(piece).unwrap());
+        }
+        assert_eq!(writer.finish().unwrap(), file_bytes);
+
+        let expected = fs::read(&saved).unwrap();
+        assert_eq!(buffer, expected, "{order:?}");
+        assert!(fs::read(&streamed).unwrap() == expected, "{order:?}");
+        let checkpoint = Checkpoint::open(&saved).unwrap();
+        assert_eq!(checkpoint.read_bytes("a").unwrap(), contents[0]);
+    }
+}
+
+#[test]
+fn pieces_from_many_threads() {
+    let folder = Folder::new();
+    let path = folder.join("model");
+    let contents = contents();
+    let writer = create(&path);
+    std::thread::scope(|scope| {
+        for start in 0..4 {
+            let (writer, bytes) = (&writer, &contents[0]);
+            scope.spawn(move || {
+                for (position, piece) in bytes.chunks(4001).enumerate().skip(start).step_by(4) {
+                    writer.write_at(0, position as u64 * 4001, piece).unwrap();
+                }
+            });
+        }
+        writer.write_at(2, 0, &contents[2]).unwrap();
+    });
+    writer.finish().unwrap();
+    let checkpoint = Checkpoint::open(&path).unwrap();
+    assert_eq!(checkpoint.read_bytes("a").unwrap(), contents[0]);
+    assert_eq!(checkpoint.read_bytes("z").unwrap(), contents[2]);
+    assert_eq!(folder.list(), ["model"]);
+}
+
+#[test]
+fn pieces_copied_from_files() {
+    let folder = Folder::new();
+    let contents = contents();
+    let source = folder.write("source", [&b"junk"[..], &contents[0]].concat());
+    let source = fs::File::open(source).unwrap();
+    let writer = create(&folder.join("model"));
+    writer.copy_at(0, 0, &source, 4, 999_999).unwrap();
+    let error = writer
+        .copy_at(0, 999_999, &source, 1_000_004, 1)
+        .unwrap_err();
+    assert!(matches!(error, StoreError::Io { .. }), "{error}");
+    writer.copy_at(0, 999_999, &source, 1_000_003, 1).unwrap();
+    writer.write_at(2, 0, &contents[2]).unwrap();
+    writer.finish().unwrap();
+    let checkpoint = Checkpoint::open(&folder.join("model")).unwrap();
+    assert_eq!(checkpoint.read_bytes("a").unwrap(), contents[0]);
+}
+
+#[test]
+fn what_is_missing_is_named_and_the_old_file_stays() {
+    let folder = Folder::new();
+    let path = folder.write("model", "old");
+    let writer = create(&path);
+    writer.write_at(0, 10, &[1; 999_980]).unwrap();
+    let error = writer.finish().unwrap_err().to_string();
+    let expected = format!(
+        "cannot finish {}: 2 tensors are not complete: `a` lacks 20 bytes, `z` lacks 24 bytes",
+        path.display()
+    );
+    assert_eq!(error, expected);
+    drop(create(&path));
+    assert_eq!(fs::read(&path).unwrap(), b"old");
+    assert_eq!(folder.list(), ["model"]);
+}
+
+#[test]
+fn pieces_that_cannot_be() {
+    let folder = Folder::new();
+    let path = folder.join("model");
+    let writer = create(&path);
+    let says = |offset, bytes: &[u8]| writer.write_at(2, offset, bytes).unwrap_err().to_string();
+    let prefix = format!("cannot write {}: ", path.display());
+    let beyond = "reach beyond tensor `z`, which has 24";
+    assert_eq!(says(0, &[0; 25]), format!("{prefix}25 bytes at 0 {beyond}"));
+    assert_eq!(says(25, &[]), format!("{prefix}0 bytes at 25 {beyond}"));
+    assert_eq!(
+        says(u64::MAX, &[0]),
+        format!("{prefix}1 bytes at {} {beyond}", u64::MAX)
+    );
+    writer.write_at(2, 8, &[0; 8]).unwrap();
+    for (offset, len) in [(0, 9), (8, 1), (15, 1), (15, 9), (0, 24)] {
+        let expected = format!(
+            "{prefix}of the {len} bytes at {offset} of tensor `z`, some were written before"
+        );
+        assert_eq!(says(offset, &vec![0; len]), expected);
+    }
+    writer.write_at(2, 0, &[0; 8]).unwrap();
+    writer.write_at(2, 16, &[0; 8]).unwrap();
+    assert!(writer.tensor(2).write_all(&[1]).is_ok(), "collected");
+    let error = writer.finish().unwrap_err().to_string();
+    assert!(error.contains("some were written before"), "{error}");
+    assert!(folder.list().is_empty());
+}
+
+#[test]
+fn nothing_is_seen_before_the_end() {
+    let folder = Folder::new();
+    let path = folder.join("model");
+    let writer = create(&path);
+    writer.write_at(0, 0, &[1; 1_000_000]).unwrap();
+    assert!(!path.exists());
+    writer.write_at(2, 0, &[1; 24]).unwrap();
+    writer.finish().unwrap();
+    assert_eq!(folder.list(), ["model"]);
+}
