@@ -89,7 +89,9 @@ impl From<StoreError> for Failure {
                 _ => Failure::Machine(message),
             },
             StoreError::OutOfMemory { .. } => Failure::Machine(message),
-            StoreError::NoSuchTensor { .. } | StoreError::Write { .. } => Failure::Usage(message),
+            StoreError::NoSuchTensor { .. }
+            | StoreError::Write { .. }
+            | StoreError::BadLocation { .. } => Failure::Usage(message),
             _ => Failure::Model(message),
         }
     }

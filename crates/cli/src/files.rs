@@ -10,6 +10,7 @@ use std::process::ExitCode;
 
 use clap::{Args, Subcommand, ValueHint};
 use safelight_store::Checkpoint;
+use safelight_store::location::{self, Location};
 
 use crate::error::Failure;
 use crate::{interrupt, ls, meta, say};
@@ -152,9 +153,12 @@ pub(crate) fn each(
     }
 }
 
-/// Opens a safetensors file, an index with its shards, or a folder with one of these.
+/// Opens a safetensors file, an index with its shards (both may be URLs), or a folder with one of these.
 pub(crate) fn open(path: &Path) -> Result<Checkpoint, Failure> {
-    Ok(Checkpoint::open(&in_folder(path)?)?)
+    Ok(match Location::of(path) {
+        Location::Path(path) => Checkpoint::open(&in_folder(&path)?)?,
+        Location::Url(url) => location::open(url)?,
+    })
 }
 
 /// The file that is meant by a folder: its index, or the only safetensors file in it. A file stands for itself.

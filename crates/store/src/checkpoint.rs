@@ -393,7 +393,10 @@ impl ShardFile {
     }
 
     /// Reads and checks the header.
-    fn of_source(source: FileSource, options: &OpenOptions) -> Result<ShardFile, StoreError> {
+    pub(crate) fn of_source(
+        source: FileSource,
+        options: &OpenOptions,
+    ) -> Result<ShardFile, StoreError> {
         let bad = |error: FormatError| StoreError::Format {
             file: source.label.clone(),
             error,
@@ -472,6 +475,7 @@ impl ShardFile {
         }
         let start = self.header.data_start();
         let (mut offset, end) = (start + tensor.data_offsets.0, start + tensor.data_offsets.1);
+        self.source.will_read(&[(offset, end)]);
         let mut buffer = vec![0; tensor.byte_count().min(PIECE_BYTES as u64) as usize];
         while offset < end {
             let len = (end - offset).min(PIECE_BYTES as u64) as usize;

@@ -29,6 +29,13 @@ pub enum StoreError {
         /// What it is.
         what: &'static str,
     },
+    /// A URL that is not understood, or of a kind that this build does not read.
+    BadLocation {
+        /// The URL, without secrets.
+        location: String,
+        /// What is wrong, and what to do.
+        problem: String,
+    },
     /// The file's content is not a safetensors file.
     Format {
         /// The file.
@@ -193,6 +200,9 @@ impl fmt::Display for StoreError {
             }
             StoreError::NotAFile { file, what } => {
                 write!(f, "{}: this is {what}, a file is expected", shown(file))
+            }
+            StoreError::BadLocation { location, problem } => {
+                write!(f, "{}: {}", shown(location), shown(problem))
             }
             StoreError::Format { file, error } => write!(f, "{}: {error}", shown(file)),
             StoreError::Shrank {

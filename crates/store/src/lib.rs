@@ -27,6 +27,7 @@
 mod atomic;
 mod checkpoint;
 mod error;
+pub mod location;
 mod map;
 mod save;
 mod shards;

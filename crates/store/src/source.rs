@@ -25,6 +25,14 @@ pub trait ReadAt: Send + Sync {
     /// # Errors
     /// What the system says.
     fn byte_count(&self) -> io::Result<u64>;
+
+    /// Says that these ranges of bytes (start, end) will be read soon, by [`ReadAt::read_at`] and roughly in this order.
+    ///
+    /// A promise that costs nothing to break. What is far away fetches close ranges together and several at the same
+    /// time, and nothing that was not announced; files need no warning.
+    fn will_read(&self, ranges: &[(u64, u64)]) {
+        let _ = ranges;
+    }
 }
 
 impl ReadAt for File {
@@ -113,6 +121,13 @@ impl FileSource {
             Source::Memory(Bytes::Shared(bytes)) => Some(bytes),
             Source::Memory(Bytes::Static(bytes)) => Some(bytes),
             Source::Mapped(map) => Some(map),
+        }
+    }
+
+    /// Says what will be read soon, see [`ReadAt::will_read`].
+    pub(crate) fn will_read(&self, ranges: &[(u64, u64)]) {
+        if let Source::Reader(reader) = &self.source {
+            reader.will_read(ranges);
         }
     }
 
