@@ -9,7 +9,7 @@ use crate::dtype::Dtype;
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum DecodeError {
-    /// The dtype is complex, or its packing is not specified (4 and 6 bits).
+    /// The dtype is complex: [`decode_c64`] reads it as pairs.
     NoMeaning {
         /// The dtype.
         dtype: Dtype,
@@ -33,7 +33,7 @@ impl fmt::Display for DecodeError {
             DecodeError::NoMeaning { dtype } => {
                 write!(
                     f,
-                    "dtype {dtype} has no reading as plain numbers; convert the tensor to F32, F16 or BF16 first"
+                    "dtype {dtype} has no reading as plain numbers; its elements are pairs of F32, the real part first"
                 )
             }
             DecodeError::WrongLength {
@@ -52,6 +52,10 @@ impl fmt::Display for DecodeError {
 
 /// Decodes a tensor's bytes (little-endian, as in the file).
 ///
+/// F4 and F6 elements lie one behind the other from the lowest bit of the first byte on: element 0
+/// of an F4 tensor is the low half of byte 0, as in torch's `float4_e2m1fn_x2`. If such bytes end with unused bits that have
+/// room for an element, those decode as well; [`decode_f32_into`] knows how many there are.
+///
 /// ```
 /// use safelight_format::{Dtype, decode_f32};
 /// assert_eq!(decode_f32(Dtype::F16, &[0x00, 0x3e, 0x00, 0xc0])?, [1.5, -2.0]);
@@ -59,9 +63,11 @@ impl fmt::Display for DecodeError {
 /// ```
 ///
 /// # Errors
-/// [`DecodeError::NoMeaning`] for C64, F4 and F6; [`DecodeError::WrongLength`] if the last element is cut.
+/// [`DecodeError::NoMeaning`] for C64; [`DecodeError::WrongLength`] if the last element is cut.
 pub fn decode_f32(dtype: Dtype, bytes: &[u8]) -> Result<Vec<f32>, DecodeError> {
-    let mut out = vec![0.0; bytes.len() / element_bytes(dtype)];
+    let bits = dtype.bits() as usize;
+    // In eights (`bits` bytes hold eight elements), so that nothing overflows.
+    let mut out = vec![0.0; bytes.len() / bits * 8 + bytes.len() % bits * 8 / bits];
     decode_f32_into(dtype, bytes, &mut out)?;
     Ok(out)
 }
@@ -71,13 +77,14 @@ pub fn decode_f32(dtype: Dtype, bytes: &[u8]) -> Result<Vec<f32>, DecodeError> {
 /// # Errors
 /// As [`decode_f32`], and [`DecodeError::WrongLength`] if `out` is shorter or longer than the tensor.
 pub fn decode_f32_into(dtype: Dtype, bytes: &[u8], out: &mut [f32]) -> Result<(), DecodeError> {
-    if matches!(
-        dtype,
-        Dtype::C64 | Dtype::F4 | Dtype::F6E2m3 | Dtype::F6E3m2
-    ) {
+    if dtype == Dtype::C64 {
         return Err(DecodeError::NoMeaning { dtype });
     }
-    if out.len().checked_mul(element_bytes(dtype)) != Some(bytes.len()) {
+    let bits = dtype.bits() as usize;
+    let byte_count = (out.len() / 8)
+        .checked_mul(bits)
+        .and_then(|whole| whole.checked_add((out.len() % 8 * bits).div_ceil(8)));
+    if byte_count != Some(bytes.len()) {
         return Err(DecodeError::WrongLength {
             dtype,
             byte_count: bytes.len(),
@@ -105,9 +112,10 @@ pub fn decode_f32_into(dtype: Dtype, bytes: &[u8], out: &mut [f32]) -> Result<()
         Dtype::U32 => each(bytes, out, |b| u32::from_le_bytes(b) as f32),
         Dtype::I64 => each(bytes, out, |b| i64::from_le_bytes(b) as f32),
         Dtype::U64 => each(bytes, out, |b| u64::from_le_bytes(b) as f32),
-        Dtype::C64 | Dtype::F4 | Dtype::F6E2m3 | Dtype::F6E3m2 => {
-            return Err(DecodeError::NoMeaning { dtype });
-        }
+        Dtype::F4 => unpack::<4>(bytes, out, &E2M1),
+        Dtype::F6E2m3 => unpack::<6>(bytes, out, &E2M3),
+        Dtype::F6E3m2 => unpack::<6>(bytes, out, &E3M2),
+        Dtype::C64 => return Err(DecodeError::NoMeaning { dtype }),
     }
     Ok(())
 }
@@ -124,9 +132,32 @@ pub fn encode_f32(values: &[f32]) -> Vec<u8> {
         .collect()
 }
 
-/// Whole bytes of one element; 1 where elements are smaller (those are refused).
-fn element_bytes(dtype: Dtype) -> usize {
-    dtype.bits().div_ceil(8) as usize
+/// The elements of a C64 tensor: real and imaginary part.
+///
+/// ```
+/// let bytes = safelight_format::encode_f32(&[1.0, -2.0]);
+/// assert_eq!(safelight_format::decode_c64(&bytes)?, [[1.0, -2.0]]);
+/// # Ok::<(), safelight_format::DecodeError>(())
+/// ```
+///
+/// # Errors
+/// [`DecodeError::WrongLength`] if the last element is cut.
+pub fn decode_c64(bytes: &[u8]) -> Result<Vec<[f32; 2]>, DecodeError> {
+    let (elements, rest) = bytes.as_chunks::<8>();
+    if !rest.is_empty() {
+        return Err(DecodeError::WrongLength {
+            dtype: Dtype::C64,
+            byte_count: bytes.len(),
+            element_count: elements.len(),
+        });
+    }
+    let part = |bytes: &[u8; 8], at: usize| {
+        f32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
+    };
+    let pairs = elements
+        .iter()
+        .map(|bytes| [part(bytes, 0), part(bytes, 4)]);
+    Ok(pairs.collect())
 }
 
 /// Element by element; the caller has checked the lengths.
@@ -143,6 +174,18 @@ fn each<const N: usize>(bytes: &[u8], out: &mut [f32], decode: impl Fn([u8; N]) 
 
 fn look_up(bytes: &[u8], out: &mut [f32], table: &[f32; 256]) {
     each(bytes, out, |[byte]| table[usize::from(byte)]);
+}
+
+/// Elements of BITS bits, from the lowest bit of the first byte on: eight of them in BITS bytes.
+fn unpack<const BITS: usize>(bytes: &[u8], out: &mut [f32], table: &[f32; 64]) {
+    for (bytes, out) in bytes.chunks(BITS).zip(out.chunks_mut(8)) {
+        let mut stream = [0; 8];
+        stream[..bytes.len()].copy_from_slice(bytes);
+        let stream = u64::from_le_bytes(stream);
+        for (position, out) in out.iter_mut().enumerate() {
+            *out = table[(stream >> (position * BITS)) as usize & ((1 << BITS) - 1)];
+        }
+    }
 }
 
 /// IEEE 754 binary16, exactly; a NaN keeps its payload. Written without branches on the value so
@@ -171,26 +214,39 @@ enum Specials {
     OneNan,
     /// Minus zero is the only NaN.
     MinusZeroNan,
+    /// There are none, and minus zero is minus zero (OCP MX 1.0, §5.3.2 and §5.3.3).
+    None,
 }
 
-static E4M3: [f32; 256] = table(3, 7, Specials::OneNan);
-static E5M2: [f32; 256] = table(2, 15, Specials::Ieee);
-static E4M3_FNUZ: [f32; 256] = table(3, 8, Specials::MinusZeroNan);
-static E5M2_FNUZ: [f32; 256] = table(2, 16, Specials::MinusZeroNan);
+static E4M3: [f32; 256] = table(8, 3, 7, Specials::OneNan);
+static E5M2: [f32; 256] = table(8, 2, 15, Specials::Ieee);
+static E4M3_FNUZ: [f32; 256] = table(8, 3, 8, Specials::MinusZeroNan);
+static E5M2_FNUZ: [f32; 256] = table(8, 2, 16, Specials::MinusZeroNan);
+/// Only the first 16 are used.
+static E2M1: [f32; 64] = table(4, 1, 1, Specials::None);
+static E2M3: [f32; 64] = table(6, 3, 1, Specials::None);
+static E3M2: [f32; 64] = table(6, 2, 3, Specials::None);
 static E8M0: [f32; 256] = powers_of_two();
 
-/// All 256 values of an eight-bit float: a sign, `7 - mantissa_bits` of exponent, the mantissa.
-const fn table(mantissa_bits: u32, bias: i32, specials: Specials) -> [f32; 256] {
-    let mut values = [0.0; 256];
+/// All values of a small float: a sign, the exponent, the mantissa.
+const fn table<const COUNT: usize>(
+    bits: u32,
+    mantissa_bits: u32,
+    bias: i32,
+    specials: Specials,
+) -> [f32; COUNT] {
+    let mut values = [0.0; COUNT];
+    let sign = 1 << (bits - 1);
     let mut code = 0u32;
-    while code < 256 {
+    while code < 1 << bits {
         let mantissa = code & ((1 << mantissa_bits) - 1);
-        let exponent = (code & 0x7f) >> mantissa_bits;
-        let top = exponent == (1 << (7 - mantissa_bits)) - 1;
+        let exponent = (code & (sign - 1)) >> mantissa_bits;
+        let top = exponent == (1 << (bits - 1 - mantissa_bits)) - 1;
         let nan = match specials {
             Specials::Ieee => top && mantissa != 0,
-            Specials::OneNan => code & 0x7f == 0x7f,
-            Specials::MinusZeroNan => code == 0x80,
+            Specials::OneNan => code & (sign - 1) == sign - 1,
+            Specials::MinusZeroNan => code == sign,
+            Specials::None => false,
         };
         let magnitude = if nan {
             f32::NAN
@@ -202,7 +258,7 @@ const fn table(mantissa_bits: u32, bias: i32, specials: Specials) -> [f32; 256] 
             (mantissa + (1 << mantissa_bits)) as f32
                 * power_of_two(exponent as i32 - bias - mantissa_bits as i32)
         };
-        values[code as usize] = if code & 0x80 != 0 {
+        values[code as usize] = if code & sign != 0 {
             -magnitude
         } else {
             magnitude
@@ -313,16 +369,36 @@ mod tests {
         check(Dtype::F32, &[], &[]);
     }
 
+    /// The number tables of OCP MX 1.0, §5.3.
+    #[test]
+    fn four_and_six_bits() {
+        let halves = [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0];
+        check(Dtype::F4, &[0x10, 0x32, 0x54, 0x76], &halves);
+        check(
+            Dtype::F4,
+            &[0x98, 0xba, 0xdc, 0xfe],
+            &halves.map(|value| -value),
+        );
+        // 0b000001, 0b001000, 0b011111, 0b111111 from the lowest bit on.
+        let bytes = &[0x01 | 0x08 << 6, 0x08 >> 2 | 0xf0, 0x01 | 0xfc];
+        check(Dtype::F6E2m3, bytes, &[0.125, 1.0, 7.5, -7.5]);
+        check(Dtype::F6E3m2, bytes, &[0.0625, 0.5, 28.0, -28.0]);
+        // The number of elements, not of bytes, says what the last byte holds.
+        let mut three = [9.0; 3];
+        decode_f32_into(Dtype::F4, &[0x21, 0x07], &mut three).unwrap();
+        assert_eq!(three, [0.5, 1.0, 6.0]);
+        assert!(decode_f32_into(Dtype::F4, &[0x21, 0x07], &mut [0.0; 5]).is_err());
+        assert_eq!(decode_f32(Dtype::F6E3m2, &[0; 6]).unwrap().len(), 8);
+        assert_eq!(decode_f32(Dtype::F6E3m2, &[0; 2]).unwrap().len(), 2);
+    }
+
     #[test]
     fn what_cannot_be_decoded_is_refused() {
         for dtype in Dtype::ALL {
             let fine = decode_f32(dtype, &[0; 8]);
-            let refused = matches!(
-                dtype,
-                Dtype::C64 | Dtype::F4 | Dtype::F6E2m3 | Dtype::F6E3m2
-            );
-            assert_eq!(fine.is_err(), refused, "{dtype}");
+            assert_eq!(fine.is_err(), dtype == Dtype::C64, "{dtype}");
         }
+        assert!(decode_c64(&[0; 12]).is_err());
         let error = decode_f32(Dtype::F32, &[0; 7]).unwrap_err().to_string();
         assert_eq!(error, "7 bytes are not 1 elements of F32");
         assert!(decode_f32_into(Dtype::F16, &[0; 4], &mut [0.0; 3]).is_err());

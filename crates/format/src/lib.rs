@@ -28,6 +28,7 @@
 
 mod decode;
 mod dtype;
+mod encode;
 mod error;
 mod header;
 mod index;
@@ -39,8 +40,9 @@ mod spec;
 mod table;
 mod write;
 
-pub use decode::{DecodeError, decode_f32, decode_f32_into, encode_f32};
+pub use decode::{DecodeError, decode_c64, decode_f32, decode_f32_into, encode_f32};
 pub use dtype::Dtype;
+pub use encode::{CastReport, EncodeError, can_encode, encode, encode_into};
 pub use error::{EntryField, FormatError, JsonKind};
 pub use header::{
     Header, Limits, Metadata, Strictness, TensorInfo, Tensors, TensorsIter, header_bytes,

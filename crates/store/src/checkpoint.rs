@@ -16,10 +16,11 @@ use crate::source::{Bytes, FileSource, ReadAt, Source};
 /// What is read first of a file: enough for most headers, in one read.
 const FIRST_READ_BYTES: u64 = 64 * 1024;
 
-/// Tensors are read and decoded in pieces of this many bytes: a multiple of every element's size,
+/// Tensors are read and decoded in pieces of this many bytes: whole elements of any size (three
+/// bytes hold four of 6 bits),
 /// and small enough that a piece and its `f32`s stay in the second-level cache, so that each page
 /// of the result is touched once.
-const PIECE_BYTES: usize = 128 * 1024;
+const PIECE_BYTES: usize = 96 * 1024;
 
 /// How a checkpoint is opened.
 #[derive(Clone, Copy, Debug, Default)]
@@ -314,15 +315,15 @@ impl Checkpoint {
     /// Reads a tensor as `f32`s, whatever number type the file has. Memory: the result and less than 1 MiB.
     ///
     /// # Errors
-    /// As [`Checkpoint::read_bytes`], and [`StoreError::Decode`] for complex and 4- or 6-bit numbers.
+    /// As [`Checkpoint::read_bytes`], and [`StoreError::Decode`] for complex numbers.
     pub fn read_f32(&self, name: &str) -> Result<Vec<f32>, StoreError> {
         let (file, tensor) = self.find(name)?;
         file.check_readable(&tensor)?;
         let mut values = file.reserve(tensor.name, tensor.element_count())?;
         let piece_bytes = tensor.byte_count().min(PIECE_BYTES as u64) as usize;
-        let mut decoded = vec![0.0; piece_bytes / element_bytes(&tensor)];
+        let mut decoded = vec![0.0; elements_in(&tensor, piece_bytes)];
         file.for_each_piece(&tensor, |piece| {
-            let count = piece.len() / element_bytes(&tensor);
+            let count = elements_in(&tensor, piece.len());
             decode_f32_into(tensor.dtype, piece, &mut decoded[..count])?;
             values.extend_from_slice(&decoded[..count]);
             Ok(())
@@ -349,7 +350,7 @@ impl Checkpoint {
         }
         let mut done = 0;
         file.for_each_piece(&tensor, |piece| {
-            let next = done + piece.len() / element_bytes(&tensor);
+            let next = done + elements_in(&tensor, piece.len());
             decode_f32_into(tensor.dtype, piece, &mut out[done..next])?;
             done = next;
             Ok(())
@@ -501,7 +502,7 @@ impl ShardFile {
     }
 }
 
-/// The size of an element of at least 8 bits.
-fn element_bytes(tensor: &TensorInfo) -> usize {
-    tensor.dtype.bits().div_ceil(8) as usize
+/// How many elements fill so many bytes.
+fn elements_in(tensor: &TensorInfo, byte_count: usize) -> usize {
+    byte_count * 8 / tensor.dtype.bits() as usize
 }
