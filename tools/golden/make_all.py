@@ -4,6 +4,7 @@ import argparse
 
 import models
 import blocks
+import foreign
 import masks
 import pipeline_diffusers
 import pipeline_kdiffusion
@@ -12,7 +13,7 @@ import text
 import unet
 import vae
 
-ROOMS = {"layouts": models, "text": text, "blocks": blocks, "unet": unet, "vae": vae, "samplers": samplers, "masks": masks,
+ROOMS = {"layouts": models, "text": text, "blocks": blocks, "unet": unet, "vae": vae, "samplers": samplers, "masks": masks, "foreign": foreign,
          "pipeline_diffusers": pipeline_diffusers, "pipeline_kdiffusion": pipeline_kdiffusion}
 
 if __name__ == "__main__":

@@ -101,7 +101,6 @@ impl ConvertError {
     }
 
     /// [`ConvertError::Malformed`], in one call.
-    #[allow(dead_code)] // until the first reader of a foreign format stands
     pub(crate) fn malformed(
         file: &str,
         format: &'static str,

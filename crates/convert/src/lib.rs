@@ -25,12 +25,17 @@
 
 mod checkpoint;
 mod error;
+mod gguf;
+mod halves;
+mod input;
 mod open;
+mod sink;
 mod source;
 mod write;
 
 pub use checkpoint::CheckpointSource;
 pub use error::ConvertError;
+pub use gguf::{GgmlType, GgufOptions, GgufSource, GgufWeights, Quantized, write_gguf};
 pub use open::{OpenOptions, UnknownObjects, open, open_with};
 pub use source::{Limits, Note, PIECE_BYTES, Source};
 pub use write::{Report, WriteOptions, write_safetensors};

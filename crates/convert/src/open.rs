@@ -9,6 +9,7 @@ use safelight_store::{Checkpoint, ReadAt as _};
 
 use crate::checkpoint::CheckpointSource;
 use crate::error::ConvertError;
+use crate::gguf::{GgufSource, Quantized};
 use crate::source::{Limits, Source};
 
 /// As many first bytes as tell every kind of file.
@@ -33,6 +34,8 @@ pub struct OpenOptions {
     pub unknown_objects: UnknownObjects,
     /// Put plain numbers and strings beside the tensors into the metadata, as text; else they are dropped with a note.
     pub values_to_metadata: bool,
+    /// What becomes of quantised tensors (GGUF).
+    pub quantized: Quantized,
 }
 
 /// Opens a model file of any kind that is known here: safetensors, an index with its shards, and foreign formats.
@@ -73,6 +76,11 @@ pub fn open_with(path: &Path, options: &OpenOptions) -> Result<Box<dyn Source>, 
             let checkpoint = Checkpoint::open_with(path, &store_options)?;
             Ok(Box::new(CheckpointSource::new(checkpoint)))
         }
+        Some(FileKind::Gguf) => Ok(Box::new(GgufSource::open(
+            path,
+            &options.limits,
+            options.quantized,
+        )?)),
         kind => Err(ConvertError::UnknownKind {
             file: path.to_string_lossy().into_owned(),
             kind,

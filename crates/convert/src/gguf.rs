@@ -1,0 +1,470 @@
+//! GGUF files, versions 1 to 3 in either byte order, as a source. Quantised tensors are read as numbers.
+//!
+//! A file is a header, keys with typed values, tensor descriptions, and the tensors, each at a multiple of the
+//! alignment; dimensions are written fastest first. Source: ggml's `docs/gguf.md`; version 1 has 32-bit counts.
+//! What blocks mean is in `blocks` and `codebooks`; writing is in `write`.
+
+mod blocks;
+mod codebooks;
+mod kinds;
+mod metadata;
+mod write;
+
+use std::collections::{BTreeMap, HashSet};
+use std::path::Path;
+
+use safelight_format::{Dtype, TensorSpec};
+use safelight_store::ReadAt;
+
+use crate::error::ConvertError;
+use crate::halves::{bf16_of_f32, f16_of_f32};
+use crate::input::{Cursor, Input};
+use crate::source::{Limits, Note, PIECE_BYTES, Source};
+
+pub use kinds::GgmlType;
+pub use write::{GgufOptions, GgufWeights, write_gguf};
+
+/// What the file says unless it has `general.alignment`.
+const DEFAULT_ALIGNMENT: u64 = 32;
+
+/// ggml itself has four.
+const RANK_MAX: u32 = 16;
+
+/// Names and keys may be this long; ggml's limit is 65,535 for keys and 64 for names.
+const NAME_BYTES_MAX: u64 = 65_535;
+
+/// What becomes of quantised tensors.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Quantized {
+    /// The exact numbers that ggml computes.
+    #[default]
+    F32,
+    /// Rounded to F16; a number that F16 cannot hold is an error.
+    F16,
+    /// Rounded to BF16.
+    Bf16,
+    /// A file that has any is refused.
+    Refuse,
+}
+
+/// The tensors of a GGUF file.
+pub struct GgufSource {
+    input: Input,
+    tensors: Vec<TensorSpec>,
+    stored: Vec<Stored>,
+    metadata: BTreeMap<String, String>,
+    notes: Vec<Note>,
+    quantized: Quantized,
+    big_endian: bool,
+}
+
+/// How and where a tensor lies in the file.
+struct Stored {
+    kind: GgmlType,
+    /// From the file's first byte.
+    offset: u64,
+    byte_count: u64,
+}
+
+impl GgufSource {
+    /// Opens a file and reads all but its tensors.
+    ///
+    /// # Errors
+    /// What is wrong with the file, or what [`Quantized::Refuse`] refuses.
+    pub fn open(
+        path: &Path,
+        limits: &Limits,
+        quantized: Quantized,
+    ) -> Result<GgufSource, ConvertError> {
+        GgufSource::read_from(Input::open(path, "GGUF")?, limits, quantized)
+    }
+
+    /// As [`GgufSource::open`], from anything that can be read at any position; `label` is for messages.
+    ///
+    /// # Errors
+    /// As [`GgufSource::open`].
+    pub fn from_reader(
+        label: &str,
+        reader: Box<dyn ReadAt>,
+        limits: &Limits,
+        quantized: Quantized,
+    ) -> Result<GgufSource, ConvertError> {
+        GgufSource::read_from(Input::new(label, reader, "GGUF")?, limits, quantized)
+    }
+
+    /// How tensor `index` is stored.
+    pub fn stored_as(&self, index: usize) -> GgmlType {
+        self.stored[index].kind
+    }
+
+    fn read_from(
+        input: Input,
+        limits: &Limits,
+        quantized: Quantized,
+    ) -> Result<GgufSource, ConvertError> {
+        let mut reader = Reader::new(&input)?;
+        let tensor_count = reader.count()?;
+        let key_count = reader.count()?;
+        input.limited("", "tensors", tensor_count, limits.tensor_count_max)?;
+        let keys = metadata::read(&mut reader, key_count, limits)?;
+        let mut found = Vec::new();
+        for _ in 0..tensor_count {
+            found.push(reader.tensor(quantized)?);
+        }
+        let data_at = align(reader.cursor.at, keys.alignment);
+        let big_endian = reader.big_endian;
+        let (mut tensors, mut stored) = (Vec::new(), Vec::new());
+        for (spec, mut place) in found {
+            let offset = data_at.and_then(|start| start.checked_add(place.offset));
+            let end = offset.and_then(|offset| offset.checked_add(place.byte_count));
+            if end.is_none_or(|end| end > input.byte_count) {
+                let problem = format!(
+                    "{} bytes at byte {} of the tensor data, but the file has only {} bytes; is it whole?",
+                    place.byte_count, place.offset, input.byte_count
+                );
+                return Err(input.malformed(spec.name, problem));
+            }
+            place.offset = offset.unwrap_or_default();
+            tensors.push(spec);
+            stored.push(place);
+        }
+        check_apart(&input, &tensors, &stored)?;
+        let mut notes = keys.notes;
+        note_quantized(&stored, quantized, &mut notes);
+        Ok(GgufSource {
+            tensors,
+            stored,
+            metadata: keys.metadata,
+            notes,
+            quantized,
+            big_endian,
+            input,
+        })
+    }
+}
+
+/// The next multiple of the alignment.
+fn align(at: u64, alignment: u64) -> Option<u64> {
+    at.checked_next_multiple_of(alignment)
+}
+
+/// No two tensors share bytes (a small file must not stand for a large one), and no two have one name.
+fn check_apart(
+    input: &Input,
+    tensors: &[TensorSpec],
+    stored: &[Stored],
+) -> Result<(), ConvertError> {
+    let mut names = HashSet::new();
+    if let Some(twice) = tensors.iter().find(|tensor| !names.insert(&tensor.name)) {
+        return Err(input.malformed(&twice.name, "two tensors have this name"));
+    }
+    let mut order: Vec<usize> = (0..stored.len())
+        .filter(|&index| stored[index].byte_count > 0)
+        .collect();
+    order.sort_by_key(|&index| stored[index].offset);
+    for pair in order.windows(2) {
+        let end = stored[pair[0]].offset + stored[pair[0]].byte_count;
+        if stored[pair[1]].offset < end {
+            let problem = format!(
+                "starts at byte {}, inside of `{}`, which ends at byte {end}",
+                stored[pair[1]].offset,
+                safelight_format::shown(&tensors[pair[0]].name)
+            );
+            return Err(input.malformed(&tensors[pair[1]].name, problem));
+        }
+    }
+    Ok(())
+}
+
+/// One note for each quantised type.
+fn note_quantized(stored: &[Stored], quantized: Quantized, notes: &mut Vec<Note>) {
+    let mut counts: BTreeMap<u32, u64> = BTreeMap::new();
+    for place in stored {
+        if place.kind.plain().is_none() {
+            *counts.entry(place.kind.id()).or_default() += 1;
+        }
+    }
+    for (id, count) in counts {
+        let name = GgmlType::from_id(id).map_or("", GgmlType::name);
+        let to = quantized.dtype();
+        notes.push(Note::new(
+            name,
+            format!("{count} quantised tensors of this type are read as {to}"),
+        ));
+    }
+}
+
+impl Quantized {
+    /// What quantised tensors become.
+    fn dtype(self) -> Dtype {
+        match self {
+            Quantized::F32 | Quantized::Refuse => Dtype::F32,
+            Quantized::F16 => Dtype::F16,
+            Quantized::Bf16 => Dtype::Bf16,
+        }
+    }
+}
+
+/// Reads the parts before the tensors.
+pub(crate) struct Reader<'a> {
+    pub(crate) input: &'a Input,
+    pub(crate) cursor: Cursor<'a>,
+    pub(crate) big_endian: bool,
+    version: u32,
+}
+
+impl<'a> Reader<'a> {
+    /// Reads magic and version.
+    fn new(input: &'a Input) -> Result<Reader<'a>, ConvertError> {
+        let mut cursor = input.cursor(0);
+        if cursor.array()? != *b"GGUF" {
+            return Err(input.malformed("", "does not start with `GGUF`"));
+        }
+        let version = cursor.array()?;
+        let (little, big) = (u32::from_le_bytes(version), u32::from_be_bytes(version));
+        let big_endian = little & 0xffff == 0;
+        let version = if big_endian { big } else { little };
+        if !(1..=3).contains(&version) {
+            let what = format!(
+                "GGUF version {version}; versions 1 to 3 are known here, look for a newer safelight"
+            );
+            return Err(input.unsupported("", what));
+        }
+        Ok(Reader {
+            input,
+            cursor,
+            big_endian,
+            version,
+        })
+    }
+
+    pub(crate) fn u32(&mut self) -> Result<u32, ConvertError> {
+        let bytes = self.cursor.array()?;
+        Ok(if self.big_endian {
+            u32::from_be_bytes(bytes)
+        } else {
+            u32::from_le_bytes(bytes)
+        })
+    }
+
+    pub(crate) fn u64(&mut self) -> Result<u64, ConvertError> {
+        let bytes = self.cursor.array()?;
+        Ok(if self.big_endian {
+            u64::from_be_bytes(bytes)
+        } else {
+            u64::from_le_bytes(bytes)
+        })
+    }
+
+    /// A length or number of things: 32 bits in version 1, 64 since.
+    pub(crate) fn count(&mut self) -> Result<u64, ConvertError> {
+        if self.version == 1 {
+            self.u32().map(u64::from)
+        } else {
+            self.u64()
+        }
+    }
+
+    /// A tensor's or key's name.
+    pub(crate) fn name(&mut self) -> Result<String, ConvertError> {
+        let len = self.count()?;
+        self.input
+            .limited("", "bytes in a name", len, NAME_BYTES_MAX)?;
+        let at = self.cursor.at;
+        match std::str::from_utf8(self.cursor.take(len)?) {
+            Ok(name) => Ok(name.to_owned()),
+            Err(_) => {
+                let problem = format!("the name at byte {at} is not UTF-8");
+                Err(self.input.malformed("", problem))
+            }
+        }
+    }
+
+    /// A tensor's description; its place is relative to the tensor data for now.
+    fn tensor(&mut self, quantized: Quantized) -> Result<(TensorSpec, Stored), ConvertError> {
+        let name = self.name()?;
+        let rank = self.u32()?;
+        self.input
+            .limited(&name, "dimensions", u64::from(rank), u64::from(RANK_MAX))?;
+        let mut shape = (0..rank)
+            .map(|_| self.count())
+            .collect::<Result<Vec<u64>, _>>()?;
+        let id = self.u32()?;
+        let offset = self.u64()?;
+        let kind = GgmlType::from_id(id).map_err(|what| {
+            let what =
+                format!("has ggml's type {what}; nothing here reads it, get another quantisation");
+            self.input.unsupported(&name, what)
+        })?;
+        self.check_kind(&name, kind, quantized)?;
+        let row = shape.first().copied().unwrap_or(1);
+        if !row.is_multiple_of(kind.block_elements()) {
+            let problem = format!(
+                "rows of {row} elements are not whole {} blocks of {}",
+                kind.name(),
+                kind.block_elements()
+            );
+            return Err(self.input.malformed(name, problem));
+        }
+        shape.reverse();
+        let elements = shape
+            .iter()
+            .try_fold(1u64, |all, &dim| all.checked_mul(dim));
+        let byte_count = elements
+            .map(|elements| elements / kind.block_elements())
+            .and_then(|blocks| blocks.checked_mul(kind.block_bytes()));
+        // Wider dtypes must have a size, too.
+        let wide = elements.and_then(|elements| elements.checked_mul(64));
+        let (Some(byte_count), Some(_)) = (byte_count, wide) else {
+            let problem = format!("shape {shape:?} has no size in 64 bits");
+            return Err(self.input.malformed(name, problem));
+        };
+        let dtype = kind.plain().unwrap_or(quantized.dtype());
+        let stored = Stored {
+            kind,
+            offset,
+            byte_count,
+        };
+        Ok((TensorSpec { name, dtype, shape }, stored))
+    }
+
+    fn check_kind(
+        &self,
+        name: &str,
+        kind: GgmlType,
+        quantized: Quantized,
+    ) -> Result<(), ConvertError> {
+        if kind.plain().is_some() {
+            return Ok(());
+        }
+        if quantized == Quantized::Refuse {
+            let what = format!(
+                "is quantised ({}), and quantised tensors are to be refused",
+                kind.name()
+            );
+            return Err(self.input.unsupported(name, what));
+        }
+        if self.big_endian && kind.halves().is_none() {
+            let what = format!(
+                "is {} in a big-endian file: it is not settled which of its bytes are turned around; \
+                 get the little-endian file",
+                kind.name()
+            );
+            return Err(self.input.unsupported(name, what));
+        }
+        Ok(())
+    }
+}
+
+impl Source for GgufSource {
+    fn label(&self) -> &str {
+        &self.input.label
+    }
+
+    fn tensors(&self) -> &[TensorSpec] {
+        &self.tensors
+    }
+
+    fn metadata(&self) -> &BTreeMap<String, String> {
+        &self.metadata
+    }
+
+    fn notes(&self) -> &[Note] {
+        &self.notes
+    }
+
+    fn read(
+        &self,
+        index: usize,
+        out: &mut dyn FnMut(&[u8]) -> Result<(), ConvertError>,
+    ) -> Result<(), ConvertError> {
+        let stored = &self.stored[index];
+        if let Some(dtype) = stored.kind.plain() {
+            let size = (dtype.bits() / 8) as usize;
+            return self
+                .input
+                .pieces(stored.offset, stored.byte_count, size, &mut |piece| {
+                    if self.big_endian && size > 1 {
+                        piece.chunks_exact_mut(size).for_each(<[u8]>::reverse);
+                    }
+                    out(piece)
+                });
+        }
+        self.read_blocks(index, out)
+    }
+}
+
+impl GgufSource {
+    /// Quantised blocks, so many at a time that the numbers fill a piece.
+    fn read_blocks(
+        &self,
+        index: usize,
+        out: &mut dyn FnMut(&[u8]) -> Result<(), ConvertError>,
+    ) -> Result<(), ConvertError> {
+        let stored = &self.stored[index];
+        let elements = stored.kind.block_elements() as usize;
+        let block_bytes = stored.kind.block_bytes() as usize;
+        let blocks_max = PIECE_BYTES / 4 / elements;
+        let mut numbers = Vec::new();
+        let mut bytes = Vec::new();
+        let (mut offset, mut left) = (stored.offset, stored.byte_count);
+        let mut buffer = vec![0; left.min((blocks_max * block_bytes) as u64) as usize];
+        while left > 0 {
+            let count = left.min(buffer.len() as u64) as usize;
+            let piece = &mut buffer[..count];
+            self.input.read_exact_at(piece, offset)?;
+            if self.big_endian {
+                for block in piece.chunks_exact_mut(block_bytes) {
+                    for &at in stored.kind.halves().unwrap_or_default() {
+                        block.swap(at, at + 1);
+                    }
+                }
+            }
+            numbers.resize(count / block_bytes * elements, 0.0);
+            blocks::dequantize(stored.kind, piece, &mut numbers);
+            self.encode(index, &numbers, &mut bytes)?;
+            out(&bytes)?;
+            offset += count as u64;
+            left -= count as u64;
+        }
+        Ok(())
+    }
+
+    /// Numbers as the tensor's dtype.
+    fn encode(
+        &self,
+        index: usize,
+        numbers: &[f32],
+        bytes: &mut Vec<u8>,
+    ) -> Result<(), ConvertError> {
+        match self.quantized {
+            Quantized::F32 | Quantized::Refuse => {
+                bytes.resize(numbers.len() * 4, 0);
+                for (bytes, number) in bytes.as_chunks_mut().0.iter_mut().zip(numbers) {
+                    *bytes = number.to_le_bytes();
+                }
+            }
+            Quantized::F16 => {
+                let large = |number: &&f32| number.is_finite() && number.abs() >= 65520.0;
+                if let Some(number) = numbers.iter().find(large) {
+                    return Err(ConvertError::Request {
+                        at: self.tensors[index].name.clone(),
+                        problem: format!(
+                            "holds {number}, and F16 ends at 65504; choose F32 or BF16"
+                        ),
+                    });
+                }
+                encode_16(numbers, bytes, f16_of_f32);
+            }
+            Quantized::Bf16 => encode_16(numbers, bytes, bf16_of_f32),
+        }
+        Ok(())
+    }
+}
+
+fn encode_16(numbers: &[f32], bytes: &mut Vec<u8>, encode: impl Fn(f32) -> u16) {
+    bytes.resize(numbers.len() * 2, 0);
+    for (bytes, number) in bytes.as_chunks_mut().0.iter_mut().zip(numbers) {
+        *bytes = encode(*number).to_le_bytes();
+    }
+}
