@@ -26,6 +26,7 @@
 
 mod atomic;
 mod checkpoint;
+pub mod edit;
 mod error;
 pub mod location;
 mod map;
