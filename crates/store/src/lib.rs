@@ -26,7 +26,6 @@
 
 mod atomic;
 mod checkpoint;
-pub mod edit;
 mod error;
 pub mod location;
 mod map;
