@@ -6,7 +6,6 @@
 mod args;
 mod bench;
 mod choose;
-mod convert;
 mod error;
 mod exif;
 mod files;

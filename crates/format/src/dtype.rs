@@ -119,7 +119,35 @@ impl Dtype {
 
     /// The dtype of this name, `None` if no dtype is called so.
     pub fn from_name(name: &str) -> Option<Dtype> {
-        Dtype::ALL.into_iter().find(|dtype| dtype.name() == name)
+        Dtype::from_bytes(name.as_bytes())
+    }
+
+    pub(crate) fn from_bytes(name: &[u8]) -> Option<Dtype> {
+        Some(match name {
+            b"BOOL" => Dtype::Bool,
+            b"F4" => Dtype::F4,
+            b"F6_E2M3" => Dtype::F6E2m3,
+            b"F6_E3M2" => Dtype::F6E3m2,
+            b"U8" => Dtype::U8,
+            b"I8" => Dtype::I8,
+            b"F8_E5M2" => Dtype::F8E5m2,
+            b"F8_E4M3" => Dtype::F8E4m3,
+            b"F8_E8M0" => Dtype::F8E8m0,
+            b"F8_E4M3FNUZ" => Dtype::F8E4m3Fnuz,
+            b"F8_E5M2FNUZ" => Dtype::F8E5m2Fnuz,
+            b"I16" => Dtype::I16,
+            b"U16" => Dtype::U16,
+            b"F16" => Dtype::F16,
+            b"BF16" => Dtype::Bf16,
+            b"I32" => Dtype::I32,
+            b"U32" => Dtype::U32,
+            b"F32" => Dtype::F32,
+            b"C64" => Dtype::C64,
+            b"F64" => Dtype::F64,
+            b"I64" => Dtype::I64,
+            b"U64" => Dtype::U64,
+            _ => return None,
+        })
     }
 
     /// The size of one element in bits: 4, 6, 8, 16, 32 or 64.

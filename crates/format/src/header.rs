@@ -10,7 +10,8 @@ use crate::index::NameIndex;
 use crate::json::Scanner;
 use crate::sniff::sniff;
 use crate::spec::TensorSpec;
-use crate::table::{Entry, Table};
+use crate::table::{Entry, RANK_MAX, TENSOR_COUNT_MAX, Table, TableBuilder};
+use crate::usual::take_entries;
 
 /// The length prefix in front of the header.
 pub(crate) const LENGTH_BYTES: u64 = 8;
@@ -49,7 +50,7 @@ pub struct Limits {
     pub header_bytes_max: u64,
     /// Tensors in a file; at most `u32::MAX - 1`, whatever is set. Unlimited by default, as are all below.
     pub tensor_count_max: u64,
-    /// Dimensions of a tensor.
+    /// Dimensions of a tensor; at most 2^27 - 1, whatever is set.
     pub rank_max: u64,
     /// Length of a tensor's name in UTF-8.
     pub name_bytes_max: u64,
@@ -222,6 +223,19 @@ pub fn header_bytes(prefix: &[u8], file_bytes: u64, limits: &Limits) -> Result<u
     Ok(header_bytes)
 }
 
+/// An error of the parser, or a better one: that the file is something else, or the header no text.
+#[cold]
+fn told_apart(error: FormatError, json: &[u8], prefix: &[u8]) -> FormatError {
+    let first = json.iter().find(|byte| !b" \n\r\t".contains(byte));
+    match std::str::from_utf8(json) {
+        Err(utf8) => other_kind(prefix).unwrap_or(FormatError::NotUtf8 {
+            at_byte: LENGTH_BYTES + utf8.valid_up_to() as u64,
+        }),
+        Ok(_) if first != Some(&b'{') => other_kind(prefix).unwrap_or(error),
+        Ok(_) => error,
+    }
+}
+
 fn other_kind(prefix: &[u8]) -> Option<FormatError> {
     sniff(prefix).map(|kind| FormatError::OtherKind { kind })
 }
@@ -250,25 +264,16 @@ impl Header {
                 need_bytes,
             });
         };
-        let text = std::str::from_utf8(json).map_err(|error| {
-            let at_byte = LENGTH_BYTES + error.valid_up_to() as u64;
-            other_kind(prefix).unwrap_or(FormatError::NotUtf8 { at_byte })
-        })?;
-        let mut parser = Parser::new(text, strictness, limits);
-        if !matches!(parser.scanner.peek_token(), Some(b'{')) {
-            return Err(other_kind(prefix).unwrap_or_else(|| parser.scanner.unexpected("`{`")));
-        }
-        parser = Parser::new(text, strictness, limits);
-        parser.header()?;
+        let mut parser = Parser::new(json, strictness, limits);
+        parser
+            .header()
+            .map_err(|error| told_apart(error, json, prefix))?;
         let Parser {
-            mut table,
-            metadata,
-            ..
+            table, metadata, ..
         } = parser;
-        let index = table.settle(strictness)?;
-        table.check_tiling()?;
+        let (tensors, index) = table.settle(strictness)?;
         let header = Header {
-            tensors: table,
+            tensors,
             index,
             metadata,
             header_bytes,
@@ -346,32 +351,37 @@ struct Parser<'a> {
     scanner: Scanner<'a>,
     strict: bool,
     limits: &'a Limits,
-    table: Table,
+    table: TableBuilder,
     metadata: Option<Metadata>,
     /// `__metadata__` has been seen, though perhaps as null.
     metadata_seen: bool,
 }
 
 impl<'a> Parser<'a> {
-    fn new(text: &'a str, strictness: Strictness, limits: &'a Limits) -> Parser<'a> {
+    fn new(text: &'a [u8], strictness: Strictness, limits: &'a Limits) -> Parser<'a> {
         let strict = strictness == Strictness::Spec;
         Parser {
             scanner: Scanner::new(text),
             strict,
             limits,
-            table: Table::default(),
+            table: TableBuilder::default(),
             metadata: None,
             metadata_seen: false,
         }
     }
 
     fn header(&mut self) -> Result<(), FormatError> {
-        if let (true, Some(found)) = (self.strict, self.scanner.peek_char().filter(|&c| c != '{')) {
+        let first = self.scanner.peek_char().filter(|&c| c != '{');
+        self.scanner.expect(b'{', "`{`")?;
+        if let (true, Some(found)) = (self.strict, first) {
             return Err(FormatError::TextBeforeHeader { found });
         }
-        self.scanner.expect(b'{', "`{`")?;
         if !self.scanner.empty(b'}') {
             loop {
+                if self.scanner.peek_token() == Some(b'"') {
+                    let taken = take_entries(self.scanner.rest(), self.limits, &mut self.table);
+                    self.scanner.skip(taken);
+                }
                 let key = self.scanner.key()?;
                 if key == METADATA_KEY {
                     self.metadata()?
@@ -447,17 +457,17 @@ impl<'a> Parser<'a> {
                 limit_bytes,
             });
         }
-        let limit_count = self.limits.tensor_count_max.min(u64::from(u32::MAX) - 1);
-        if self.table.entries.len() as u64 >= limit_count {
+        let limit_count = self.limits.tensor_count_max.min(TENSOR_COUNT_MAX);
+        if self.table.len() as u64 >= limit_count {
             return Err(FormatError::TooManyTensors { limit_count });
         }
-        let (dtype, shape, data_offsets) =
-            if !self.strict && self.scanner.peek_token() == Some(b'[') {
-                self.array_entry(&name)?
-            } else {
-                self.object_entry(&name)?
-            };
-        self.table.push(&name, dtype, &shape, data_offsets);
+        let dims_at = self.table.dims.len();
+        let (dtype, data_offsets) = if !self.strict && self.scanner.peek_token() == Some(b'[') {
+            self.array_entry(&name)?
+        } else {
+            self.object_entry(&name)?
+        };
+        self.table.push(&name, dtype, dims_at, data_offsets);
         Ok(())
     }
 
@@ -498,9 +508,9 @@ impl<'a> Parser<'a> {
             tensor: name.to_owned(),
             field,
         };
+        shape.ok_or_else(|| missing(EntryField::Shape))?;
         Ok((
             dtype.ok_or_else(|| missing(EntryField::Dtype))?,
-            shape.ok_or_else(|| missing(EntryField::Shape))?,
             offsets.ok_or_else(|| missing(EntryField::DataOffsets))?,
         ))
     }
@@ -510,11 +520,11 @@ impl<'a> Parser<'a> {
         self.scanner.expect(b'[', "`[`")?;
         let dtype = self.dtype(name)?;
         self.scanner.expect(b',', "`,`")?;
-        let shape = self.shape(name)?;
+        self.shape(name)?;
         self.scanner.expect(b',', "`,`")?;
         let offsets = self.offsets(name)?;
         self.scanner.expect(b']', "`]`")?;
-        Ok((dtype, shape, offsets))
+        Ok((dtype, offsets))
     }
 
     fn dtype(&mut self, name: &str) -> Result<Dtype, FormatError> {
@@ -537,23 +547,24 @@ impl<'a> Parser<'a> {
         Dtype::from_name(&text).ok_or_else(unknown)
     }
 
-    fn shape(&mut self, name: &str) -> Result<Vec<u64>, FormatError> {
+    fn shape(&mut self, name: &str) -> Result<(), FormatError> {
         self.open(b'[', name, Some(EntryField::Shape), "an array of integers")?;
-        let mut shape = Vec::new();
         if self.scanner.empty(b']') {
-            return Ok(shape);
+            return Ok(());
         }
+        let dims_at = self.table.dims.len();
+        let limit_rank = self.limits.rank_max.min(RANK_MAX);
         loop {
-            if shape.len() as u64 >= self.limits.rank_max {
-                let limit_rank = self.limits.rank_max;
+            if (self.table.dims.len() - dims_at) as u64 >= limit_rank {
                 return Err(FormatError::RankTooHigh {
                     tensor: name.to_owned(),
                     limit_rank,
                 });
             }
-            shape.push(self.integer(name, EntryField::Shape)?);
+            let dim = self.integer(name, EntryField::Shape)?;
+            self.table.dims.push(dim);
             if !self.scanner.another(b']', "`,` or `]`")? {
-                return Ok(shape);
+                return Ok(());
             }
         }
     }
@@ -629,5 +640,5 @@ impl<'a> Parser<'a> {
     }
 }
 
-/// dtype, shape and data_offsets.
-type Fields = (Dtype, Vec<u64>, (u64, u64));
+/// dtype and data_offsets. (The shape is where it stays, in the table.)
+type Fields = (Dtype, (u64, u64));

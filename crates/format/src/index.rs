@@ -6,12 +6,13 @@ use std::hash::{BuildHasher, RandomState};
 /// table, so a crafted file cannot make look-ups slow; nothing observable depends on it.
 #[derive(Clone, Debug)]
 pub(crate) struct NameIndex {
-    /// Positions, or [`EMPTY`]; a power of two long and at most half full.
-    slots: Vec<u32>,
-    hasher: RandomState,
+    /// 0 if free, else the upper half of a name's hash and, below it, its position plus one. A
+    /// power of two long and at most three quarters full.
+    slots: Vec<u64>,
+    keys: [u64; 3],
 }
 
-const EMPTY: u32 = u32::MAX;
+const LOW_HALF: u64 = 0xffff_ffff;
 
 impl NameIndex {
     /// An empty table with room for `count` names.
@@ -20,43 +21,94 @@ impl NameIndex {
     /// If `count` is `u32::MAX` or more; the parser's limit on tensors is below that.
     pub(crate) fn with_room_for(count: usize) -> NameIndex {
         assert!(
-            count < EMPTY as usize,
+            (count as u64) < LOW_HALF,
             "{count} tensors: the parser admits fewer"
         );
+        let random = RandomState::new();
         NameIndex {
-            slots: vec![EMPTY; (count * 2).next_power_of_two()],
-            hasher: RandomState::new(),
+            slots: vec![0; (count + count / 3 + 1).next_power_of_two()],
+            keys: [0, 1, 2].map(|key| random.hash_one(key)),
         }
     }
 
     /// Files `name` under `position`. If the name is already there, the new position replaces the
     /// old one, which is returned.
+    #[inline]
     pub(crate) fn insert<'a>(
         &mut self,
         name: &str,
         position: u32,
         name_of: impl Fn(u32) -> &'a str,
     ) -> Option<u32> {
-        let slot = self.slot(name, name_of);
-        let old = std::mem::replace(&mut self.slots[slot], position);
-        (old != EMPTY).then_some(old)
+        let hash = self.hash(name);
+        let slot = self.slot(hash, name, name_of);
+        let old = self.slots[slot];
+        self.slots[slot] = hash & !LOW_HALF | (u64::from(position) + 1);
+        position_in(old)
     }
 
     /// The position filed under `name`.
     pub(crate) fn get<'a>(&self, name: &str, name_of: impl Fn(u32) -> &'a str) -> Option<u32> {
-        let position = self.slots[self.slot(name, name_of)];
-        (position != EMPTY).then_some(position)
+        position_in(self.slots[self.slot(self.hash(name), name, name_of)])
     }
 
-    /// The slot that holds `name`, or the empty one where it would go.
-    fn slot<'a>(&self, name: &str, name_of: impl Fn(u32) -> &'a str) -> usize {
+    /// The slot that holds `name`, or the free one where it would go.
+    #[inline]
+    fn slot<'a>(&self, hash: u64, name: &str, name_of: impl Fn(u32) -> &'a str) -> usize {
         let mask = self.slots.len() - 1;
-        let mut slot = self.hasher.hash_one(name) as usize & mask;
-        while self.slots[slot] != EMPTY && name_of(self.slots[slot]) != name {
-            slot = (slot + 1) & mask;
+        let mut at = hash as usize & mask;
+        while let Some(position) = position_in(self.slots[at]) {
+            let alike = (self.slots[at] ^ hash) & !LOW_HALF == 0;
+            if alike && name_of(position) == name {
+                break;
+            }
+            at = (at + 1) & mask;
         }
-        slot
+        at
     }
+
+    /// Sixteen bytes at a time, each half mixed with a secret, multiplied to 128 bits and folded:
+    /// the construction of wyhash (Wang Yi 2019, github.com/wangyi-fudan/wyhash). It is no
+    /// cryptographic hash, but whoever does not know the keys cannot aim at one slot.
+    #[inline]
+    fn hash(&self, name: &str) -> u64 {
+        let [first, second, third] = self.keys;
+        let fold = |a: u64, b: u64| {
+            let product = u128::from(a) * u128::from(b);
+            product as u64 ^ (product >> 64) as u64
+        };
+        let bytes = name.as_bytes();
+        let mut state = first ^ bytes.len() as u64;
+        let (chunks, tail) = bytes.as_chunks::<16>();
+        for chunk in chunks {
+            let (a, b) = halves(chunk);
+            state = fold(a ^ second, b ^ state);
+        }
+        if !tail.is_empty() {
+            // The last sixteen bytes, some of them once more; short names are filled with zeros.
+            let (a, b) = match bytes.last_chunk::<16>() {
+                Some(chunk) => halves(chunk),
+                None => {
+                    let mut chunk = [0; 16];
+                    chunk[..tail.len()].copy_from_slice(tail);
+                    halves(&chunk)
+                }
+            };
+            state = fold(a ^ third, b ^ state);
+        }
+        fold(state ^ second, third)
+    }
+}
+
+#[inline]
+fn halves(chunk: &[u8; 16]) -> (u64, u64) {
+    let whole = u128::from_le_bytes(*chunk);
+    (whole as u64, (whole >> 64) as u64)
+}
+
+#[inline]
+fn position_in(slot: u64) -> Option<u32> {
+    ((slot & LOW_HALF) as u32).checked_sub(1)
 }
 
 #[cfg(test)]
@@ -78,6 +130,23 @@ mod tests {
             assert_eq!(index.get("layer", name_of), None);
             if count > 0 {
                 assert_eq!(index.insert("layer.0", 0, name_of), Some(0));
+            }
+        }
+    }
+
+    #[test]
+    fn every_byte_and_the_length_change_the_hash() {
+        let index = NameIndex::with_room_for(0);
+        for len in 0..70 {
+            let name = "\0".repeat(len);
+            let hash = index.hash(&name);
+            assert_eq!(index.hash(&name), hash);
+            assert_ne!(index.hash(&"\0".repeat(len + 1)), hash);
+            for at in 0..len {
+                let mut other = name.clone().into_bytes();
+                other[at] = 1;
+                let other = String::from_utf8(other).unwrap();
+                assert_ne!(index.hash(&other), hash, "byte {at} of {len}");
             }
         }
     }

@@ -1,4 +1,5 @@
-//! A scanner over JSON text: one pass, no tree, nothing copied but strings with escapes.
+//! A scanner over JSON text: one pass, no tree, nothing copied but strings with escapes. UTF-8 is
+//! checked string by string; outside of strings JSON has ASCII only.
 //!
 //! It follows RFC 8259 without extensions. Where the RFC leaves room it does as `serde_json` 1.0
 //! with its default features, because Hugging Face's verdicts are made by that: containers nest
@@ -8,18 +9,19 @@ use std::borrow::Cow;
 
 use crate::error::{FormatError, JsonKind};
 use crate::header::LENGTH_BYTES;
+use crate::usual::plain_len;
 
 /// Containers that may lie in one another.
 const DEPTH_MAX: u32 = 127;
 
 /// Reads JSON text token by token. Byte positions in errors count from the file's start.
 pub(crate) struct Scanner<'a> {
-    text: &'a str,
+    text: &'a [u8],
     at: usize,
 }
 
 impl<'a> Scanner<'a> {
-    pub(crate) fn new(text: &'a str) -> Scanner<'a> {
+    pub(crate) fn new(text: &'a [u8]) -> Scanner<'a> {
         Scanner { text, at: 0 }
     }
 
@@ -30,14 +32,14 @@ impl<'a> Scanner<'a> {
 
     /// The next byte, not consumed; `None` at the end.
     pub(crate) fn peek(&self) -> Option<u8> {
-        self.text.as_bytes().get(self.at).copied()
+        self.text.get(self.at).copied()
     }
 
-    /// The next character, not consumed; `None` at the end.
+    /// The next character, not consumed; `None` at the end and where there is none.
     pub(crate) fn peek_char(&self) -> Option<char> {
-        self.text
-            .get(self.at..)
-            .and_then(|rest| rest.chars().next())
+        let rest = self.rest();
+        let chunk = rest[..rest.len().min(4)].utf8_chunks().next()?;
+        chunk.valid().chars().next()
     }
 
     /// Steps over white space, then looks at the next byte.
@@ -58,6 +60,16 @@ impl<'a> Scanner<'a> {
     /// Steps over the byte last seen by `peek`.
     pub(crate) fn bump(&mut self) {
         self.at += 1;
+    }
+
+    /// What has not been consumed.
+    pub(crate) fn rest(&self) -> &'a [u8] {
+        &self.text[self.at..]
+    }
+
+    /// Consumes as many bytes of what [`Scanner::rest`] gave.
+    pub(crate) fn skip(&mut self, bytes: usize) {
+        self.at += bytes;
     }
 
     /// The error "`expected` is expected here".
@@ -122,9 +134,9 @@ impl<'a> Scanner<'a> {
         self.skip_plain();
         if self.peek() == Some(b'"') {
             self.at += 1;
-            return Ok(Cow::Borrowed(&self.text[start..self.at - 1]));
+            return self.utf8(start, self.at - 1).map(Cow::Borrowed);
         }
-        let mut unescaped = self.text[start..self.at].to_owned();
+        let mut unescaped = self.utf8(start, self.at)?.to_owned();
         loop {
             match self.peek() {
                 Some(b'"') => {
@@ -137,17 +149,20 @@ impl<'a> Scanner<'a> {
             }
             let start = self.at;
             self.skip_plain();
-            unescaped.push_str(&self.text[start..self.at]);
+            unescaped.push_str(self.utf8(start, self.at)?);
         }
+    }
+
+    /// These bytes as text.
+    fn utf8(&self, start: usize, end: usize) -> Result<&'a str, FormatError> {
+        std::str::from_utf8(&self.text[start..end]).map_err(|error| FormatError::NotUtf8 {
+            at_byte: LENGTH_BYTES + (start + error.valid_up_to()) as u64,
+        })
     }
 
     /// Steps to the next quote, backslash, control character or the end.
     fn skip_plain(&mut self) {
-        let rest = &self.text.as_bytes()[self.at..];
-        let plain = rest
-            .iter()
-            .position(|&byte| byte == b'"' || byte == b'\\' || byte < 0x20);
-        self.at += plain.unwrap_or(rest.len());
+        self.at += plain_len(self.rest());
     }
 
     /// A backslash and what it stands for.
@@ -173,7 +188,7 @@ impl<'a> Scanner<'a> {
         if let Some(c) = char::from_u32(first) {
             return Ok(c);
         }
-        if first < 0xdc00 && self.text.as_bytes()[self.at..].starts_with(b"\\u") {
+        if first < 0xdc00 && self.rest().starts_with(b"\\u") {
             self.at += 1;
             let second = self.four_digits()?;
             if (0xdc00..0xe000).contains(&second) {
@@ -198,7 +213,7 @@ impl<'a> Scanner<'a> {
     /// An integer from 0 to 2^64 - 1, written as digits only; `None`, with nothing consumed, if
     /// something else stands here.
     pub(crate) fn integer(&mut self) -> Option<u64> {
-        let rest = &self.text.as_bytes()[self.at..];
+        let rest = self.rest();
         let mut value = 0u64;
         let mut len = 0;
         while let Some(digit @ b'0'..=b'9') = rest.get(len) {
@@ -279,7 +294,7 @@ impl<'a> Scanner<'a> {
 
     /// `null`, `true` or `false`.
     pub(crate) fn literal(&mut self, word: &'static str) -> Result<(), FormatError> {
-        if !self.text[self.at..].starts_with(word) {
+        if !self.rest().starts_with(word.as_bytes()) {
             return Err(self.unexpected("a value"));
         }
         self.at += word.len();
@@ -414,7 +429,7 @@ mod tests {
 
     #[track_caller]
     fn check_value(text: &str, accepted: bool) {
-        let mut scanner = Scanner::new(text);
+        let mut scanner = Scanner::new(text.as_bytes());
         let verdict = scanner.skip_value(2).is_ok() && scanner.peek_token().is_none();
         assert_eq!(verdict, accepted, "{text}");
     }
@@ -486,6 +501,18 @@ mod tests {
         ] {
             check_value(bad, false);
         }
+        for bad in [
+            b"\"\xff\"".as_slice(),
+            b"\"a\\n\xe4\"",
+            b"\"\\n\xc3\"",
+            b"\xef\xbb\xbf1",
+        ] {
+            assert!(
+                Scanner::new(bad).skip_value(2).is_err(),
+                "{}",
+                bad.escape_ascii()
+            );
+        }
     }
 
     #[test]
@@ -511,7 +538,7 @@ mod tests {
             ("", None),
             ("7,", Some(7)),
         ] {
-            assert_eq!(Scanner::new(text).integer(), expected, "{text}");
+            assert_eq!(Scanner::new(text.as_bytes()).integer(), expected, "{text}");
         }
     }
 }

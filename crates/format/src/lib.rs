@@ -38,6 +38,7 @@ mod slice;
 mod sniff;
 mod spec;
 mod table;
+mod usual;
 mod write;
 
 pub use decode::{DecodeError, decode_c64, decode_f32, decode_f32_into, encode_f32};
