@@ -9,7 +9,7 @@ use safelight_format::Dtype;
 use safelight_store::Checkpoint;
 
 use crate::demo::{self, DEMO_NAME};
-use crate::hash::{HashCache, sha256_hex};
+use crate::hash::HashCache;
 
 /// How a model is stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -199,7 +199,7 @@ impl Entry {
     /// Looks its hash up, or reads the file for it. Folders and shards have none; a file that can't be read neither.
     pub fn find_hash(&mut self, cache: &mut HashCache) {
         self.sha256 = match (self.layout, &self.path) {
-            (Layout::Embedded, _) => Some(sha256_hex(&demo::bytes())),
+            (Layout::Embedded, _) => Some(safelight_store::sha256_hex(&demo::bytes())),
             (Layout::File, Some(path)) => cache.get_or_compute(path).ok(),
             _ => None,
         };

@@ -1,13 +1,12 @@
 //! SHA-256 of model files, remembered: a hash of 4 GB takes seconds, a listing must not.
 
 use std::collections::BTreeMap;
-use std::fs::File;
-use std::io::{self, Read};
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::time::UNIX_EPOCH;
 
+use safelight_store::{HashOptions, StoreError, hash};
 use serde_json::{Value, json};
-use sha2::{Digest, Sha256};
 
 /// Digits of the short hash by which A1111 and Civitai know a model.
 const SHORT_DIGITS: usize = 10;
@@ -19,29 +18,6 @@ const SHORT_DIGITS: usize = 10;
 /// ```
 pub fn short(sha256: &str) -> &str {
     sha256.get(..SHORT_DIGITS).unwrap_or(sha256)
-}
-
-/// SHA-256 in lower-case hexadecimal.
-pub fn sha256_hex(bytes: &[u8]) -> String {
-    hex(&Sha256::digest(bytes))
-}
-
-fn hex(digest: &[u8]) -> String {
-    digest.iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
-fn sha256_of_file(path: &Path) -> io::Result<String> {
-    let mut file = File::open(path)?;
-    let mut hasher = Sha256::new();
-    let mut buffer = vec![0; 1 << 20];
-    loop {
-        match file.read(&mut buffer) {
-            Ok(0) => return Ok(hex(&hasher.finalize())),
-            Ok(count) => hasher.update(&buffer[..count]),
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(error),
-        }
-    }
 }
 
 /// Hashes by path, good as long as a file's size and time of change stay the same.
@@ -94,13 +70,22 @@ impl HashCache {
     /// The hash of a file, read whole if need be, and remembered.
     ///
     /// # Errors
-    /// If the file can't be read.
-    pub fn get_or_compute(&mut self, path: &Path) -> io::Result<String> {
+    /// What keeps the file from being read.
+    pub fn get_or_compute(&mut self, path: &Path) -> Result<String, StoreError> {
         if let Some(known) = self.get(path) {
             return Ok(known.to_owned());
         }
-        let (bytes, modified_ns) = stamp(path)?;
-        let sha256 = sha256_of_file(path)?;
+        let (bytes, modified_ns) = stamp(path).map_err(|error| StoreError::Io {
+            doing: "open",
+            file: path.display().to_string(),
+            error,
+        })?;
+        let only = HashOptions {
+            sha256: true,
+            ..HashOptions::NONE
+        };
+        let hashes = hash(path, &only, &mut |_, _| ControlFlow::Continue(()))?;
+        let sha256 = hashes.sha256.unwrap_or_default();
         self.known.insert(
             key(path),
             Known {
@@ -140,7 +125,7 @@ fn key(path: &Path) -> String {
         .into_owned()
 }
 
-fn stamp(path: &Path) -> io::Result<(u64, u64)> {
+fn stamp(path: &Path) -> std::io::Result<(u64, u64)> {
     let metadata = std::fs::metadata(path)?;
     let since_1970 = metadata
         .modified()?
@@ -155,6 +140,7 @@ fn stamp(path: &Path) -> io::Result<(u64, u64)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use safelight_store::sha256_hex;
 
     #[test]
     fn hashes_are_sha256() {

@@ -15,7 +15,8 @@ mod scan;
 
 pub use demo::{DEMO_NAME, demo};
 pub use describe::{Defaults, Entry, Layout};
-pub use hash::{HashCache, sha256_hex, short};
+pub use hash::{HashCache, short};
 pub use resolve::ResolveError;
 pub use roots::{Roots, cache_folder};
+pub use safelight_store::sha256_hex;
 pub use scan::Catalog;

@@ -5,16 +5,12 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 
 use safelight_format::{
-    DecodeError, FormatError, Header, Limits, Metadata, Strictness, TensorInfo, TensorView,
-    decode_f32_into, header_bytes,
+    DecodeError, Header, Limits, Metadata, Strictness, TensorInfo, TensorView, decode_f32_into,
 };
 
-use crate::error::StoreError;
+use crate::error::{StoreError, path_text};
 use crate::shards;
 use crate::source::{Bytes, FileSource, ReadAt, Source};
-
-/// What is read first of a file: enough for most headers, in one read.
-const FIRST_READ_BYTES: u64 = 64 * 1024;
 
 /// Tensors are read and decoded in pieces of this many bytes: whole elements of any size (three
 /// bytes hold four of 6 bits),
@@ -38,8 +34,9 @@ pub struct Checkpoint {
     label: String,
     path: Option<PathBuf>,
     files: Vec<ShardFile>,
-    /// With an index: the position in `files` of each tensor's file.
+    /// Of several files: the position in `files` of each tensor's file.
     weight_map: Option<HashMap<String, usize>>,
+    warnings: Vec<String>,
 }
 
 /// Where a tensor lies.
@@ -60,7 +57,8 @@ pub(crate) struct ShardFile {
 }
 
 impl Checkpoint {
-    /// Opens a `.safetensors` file, or all shards of a `.safetensors.index.json`.
+    /// Opens a `.safetensors` file, all shards of a `.safetensors.index.json`, a folder (its index, or all its
+    /// safetensors files) or a pattern (`model-*.safetensors`) as one.
     ///
     /// # Errors
     /// [`StoreError`]: the system's, the file's or the index's.
@@ -76,6 +74,17 @@ impl Checkpoint {
         if shards::is_index(path) {
             return shards::open(path, options);
         }
+        let label = path_text(path);
+        if path.is_dir() {
+            let inside = shards::in_folder(path)?;
+            return match &inside[..] {
+                [index] if shards::is_index(index) => shards::open(index, options),
+                files => shards::open_files(label, Some(path.to_owned()), files, options),
+            };
+        }
+        if let Some(files) = shards::matching(path)? {
+            return shards::open_files(label, None, &files, options);
+        }
         let file = ShardFile::open(path, options)?;
         Ok(Checkpoint::new(
             file.source.label.clone(),
@@ -83,6 +92,23 @@ impl Checkpoint {
             vec![file],
             None,
         ))
+    }
+
+    /// Opens several files as one. A tensor that is in two of them is an error that names both.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::open`]; [`StoreError::ShardsMissing`] names all files that are not there.
+    pub fn open_files(
+        paths: &[impl AsRef<Path>],
+        options: &OpenOptions,
+    ) -> Result<Checkpoint, StoreError> {
+        let paths: Vec<PathBuf> = paths.iter().map(|path| path.as_ref().to_owned()).collect();
+        let label = match &paths[..] {
+            [] => "no files".to_owned(),
+            [one] => path_text(one),
+            [first, rest @ ..] => format!("{} and {} more", path_text(first), rest.len()),
+        };
+        shards::open_files(label, None, &paths, options)
     }
 
     /// A checkpoint that is in memory already; `label` stands for it in messages.
@@ -169,7 +195,17 @@ impl Checkpoint {
             path,
             files,
             weight_map,
+            warnings: Vec::new(),
         }
+    }
+
+    pub(crate) fn warn(&mut self, problem: String) {
+        self.warnings.push(problem);
+    }
+
+    /// What is odd about it, but no reason to refuse it: an index whose `total_size` is wrong.
+    pub fn warnings(&self) -> &[String] {
+        &self.warnings
     }
 
     pub(crate) fn files_mut(&mut self) -> &mut [ShardFile] {
@@ -199,6 +235,23 @@ impl Checkpoint {
     /// The free-form text in the (first) file, `None` if it has none.
     pub fn metadata(&self) -> Option<&Metadata> {
         self.files.first().and_then(|file| file.header.metadata())
+    }
+
+    /// The metadata of each file, with the file's name.
+    pub fn file_metadata(&self) -> impl Iterator<Item = (&str, Option<&Metadata>)> {
+        let files = self.files.iter();
+        files.map(|file| (file.source.label.as_str(), file.header.metadata()))
+    }
+
+    /// The metadata of all files together; where two files differ, the first one's word stands.
+    pub fn merged_metadata(&self) -> Metadata {
+        let mut merged = Metadata::new();
+        for (_, metadata) in self.file_metadata() {
+            for (key, value) in metadata.into_iter().flatten() {
+                merged.entry(key.clone()).or_insert_with(|| value.clone());
+            }
+        }
+        merged
     }
 
     /// All tensors, in the order of their bytes, file by file.
@@ -398,43 +451,15 @@ impl ShardFile {
         source: FileSource,
         options: &OpenOptions,
     ) -> Result<ShardFile, StoreError> {
-        let bad = |error: FormatError| StoreError::Format {
-            file: source.label.clone(),
-            error,
-        };
-        let parse = |prefix: &[u8]| {
-            Header::parse(
-                prefix,
-                source.file_bytes,
-                options.strictness,
-                &options.limits,
-            )
-        };
-        if let Some(bytes) = source.memory() {
-            let header = parse(bytes).map_err(bad)?;
-            return Ok(ShardFile { source, header });
-        }
-        let mut prefix = vec![0; FIRST_READ_BYTES.min(source.file_bytes) as usize];
-        source.read_exact_at(&mut prefix, 0)?;
-        let need_bytes =
-            8 + header_bytes(&prefix, source.file_bytes, &options.limits).map_err(bad)?;
-        let have_len = prefix.len();
-        if need_bytes > have_len as u64 {
-            let grown = usize::try_from(need_bytes)
-                .ok()
-                .filter(|need| prefix.try_reserve_exact(need - have_len).is_ok());
-            let Some(need_len) = grown else {
-                let (file, what) = (source.label, "the header".to_owned());
-                return Err(StoreError::OutOfMemory {
-                    file,
-                    what,
-                    byte_count: need_bytes,
-                });
-            };
-            prefix.resize(need_len, 0);
-            source.read_exact_at(&mut prefix[have_len..], have_len as u64)?;
-        }
-        let header = parse(&prefix).map_err(bad)?;
+        let prefix = source.read_prefix(options)?;
+        let header = Header::parse(
+            &prefix,
+            source.file_bytes,
+            options.strictness,
+            &options.limits,
+        );
+        let header = header.map_err(|error| source.not_safetensors(error))?;
+        drop(prefix);
         Ok(ShardFile { source, header })
     }
 

@@ -52,6 +52,11 @@ pub enum StoreError {
         /// Its size now, as far as known.
         now_bytes: u64,
     },
+    /// The caller's progress function asked to stop.
+    Stopped {
+        /// The file that was being read.
+        file: String,
+    },
     /// A tensor was asked for that is not there.
     NoSuchTensor {
         /// The file.
@@ -113,6 +118,25 @@ pub enum StoreError {
         file: String,
         /// All such tensors, with their shard.
         tensors: Vec<(String, String)>,
+    },
+    /// Tensors are in two of the files that were to be opened as one.
+    InTwoFiles {
+        /// The folder, pattern or list.
+        file: String,
+        /// All such tensors, with the first two files.
+        tensors: Vec<(String, String, String)>,
+    },
+    /// A folder without a safetensors file, or a pattern that no file fits.
+    NoModel {
+        /// The folder or pattern.
+        folder: String,
+    },
+    /// A folder with several indexes.
+    SeveralIndexes {
+        /// The folder.
+        folder: String,
+        /// The indexes.
+        indexes: Vec<String>,
     },
     /// Shards have tensors that the index does not give them (strict only).
     NotInIndex {
@@ -215,6 +239,7 @@ impl fmt::Display for StoreError {
                  wait until nobody writes to it and open it again",
                 shown(file)
             ),
+            StoreError::Stopped { file } => write!(f, "{}: stopped before its end", shown(file)),
             StoreError::NoSuchTensor { file, tensor } => {
                 write!(f, "{}: there is no tensor `{}`", shown(file), shown(tensor))
             }
@@ -291,6 +316,36 @@ impl StoreError {
                         .map(|(name, shard)| format!("`{}` in `{}`", shown(name), shown(shard))),
                 )?;
                 write!(f, "; index and shards are from different models")
+            }
+            StoreError::InTwoFiles { file, tensors } => {
+                write!(
+                    f,
+                    "{}: {} tensors are in two files: ",
+                    shown(file),
+                    tensors.len()
+                )?;
+                let twice = tensors.iter().map(|(name, first, second)| {
+                    let (first, second) = (shown(first), shown(second));
+                    format!("`{}` in `{first}` and `{second}`", shown(name))
+                });
+                list(f, twice)?;
+                write!(
+                    f,
+                    "; open only one of the two files, or an index that says which is meant"
+                )
+            }
+            StoreError::NoModel { folder } => {
+                write!(f, "{}: there is no safetensors file", shown(folder))
+            }
+            StoreError::SeveralIndexes { folder, indexes } => {
+                write!(
+                    f,
+                    "{}: there are {} indexes: ",
+                    shown(folder),
+                    indexes.len()
+                )?;
+                list(f, indexes.iter().map(|index| format!("`{}`", shown(index))))?;
+                write!(f, "; open one of them")
             }
             StoreError::NotInIndex { file, tensors } => {
                 write!(

@@ -27,18 +27,23 @@
 mod atomic;
 mod checkpoint;
 mod error;
+mod hash;
+mod index_file;
 pub mod location;
 mod map;
 mod save;
 mod shards;
 mod source;
 mod sys;
+mod verify;
 mod writer;
 
 pub use atomic::replace_file;
 pub use checkpoint::{Checkpoint, OpenOptions, Place};
 pub use error::StoreError;
+pub use hash::{HashOptions, Hashes, hash, sha256_hex};
 pub use map::map;
 pub use save::{SaveOptions, ShardedSave, save, save_sharded, save_to};
 pub use source::{Bytes, ReadAt};
+pub use verify::{FileVerdict, Unreadable, Verdict, verify};
 pub use writer::{TensorWriter, Writer};

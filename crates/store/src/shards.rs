@@ -9,17 +9,14 @@ use std::io::Read as _;
 use std::path::{Component, Path, PathBuf};
 
 use safelight_format::Strictness;
-use serde_json::Value;
 
 use crate::checkpoint::{Checkpoint, OpenOptions, ShardFile};
 use crate::error::{StoreError, beside, path_text};
+use crate::index_file::{self, INDEX_BYTES_MAX};
 use crate::source::open_regular;
 
 /// How an index file's name ends.
 pub(crate) const INDEX_SUFFIX: &str = ".index.json";
-
-/// Longer than the index of any model: 10⁶ tensors with names of 200 bytes.
-pub(crate) const INDEX_BYTES_MAX: u64 = 256 * 1024 * 1024;
 
 /// Whether a path names an index.
 pub(crate) fn is_index(path: &Path) -> bool {
@@ -42,16 +39,26 @@ pub(crate) struct Index {
     listed: Vec<(String, String)>,
     /// The names of all shards, sorted: relative, and in or below the index's folder.
     pub(crate) shards: Vec<String>,
+    /// The bytes of all tensors, if it says so.
+    total_size: Option<u64>,
 }
 
 impl Index {
     /// Reads the text of the index `file`, and checks that no shard lies outside its folder.
     pub(crate) fn parse(file: &str, text: &[u8]) -> Result<Index, StoreError> {
-        let listed = parse_index(file, text)?;
+        let text = index_file::parse(text).map_err(|problem| StoreError::BadIndex {
+            file: file.to_owned(),
+            problem,
+        })?;
+        let (listed, total_size) = (text.weight_map, text.total_size);
         let shards: BTreeSet<&str> = listed.iter().map(|(_, shard)| shard.as_str()).collect();
         let shards: Vec<String> = shards.into_iter().map(str::to_owned).collect();
         check_names(file, &shards)?;
-        Ok(Index { listed, shards })
+        Ok(Index {
+            listed,
+            shards,
+            total_size,
+        })
     }
 
     /// Opens all shards, each by its name, and checks that each tensor is where the index says.
@@ -82,8 +89,161 @@ impl Index {
         if options.strictness == Strictness::Spec {
             check_all_listed(&file, &self.shards, &files, &weight_map)?;
         }
-        Ok(Checkpoint::new(file, path, files, Some(weight_map)))
+        let mut checkpoint = Checkpoint::new(file, path, files, Some(weight_map));
+        self.check_total_size(&mut checkpoint, options)?;
+        Ok(checkpoint)
     }
+
+    /// `total_size` is the bytes of all tensors. Writers that count tensors twice which share their
+    /// memory get it wrong, and readers never look: an error in strict mode, else a warning.
+    fn check_total_size(
+        &self,
+        checkpoint: &mut Checkpoint,
+        options: &OpenOptions,
+    ) -> Result<(), StoreError> {
+        let sizes = checkpoint.tensors().map(|tensor| tensor.byte_count());
+        let found: u64 = sizes.sum();
+        let Some(said) = self.total_size.filter(|said| *said != found) else {
+            return Ok(());
+        };
+        let problem =
+            format!("its `total_size` is {said}, the tensors it lists have {found} bytes");
+        if options.strictness == Strictness::Spec {
+            let file = checkpoint.label().to_owned();
+            return Err(StoreError::BadIndex { file, problem });
+        }
+        checkpoint.warn(problem);
+        Ok(())
+    }
+}
+
+/// Opens several files as one; no tensor may be in two of them.
+pub(crate) fn open_files(
+    label: String,
+    path: Option<PathBuf>,
+    paths: &[PathBuf],
+    options: &OpenOptions,
+) -> Result<Checkpoint, StoreError> {
+    let missing = paths.iter().filter(|path| !path.exists());
+    let shards: Vec<String> = missing.map(|path| path_text(path)).collect();
+    if !shards.is_empty() {
+        let (file, shard_count) = (label, paths.len());
+        return Err(StoreError::ShardsMissing {
+            file,
+            shards,
+            shard_count,
+        });
+    }
+    let files = paths.iter().map(|path| ShardFile::open(path, options));
+    let files = files.collect::<Result<Vec<_>, _>>()?;
+    if let [_] = &files[..] {
+        return Ok(Checkpoint::new(label, path, files, None));
+    }
+    let mut weight_map: HashMap<String, usize> = HashMap::new();
+    let mut twice = Vec::new();
+    for (position, file) in files.iter().enumerate() {
+        for tensor in file.header.tensors().iter() {
+            if let Some(first) = weight_map.insert(tensor.name.to_owned(), position) {
+                let label = |position: usize| files[position].source.label.clone();
+                twice.push((tensor.name.to_owned(), label(first), label(position)));
+            }
+        }
+    }
+    if !twice.is_empty() {
+        let (file, tensors) = (label, twice);
+        return Err(StoreError::InTwoFiles { file, tensors });
+    }
+    Ok(Checkpoint::new(label, path, files, Some(weight_map)))
+}
+
+/// What of a folder is opened: its index, or all its safetensors files.
+pub(crate) fn in_folder(folder: &Path) -> Result<Vec<PathBuf>, StoreError> {
+    let matching = |ending: &str| entries(folder, |name| name.ends_with(ending));
+    let indexes = matching(&format!(".safetensors{INDEX_SUFFIX}"))?;
+    if indexes.len() > 1 {
+        return Err(StoreError::SeveralIndexes {
+            folder: path_text(folder),
+            indexes: indexes.iter().map(|index| path_text(index)).collect(),
+        });
+    }
+    if !indexes.is_empty() {
+        return Ok(indexes);
+    }
+    let files = matching(".safetensors")?;
+    if files.is_empty() {
+        let folder = path_text(folder);
+        return Err(StoreError::NoModel { folder });
+    }
+    Ok(files)
+}
+
+/// The files that a pattern means: `*` and `?` in the last part of a path that is no file itself.
+pub(crate) fn matching(pattern: &Path) -> Result<Option<Vec<PathBuf>>, StoreError> {
+    let Some(name) = pattern.file_name().and_then(|name| name.to_str()) else {
+        return Ok(None);
+    };
+    if !name.contains(['*', '?']) || pattern.exists() {
+        return Ok(None);
+    }
+    let folder = match pattern.parent() {
+        Some(folder) if !folder.as_os_str().is_empty() => folder,
+        _ => Path::new("."),
+    };
+    let found = entries(folder, |file| matches(name, file))?;
+    if found.is_empty() {
+        let folder = path_text(pattern);
+        return Err(StoreError::NoModel { folder });
+    }
+    Ok(Some(found))
+}
+
+/// The paths of all shards of an index, whether they are there or not.
+pub(crate) fn shard_paths(path: &Path) -> Result<Vec<PathBuf>, StoreError> {
+    let index = Index::parse(&path_text(path), &read_index(path)?)?;
+    Ok(index.shards.iter().map(|name| beside(path, name)).collect())
+}
+
+/// A folder's files whose names are wanted, sorted.
+fn entries(folder: &Path, wanted: impl Fn(&str) -> bool) -> Result<Vec<PathBuf>, StoreError> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(folder).map_err(StoreError::io("list", folder))? {
+        let entry = entry.map_err(StoreError::io("list", folder))?;
+        let wanted = entry.file_name().to_str().is_some_and(&wanted);
+        if wanted && !entry.path().is_dir() {
+            found.push(entry.path());
+        }
+    }
+    found.sort();
+    Ok(found)
+}
+
+/// Whether a name fits a pattern of `*` (any characters) and `?` (one).
+fn matches(pattern: &str, name: &str) -> bool {
+    let (pattern, name): (Vec<char>, Vec<char>) =
+        (pattern.chars().collect(), name.chars().collect());
+    let (mut at, mut from) = (0, 0);
+    // Where to go on if what follows the last `*` does not fit: that `*` takes one more.
+    let mut retry = None;
+    while from < name.len() {
+        match pattern.get(at) {
+            Some('*') => {
+                retry = Some((at, from));
+                at += 1;
+            }
+            Some(c) if *c == '?' || *c == name[from] => {
+                at += 1;
+                from += 1;
+            }
+            _ => {
+                let Some((star, taken)) = retry else {
+                    return false;
+                };
+                retry = Some((star, taken + 1));
+                (at, from) = (star + 1, taken + 1);
+            }
+        }
+    }
+    pattern[at..].iter().all(|c| *c == '*')
 }
 
 /// The index's text.
@@ -94,29 +254,6 @@ fn read_index(path: &Path) -> Result<Vec<u8>, StoreError> {
         .read_to_end(&mut text)
         .map_err(StoreError::io("read", path))?;
     Ok(text)
-}
-
-/// Tensors and their shards, as the index lists them.
-fn parse_index(file: &str, text: &[u8]) -> Result<Vec<(String, String)>, StoreError> {
-    let bad = |problem: String| StoreError::BadIndex {
-        file: file.to_owned(),
-        problem,
-    };
-    if text.len() as u64 > INDEX_BYTES_MAX {
-        return Err(bad(format!("it has more than {INDEX_BYTES_MAX} bytes")));
-    }
-    let index: Value =
-        serde_json::from_slice(text).map_err(|error| bad(format!("not JSON: {error}")))?;
-    let Some(weight_map) = index.get("weight_map").and_then(Value::as_object) else {
-        return Err(bad("it has no object `weight_map`".to_owned()));
-    };
-    let entries = weight_map.iter().map(|(tensor, shard)| match shard {
-        Value::String(shard) => Ok((tensor.clone(), shard.clone())),
-        _ => Err(bad(format!(
-            "`weight_map` gives tensor `{tensor}` no file name"
-        ))),
-    });
-    entries.collect()
 }
 
 /// Shards must lie in or below the index's folder.
@@ -172,5 +309,29 @@ fn check_all_listed(
             file: file.to_owned(),
             tensors,
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn patterns() {
+        for (pattern, name, fits) in [
+            ("*", "", true),
+            ("a*c", "abcbc", true),
+            ("a*c", "abcb", false),
+            ("a?c", "abc", true),
+            ("a?c", "ac", false),
+            ("model-*-of-*.safetensors", "model-1-of-2.safetensors", true),
+            ("*.safetensors", "model.safetensors.part", false),
+            ("é?", "éé", true),
+            ("", "a", false),
+        ] {
+            assert_eq!(matches(pattern, name), fits, "{pattern} {name}");
+        }
+        let slow = "a*".repeat(30) + "b";
+        assert!(!matches(&slow, &"a".repeat(200)));
     }
 }

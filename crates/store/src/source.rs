@@ -1,13 +1,19 @@
 //! Where a file's bytes come from: positioned reads, or memory.
 
+use std::borrow::Cow;
 use std::fs::{self, File};
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
 use memmap2::Mmap;
+use safelight_format::{FormatError, header_bytes};
 
+use crate::checkpoint::OpenOptions;
 use crate::error::{StoreError, path_text};
+
+/// What is read first of a file: enough for most headers, in one read.
+const FIRST_READ_BYTES: u64 = 64 * 1024;
 
 /// Bytes that can be read at any position, by several threads at once.
 ///
@@ -174,6 +180,52 @@ impl FileSource {
         let there = start.and_then(|start| bytes.get(start..start.checked_add(buffer.len())?));
         buffer.copy_from_slice(there.ok_or_else(|| self.shrank(bytes.len() as u64))?);
         Ok(())
+    }
+
+    /// The file's first bytes, up to the end of its header at least.
+    ///
+    /// # Errors
+    /// [`StoreError::Format`] if there is no such end, and as [`FileSource::read_exact_at`].
+    pub(crate) fn read_prefix(&self, options: &OpenOptions) -> Result<Cow<'_, [u8]>, StoreError> {
+        if let Some(bytes) = self.memory() {
+            return Ok(Cow::Borrowed(bytes));
+        }
+        let mut prefix = vec![0; FIRST_READ_BYTES.min(self.file_bytes) as usize];
+        self.read_exact_at(&mut prefix, 0)?;
+        let header_bytes = header_bytes(&prefix, self.file_bytes, &options.limits)
+            .map_err(|error| self.not_safetensors(error))?;
+        let need_bytes = 8 + header_bytes;
+        let have_len = prefix.len();
+        if need_bytes > have_len as u64 {
+            let grown = usize::try_from(need_bytes)
+                .ok()
+                .filter(|need| prefix.try_reserve_exact(need - have_len).is_ok());
+            let Some(need_len) = grown else {
+                return Err(self.out_of_memory("the header".to_owned(), need_bytes));
+            };
+            prefix.resize(need_len, 0);
+            self.read_exact_at(&mut prefix[have_len..], have_len as u64)?;
+        }
+        Ok(Cow::Owned(prefix))
+    }
+
+    pub(crate) fn not_safetensors(&self, error: FormatError) -> StoreError {
+        let file = self.label.clone();
+        StoreError::Format { file, error }
+    }
+
+    pub(crate) fn out_of_memory(&self, what: String, byte_count: u64) -> StoreError {
+        let file = self.label.clone();
+        StoreError::OutOfMemory {
+            file,
+            what,
+            byte_count,
+        }
+    }
+
+    pub(crate) fn stopped(&self) -> StoreError {
+        let file = self.label.clone();
+        StoreError::Stopped { file }
     }
 
     fn io(&self, error: io::Error) -> StoreError {

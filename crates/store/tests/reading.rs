@@ -222,8 +222,8 @@ fn what_has_no_reading_as_f32_says_so() {
         assert_eq!(
             checkpoint.read_f32("z").unwrap_err().to_string(),
             format!(
-                "{}: tensor `z`: dtype C64 has no reading as plain numbers; convert the tensor to F32, F16 or BF16 \
-                 first",
+                "{}: tensor `z`: dtype C64 has no reading as plain numbers; its elements are pairs of F32, the \
+                 real part first",
                 path.display()
             )
         );
@@ -387,10 +387,7 @@ fn folders_pipes_and_nothing() {
     let error = Checkpoint::open(folder.path()).unwrap_err().to_string();
     assert_eq!(
         error,
-        format!(
-            "{}: this is a folder, a file is expected",
-            folder.path().display()
-        )
+        format!("{}: there is no safetensors file", folder.path().display())
     );
     let missing = folder.join("missing.safetensors");
     let error = Checkpoint::open(&missing).unwrap_err().to_string();
@@ -407,5 +404,107 @@ fn folders_pipes_and_nothing() {
     assert_eq!(
         error,
         "/dev/zero: this is a device or pipe, a file is expected"
+    );
+}
+
+/// Two files of one tensor each, the second with metadata of its own.
+fn two_files(folder: &Folder, second: &str) {
+    let tensor = |name, bytes| TensorView {
+        name,
+        dtype: Dtype::U8,
+        shape: &[2],
+        bytes,
+    };
+    let text = |pairs: &[(&str, &str)]| -> Metadata {
+        let pairs = pairs.iter();
+        pairs
+            .map(|(key, value)| (key.to_string(), value.to_string()))
+            .collect()
+    };
+    let (one, two) = (
+        text(&[("format", "pt"), ("x", "1")]),
+        text(&[("x", "2"), ("y", "3")]),
+    );
+    folder.write(
+        "p-1.safetensors",
+        file_of(&[tensor("a", &[1, 2])], Some(&one)),
+    );
+    folder.write(
+        "p-2.safetensors",
+        file_of(&[tensor(second, &[3, 4])], Some(&two)),
+    );
+}
+
+#[test]
+fn folders_patterns_and_lists_are_one_model() {
+    let folder = Folder::new();
+    two_files(&folder, "b");
+    folder.write("other.txt", "");
+    let list = ["p-2.safetensors", "p-1.safetensors"].map(|name| folder.join(name));
+    for checkpoint in [
+        Checkpoint::open(folder.path()).unwrap(),
+        Checkpoint::open(&folder.join("p-?.safe*")).unwrap(),
+        Checkpoint::open_files(&list, &OpenOptions::default()).unwrap(),
+    ] {
+        assert_eq!((checkpoint.len(), checkpoint.file_count()), (2, 2));
+        assert_eq!(checkpoint.read_bytes("a").unwrap(), [1, 2]);
+        assert_eq!(checkpoint.read_bytes("b").unwrap(), [3, 4]);
+        assert_eq!(checkpoint.file_metadata().count(), 2);
+    }
+    let merged = Checkpoint::open(folder.path()).unwrap().merged_metadata();
+    let expected = [("format", "pt"), ("x", "1"), ("y", "3")];
+    let expected = expected.map(|(key, value)| (key.to_owned(), value.to_owned()));
+    assert_eq!(merged, Metadata::from(expected));
+}
+
+#[test]
+fn what_is_not_one_model_is_refused() {
+    let folder = Folder::new();
+    let message = |path: &Path| Checkpoint::open(path).unwrap_err().to_string();
+    assert!(message(folder.path()).ends_with(": there is no safetensors file"));
+    let pattern = folder.join("*.safetensors");
+    assert!(message(&pattern).ends_with("*.safetensors: there is no safetensors file"));
+    two_files(&folder, "a");
+    let text = message(folder.path());
+    let path = |name: &str| folder.join(name).display().to_string();
+    let expected = format!(
+        "{}: 1 tensors are in two files: `a` in `{}` and `{}`; open only one of the two files, or an index that says \
+         which is meant",
+        folder.path().display(),
+        path("p-1.safetensors"),
+        path("p-2.safetensors")
+    );
+    assert_eq!(text, expected);
+    folder.write("a.safetensors.index.json", "{}");
+    folder.write("b.safetensors.index.json", "{}");
+    let text = message(folder.path());
+    assert!(text.contains("there are 2 indexes: `"), "{text}");
+    let list = ["x", "p-1.safetensors", "y"].map(|name| folder.join(name));
+    let error = Checkpoint::open_files(&list, &OpenOptions::default()).unwrap_err();
+    let text = error.to_string();
+    assert!(text.contains("2 of 3 shards are missing: "), "{text}");
+}
+
+#[test]
+fn a_wrong_total_size_is_a_warning_or_an_error() {
+    let folder = Folder::new();
+    let index = shards(&folder);
+    assert_eq!(Checkpoint::open(&index).unwrap().warnings(), [""; 0]);
+    let text = fs::read_to_string(&index).unwrap();
+    fs::write(&index, text.replace("\"total_size\":3", "\"total_size\":4")).unwrap();
+    let problem = "its `total_size` is 4, the tensors it lists have 3 bytes";
+    assert_eq!(Checkpoint::open(&index).unwrap().warnings(), [problem]);
+    let strict = OpenOptions {
+        strictness: SPEC,
+        ..Default::default()
+    };
+    let error = Checkpoint::open_with(&index, &strict)
+        .unwrap_err()
+        .to_string();
+    assert!(error.ends_with(problem), "{error}");
+    index_refused(
+        &folder,
+        r#"{"weight_map":{"a":"m-1.safetensors","a":"m-2.safetensors"}}"#,
+        "not a shard index: `weight_map` has tensor `a` twice",
     );
 }

@@ -1,0 +1,312 @@
+//! Is a file whole? Its header is checked, every byte of it is read, and what a cut or damaged file still has is named.
+
+use std::collections::BTreeSet;
+use std::ops::{ControlFlow, Range};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::mpsc::{Sender, channel};
+use std::{fs, io, thread};
+
+use safelight_format::{FormatError, Header, TensorInfo};
+
+use crate::checkpoint::{Checkpoint, OpenOptions};
+use crate::error::{StoreError, path_text};
+use crate::shards;
+use crate::source::FileSource;
+
+/// What is read at a time.
+const CHUNK_BYTES: u64 = 4 * 1024 * 1024;
+
+/// What is read at a time where a read of more failed.
+const PATCH_BYTES: u64 = 64 * 1024;
+
+/// Files are read by as many threads, at most: more do not make a disk faster.
+const THREADS_MAX: usize = 4;
+
+/// What is wrong with a model's files, if anything is.
+#[derive(Debug)]
+pub struct Verdict {
+    /// The index, if there is one, and what is wrong with it or between it and the shards.
+    pub index: Option<(String, Option<StoreError>)>,
+    /// One for each file, in the order of their names.
+    pub files: Vec<FileVerdict>,
+}
+
+impl Verdict {
+    /// Whether nothing is wrong at all.
+    pub fn is_intact(&self) -> bool {
+        let index_problem = self
+            .index
+            .as_ref()
+            .and_then(|(_, problem)| problem.as_ref());
+        index_problem.is_none() && self.files.iter().all(FileVerdict::is_intact)
+    }
+}
+
+/// What is wrong with one file, if anything is.
+#[derive(Debug)]
+pub struct FileVerdict {
+    /// The file.
+    pub file: String,
+    /// Its size.
+    pub file_bytes: u64,
+    /// The size that its header asks for, if that can be read.
+    pub expected_bytes: Option<u64>,
+    /// What its header says, if it can be read: also of a file that is cut short or too long.
+    pub header: Option<Header>,
+    /// The rule that the file breaks, or why it can't be read at all.
+    pub problem: Option<StoreError>,
+    /// Where the system could not read.
+    pub unreadable: Vec<Unreadable>,
+}
+
+/// Bytes of a file that the system could not read.
+#[derive(Debug)]
+pub struct Unreadable {
+    /// Which, from the file's start.
+    pub bytes: Range<u64>,
+    /// What the system says.
+    pub error: io::Error,
+}
+
+impl FileVerdict {
+    /// Whether nothing is wrong at all.
+    pub fn is_intact(&self) -> bool {
+        self.problem.is_none() && self.unreadable.is_empty()
+    }
+
+    /// The tensors all of whose bytes are there and readable.
+    pub fn intact(&self) -> impl Iterator<Item = TensorInfo<'_>> {
+        self.tensors().filter(|tensor| self.is_readable(tensor))
+    }
+
+    /// The tensors of which bytes are missing or unreadable.
+    pub fn damaged(&self) -> impl Iterator<Item = TensorInfo<'_>> {
+        self.tensors().filter(|tensor| !self.is_readable(tensor))
+    }
+
+    fn tensors(&self) -> impl Iterator<Item = TensorInfo<'_>> {
+        let headers = self.header.iter();
+        headers.flat_map(|header| header.tensors().iter())
+    }
+
+    fn is_readable(&self, tensor: &TensorInfo<'_>) -> bool {
+        let data_start = self.header.as_ref().map_or(0, Header::data_start);
+        let start = data_start.saturating_add(tensor.data_offsets.0);
+        let end = data_start.saturating_add(tensor.data_offsets.1);
+        let damaged = |part: &Unreadable| part.bytes.start < end && start < part.bytes.end;
+        end <= self.file_bytes && !self.unreadable.iter().any(damaged)
+    }
+}
+
+/// Checks a `.safetensors` file, an index with all its shards, or all safetensors files of a folder, and reads every
+/// byte of them.
+///
+/// `progress` gets the bytes that are read and all bytes; [`ControlFlow::Break`] ends it.
+///
+/// ```
+/// use std::ops::ControlFlow;
+/// use safelight_store::{OpenOptions, verify};
+///
+/// let path = std::env::temp_dir().join(format!("safelight-verify-{}.safetensors", std::process::id()));
+/// // The header describes 2 bytes, the file ends after the first.
+/// let json = br#"{"a":{"dtype":"U8","shape":[1],"data_offsets":[0,1]},"b":{"dtype":"U8","shape":[1],"data_offsets":[1,2]}}"#;
+/// std::fs::write(&path, [&(json.len() as u64).to_le_bytes()[..], json, b"x"].concat())?;
+///
+/// let verdict = verify(&path, &OpenOptions::default(), &mut |_, _| ControlFlow::Continue(()))?;
+/// let file = &verdict.files[0];
+/// assert!(!verdict.is_intact());
+/// assert_eq!(file.intact().map(|tensor| tensor.name).collect::<Vec<_>>(), ["a"]);
+/// assert_eq!(file.damaged().map(|tensor| tensor.name).collect::<Vec<_>>(), ["b"]);
+/// # std::fs::remove_file(&path)?;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+///
+/// # Errors
+/// [`StoreError::Stopped`]; what the system says about `path` itself. All that is wrong with the files is in the verdict.
+pub fn verify(
+    path: &Path,
+    options: &OpenOptions,
+    progress: &mut dyn FnMut(u64, u64) -> ControlFlow<()>,
+) -> Result<Verdict, StoreError> {
+    let mut verdict = Verdict {
+        index: None,
+        files: Vec::new(),
+    };
+    let metadata = fs::metadata(path).map_err(StoreError::io("open", path))?;
+    let paths = if metadata.is_dir() {
+        shards::in_folder(path)?
+    } else {
+        vec![path.to_owned()]
+    };
+    let mut files = BTreeSet::new();
+    for path in paths {
+        if !shards::is_index(&path) {
+            files.insert(path);
+            continue;
+        }
+        match shards::shard_paths(&path) {
+            Ok(shards) => files.extend(shards),
+            Err(error) => verdict.index = Some((path_text(&path), Some(error))),
+        }
+        if verdict.index.is_none() {
+            // What is between the files; what is inside them will be said file by file.
+            let problem = Checkpoint::open_with(&path, options).err();
+            let between = problem.filter(|error| !matches!(error, StoreError::Format { .. }));
+            verdict.index = Some((path_text(&path), between));
+        }
+    }
+    let sizes = files
+        .iter()
+        .map(|path| fs::metadata(path).map_or(0, |metadata| metadata.len()));
+    let all_bytes = sizes.sum();
+    let mut done_bytes = 0;
+    for path in &files {
+        let mut add = |bytes: u64| {
+            done_bytes += bytes;
+            progress(done_bytes, all_bytes)
+        };
+        verdict.files.push(verify_file(path, options, &mut add)?);
+    }
+    Ok(verdict)
+}
+
+fn verify_file(
+    path: &PathBuf,
+    options: &OpenOptions,
+    add: &mut dyn FnMut(u64) -> ControlFlow<()>,
+) -> Result<FileVerdict, StoreError> {
+    let mut verdict = FileVerdict {
+        file: path_text(path),
+        file_bytes: 0,
+        expected_bytes: None,
+        header: None,
+        problem: None,
+        unreadable: Vec::new(),
+    };
+    let source = match FileSource::open(path) {
+        Ok(source) => source,
+        Err(error) => {
+            verdict.problem = Some(error);
+            return Ok(verdict);
+        }
+    };
+    verdict.file_bytes = source.file_bytes;
+    check_header(&source, options, &mut verdict);
+    walk(&source, &mut verdict, add)?;
+    Ok(verdict)
+}
+
+/// Parses the header; that of a file of the wrong size too, so that its tensors have names.
+fn check_header(source: &FileSource, options: &OpenOptions, verdict: &mut FileVerdict) {
+    let prefix = match source.read_prefix(options) {
+        Ok(prefix) => prefix,
+        Err(error) => {
+            verdict.problem = Some(error);
+            return;
+        }
+    };
+    let parse =
+        |file_bytes| Header::parse(&prefix, file_bytes, options.strictness, &options.limits);
+    match parse(source.file_bytes) {
+        Ok(header) => {
+            verdict.expected_bytes = Some(source.file_bytes);
+            verdict.header = Some(header);
+        }
+        Err(error) => {
+            if let FormatError::FileTooShort { expected_bytes, .. }
+            | FormatError::FileTooLong { expected_bytes, .. } = error
+            {
+                verdict.expected_bytes = Some(expected_bytes);
+                verdict.header = parse(expected_bytes).ok();
+            }
+            verdict.problem = Some(source.not_safetensors(error));
+        }
+    }
+}
+
+/// What a thread that reads tells.
+enum News {
+    Read(u64),
+    Unreadable(Unreadable),
+    Failed(StoreError),
+}
+
+/// Reads every byte.
+fn walk(
+    source: &FileSource,
+    verdict: &mut FileVerdict,
+    add: &mut dyn FnMut(u64) -> ControlFlow<()>,
+) -> Result<(), StoreError> {
+    let chunk_count = source.file_bytes.div_ceil(CHUNK_BYTES);
+    let threads = thread::available_parallelism().map_or(1, |count| count.get().min(THREADS_MAX));
+    let threads = threads.min(usize::try_from(chunk_count).unwrap_or(THREADS_MAX));
+    let (next, stop) = (AtomicU64::new(0), AtomicBool::new(false));
+    let (news, incoming) = channel();
+    thread::scope(|scope| {
+        for _ in 0..threads {
+            let (next, stop, news) = (&next, &stop, news.clone());
+            scope.spawn(move || {
+                let mut buffer = vec![0; CHUNK_BYTES.min(source.file_bytes) as usize];
+                while !stop.load(Ordering::Relaxed) {
+                    let at = next
+                        .fetch_add(1, Ordering::Relaxed)
+                        .saturating_mul(CHUNK_BYTES);
+                    if at >= source.file_bytes {
+                        break;
+                    }
+                    let bytes = at..source.file_bytes.min(at + CHUNK_BYTES);
+                    read_chunk(source, bytes, &mut buffer, &news);
+                }
+            });
+        }
+        drop(news);
+        let mut stopped = false;
+        for news in incoming {
+            match news {
+                News::Read(bytes) => stopped |= !stopped && add(bytes).is_break(),
+                News::Unreadable(part) => verdict.unreadable.push(part),
+                News::Failed(error) => {
+                    if let StoreError::Shrank { now_bytes, .. } = error {
+                        verdict.file_bytes = verdict.file_bytes.min(now_bytes);
+                    }
+                    verdict.problem.get_or_insert(error);
+                    stop.store(true, Ordering::Relaxed);
+                }
+            }
+            if stopped {
+                stop.store(true, Ordering::Relaxed);
+            }
+        }
+        verdict.unreadable.sort_by_key(|part| part.bytes.start);
+        if stopped {
+            Err(source.stopped())
+        } else {
+            Ok(())
+        }
+    })
+}
+
+/// Reads a chunk; where that fails, in small patches, to know which of them fail.
+fn read_chunk(source: &FileSource, bytes: Range<u64>, buffer: &mut [u8], news: &Sender<News>) {
+    let size = bytes.end - bytes.start;
+    let buffer = &mut buffer[..size as usize];
+    let message = match source.read_exact_at(buffer, bytes.start) {
+        Ok(()) => News::Read(size),
+        Err(StoreError::Io { error, .. }) if size <= PATCH_BYTES => {
+            News::Unreadable(Unreadable { bytes, error })
+        }
+        Err(StoreError::Io { .. }) => {
+            let mut at = bytes.start;
+            while at < bytes.end {
+                let next = bytes.end.min(at + PATCH_BYTES);
+                read_chunk(source, at..next, buffer, news);
+                at = next;
+            }
+            return;
+        }
+        Err(error) => News::Failed(error),
+    };
+    // Nobody listens any more only if the walk is over.
+    let _ = news.send(message);
+}

@@ -1,0 +1,222 @@
+//! What whole-file walks find: damage, missing shards, and hashes.
+
+mod common;
+
+use std::fs;
+use std::ops::ControlFlow;
+use std::path::Path;
+
+use common::{Folder, file_of, raw_file};
+use safelight_format::{Dtype, TensorView};
+use safelight_store::{HashOptions, Hashes, OpenOptions, StoreError, Verdict, hash, verify};
+
+fn go_on(_: u64, _: u64) -> ControlFlow<()> {
+    ControlFlow::Continue(())
+}
+
+fn verified(path: &Path) -> Verdict {
+    verify(path, &OpenOptions::default(), &mut go_on).unwrap()
+}
+
+fn bytes(len: usize) -> Vec<u8> {
+    (0..len).map(|i| (i * 7 + i / 251) as u8).collect()
+}
+
+/// Three tensors, `big` of 10 MB in the middle of the file.
+fn model() -> Vec<u8> {
+    let big = bytes(10_000_000);
+    let tensor = |name, bytes| TensorView {
+        name,
+        dtype: Dtype::U8,
+        shape: match name {
+            "big" => &[10_000_000],
+            _ => &[3],
+        },
+        bytes,
+    };
+    file_of(
+        &[
+            tensor("a", b"abc"),
+            tensor("big", &big),
+            tensor("z", b"xyz"),
+        ],
+        None,
+    )
+}
+
+fn names<'a>(tensors: impl Iterator<Item = safelight_format::TensorInfo<'a>>) -> Vec<&'a str> {
+    tensors.map(|tensor| tensor.name).collect()
+}
+
+#[test]
+fn an_intact_file_is_read_to_its_end() {
+    let folder = Folder::new();
+    let file = model();
+    let path = folder.write("m.safetensors", &file);
+    let mut seen = Vec::new();
+    let verdict = verify(&path, &OpenOptions::default(), &mut |done, all| {
+        assert_eq!(all, file.len() as u64);
+        seen.push(done);
+        ControlFlow::Continue(())
+    });
+    let verdict = verdict.unwrap();
+    assert!(verdict.is_intact() && verdict.index.is_none());
+    assert!(seen.is_sorted() && seen.len() == 3);
+    assert_eq!(seen.last(), Some(&(file.len() as u64)));
+    assert_eq!(names(verdict.files[0].intact()), ["a", "big", "z"]);
+}
+
+#[test]
+fn a_cut_file_names_what_is_left() {
+    let folder = Folder::new();
+    let file = model();
+    for (len, intact) in [
+        (file.len() - 1, vec!["a", "big"]),
+        (file.len() - 4, vec!["a"]),
+        (file.len() - 10_000_004, vec![]),
+        (9, vec![]),
+        (0, vec![]),
+    ] {
+        let path = folder.write("m.safetensors", &file[..len]);
+        let verdict = verified(&path);
+        let [one] = &verdict.files[..] else { panic!() };
+        assert!(!verdict.is_intact());
+        assert_eq!(names(one.intact()), intact, "{len}");
+        assert_eq!(one.file_bytes, len as u64);
+        if len > 9 {
+            assert_eq!(one.expected_bytes, Some(file.len() as u64));
+            assert_eq!(names(one.damaged()).len(), 3 - intact.len());
+        }
+        assert!(matches!(one.problem, Some(StoreError::Format { .. })));
+    }
+    let longer = [&file[..], b"tail"].concat();
+    let verdict = verified(&folder.write("m.safetensors", longer));
+    assert_eq!(names(verdict.files[0].intact()), ["a", "big", "z"]);
+    assert!(!verdict.is_intact());
+}
+
+#[test]
+fn shards_are_checked_each_and_together() {
+    let folder = Folder::new();
+    let one = |name| {
+        let (dtype, shape, bytes) = (Dtype::U8, &[2][..], &[1, 2][..]);
+        let tensor = TensorView {
+            name,
+            dtype,
+            shape,
+            bytes,
+        };
+        file_of(&[tensor], None)
+    };
+    folder.write("m-1.safetensors", one("a"));
+    folder.write("m-2.safetensors", one("b"));
+    let index = folder.write(
+        "m.safetensors.index.json",
+        r#"{"weight_map":{"a":"m-1.safetensors","b":"m-2.safetensors"}}"#,
+    );
+    for path in [index.as_path(), folder.path()] {
+        let verdict = verified(path);
+        assert!(verdict.is_intact(), "{verdict:?}");
+        assert_eq!(verdict.files.len(), 2);
+    }
+    // The second holds another tensor than the index says: each file is fine, together they are not.
+    folder.write("m-2.safetensors", one("c"));
+    let verdict = verified(&index);
+    assert!(verdict.files.iter().all(|file| file.is_intact()) && !verdict.is_intact());
+    assert!(matches!(
+        verdict.index,
+        Some((_, Some(StoreError::NotInShard { .. })))
+    ));
+    // One cut, one missing: both are named.
+    folder.write("m-1.safetensors", &one("a")[..20]);
+    fs::remove_file(folder.join("m-2.safetensors")).unwrap();
+    let verdict = verified(&index);
+    assert!(verdict.files.iter().all(|file| file.problem.is_some()));
+    folder.write("m.safetensors.index.json", "{");
+    let verdict = verified(&index);
+    assert!(matches!(
+        verdict.index,
+        Some((_, Some(StoreError::BadIndex { .. })))
+    ));
+}
+
+#[test]
+fn walks_stop_when_asked_and_say_what_they_cannot_open() {
+    let folder = Folder::new();
+    let path = folder.write("m.safetensors", model());
+    let mut stop = |_: u64, _: u64| ControlFlow::Break(());
+    let stopped = verify(&path, &OpenOptions::default(), &mut stop);
+    assert!(matches!(stopped, Err(StoreError::Stopped { .. })));
+    let stopped = hash(&path, &HashOptions::default(), &mut stop);
+    assert!(matches!(stopped, Err(StoreError::Stopped { .. })));
+    let gone = folder.join("gone");
+    assert!(verify(&gone, &OpenOptions::default(), &mut go_on).is_err());
+    assert!(hash(&gone, &HashOptions::default(), &mut go_on).is_err());
+    assert!(hash(folder.path(), &HashOptions::default(), &mut go_on).is_err());
+}
+
+/// Expected: `sha256sum`, `b3sum` and the definitions of the short hashes.
+#[test]
+fn hashes_are_those_of_other_programs() {
+    let folder = Folder::new();
+    let all = HashOptions::default();
+    let hashed = |bytes: &[u8]| hash(&folder.write("m", bytes), &all, &mut go_on).unwrap();
+    let empty = hashed(b"");
+    let sha = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
+    assert_eq!(empty.sha256.as_deref(), Some(sha));
+    assert_eq!(empty.autov1.as_deref(), Some("e3b0c442"));
+    assert_eq!(
+        empty.blake3.as_deref(),
+        Some("af1349b9f5f9a1a6a0404dea36dcc9499bcb25c9adc112b7cc9a93cae41f3262")
+    );
+    assert_eq!((empty.data_bytes, empty.autov3()), (None, None));
+
+    let file = raw_file(
+        r#"{"a":{"dtype":"U8","shape":[3],"data_offsets":[0,3]}}"#,
+        b"abc",
+    );
+    let hashes = hashed(&file);
+    let abc = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
+    assert_eq!(hashes.data_sha256.as_deref(), Some(abc));
+    assert_eq!(hashes.autov3(), Some("ba7816bf8f01"));
+    assert_eq!(hashes.sshs(), Some(abc));
+    assert_eq!(hashes.modelspec(), Some(format!("0x{abc}")));
+    assert_eq!(
+        hashes.autov2(),
+        hashes.sha256.as_deref().map(|hash| &hash[..10])
+    );
+    assert_eq!(hashes.data_bytes, Some(3));
+
+    let only = HashOptions {
+        data_sha256: true,
+        ..HashOptions::NONE
+    };
+    let hashes = hash(&folder.join("m"), &only, &mut go_on).unwrap();
+    let expected = Hashes {
+        file_bytes: file.len() as u64,
+        data_bytes: Some(3),
+        data_sha256: Some(abc.to_owned()),
+        ..Default::default()
+    };
+    assert_eq!(hashes, expected);
+}
+
+#[test]
+fn large_files_are_hashed_as_in_one_piece() {
+    let folder = Folder::new();
+    let file = model();
+    let path = folder.write("m.safetensors", &file);
+    let hashes = hash(&path, &HashOptions::default(), &mut go_on).unwrap();
+    let sha256 = |bytes: &[u8]| Some(safelight_store::sha256_hex(bytes));
+    assert_eq!(hashes.sha256, sha256(&file));
+    let data = file.len() - 10_000_006;
+    assert_eq!(hashes.data_sha256, sha256(&file[data..]));
+    assert_eq!(
+        hashes.autov1,
+        sha256(&file[0x100000..0x110000]).map(|hash| hash[..8].to_owned())
+    );
+    assert_eq!(
+        hashes.blake3,
+        Some(blake3::hash(&file).to_hex().to_string())
+    );
+}
