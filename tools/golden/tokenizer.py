@@ -105,7 +105,7 @@ def combining_unknown(nfc):
 
 
 def write_tables(merges, ids, tokenizer):
-    assets = ROOT / "crates/diffusion/assets"
+    assets = ROOT / "crates/convert/assets"
     assets.mkdir(parents=True, exist_ok=True)
     packed = b"".join(struct.pack("<HH", ids[a], ids[b]) for a, b in merges)
     (assets / "clip_merges.bin").write_bytes(packed)

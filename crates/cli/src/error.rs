@@ -3,6 +3,7 @@
 use std::fmt;
 use std::path::PathBuf;
 
+use safelight_convert::ConvertError;
 use safelight_store::StoreError;
 
 /// What went wrong, sorted by who can act; the message is for people.
@@ -92,6 +93,27 @@ impl From<StoreError> for Failure {
             StoreError::NoSuchTensor { .. }
             | StoreError::Write { .. }
             | StoreError::BadLocation { .. } => Failure::Usage(message),
+            _ => Failure::Model(message),
+        }
+    }
+}
+
+/// Sorts what `convert` says by who can act, as for [`StoreError`].
+impl From<ConvertError> for Failure {
+    fn from(error: ConvertError) -> Failure {
+        use std::io::ErrorKind as Kind;
+        let message = error.to_string();
+        match error {
+            ConvertError::Store(error) => error.into(),
+            ConvertError::Io { doing, error, .. } => match error.kind() {
+                Kind::NotFound | Kind::PermissionDenied if ["open", "read"].contains(&doing) => {
+                    Failure::Model(message)
+                }
+                _ => Failure::Machine(message),
+            },
+            ConvertError::OutOfMemory { .. } => Failure::Machine(message),
+            ConvertError::Request { .. } => Failure::Usage(message),
+            ConvertError::Cancelled => Failure::Interrupted { saved: 0 },
             _ => Failure::Model(message),
         }
     }

@@ -13,7 +13,7 @@ use safelight_store::Checkpoint;
 use safelight_store::location::{self, Location};
 
 use crate::error::Failure;
-use crate::{interrupt, ls, meta, say};
+use crate::{convert, interrupt, ls, meta, say};
 
 /// Exit codes of commands that do something.
 pub(crate) const CODES: &str = "\
@@ -27,6 +27,9 @@ Exit codes: 0 nothing found; 1 something found; 2 trouble (the request is wrong,
 /// What a file command does; a new one gets a line here and in [`FileCommand::command`].
 #[derive(Debug, Subcommand)]
 pub(crate) enum FileCommand {
+    /// Convert files of tensors, models and their layouts
+    #[command(after_help = help(convert::HELP, CODES))]
+    Convert(convert::ConvertArgs),
     /// List the tensors of a file
     #[command(after_help = help(ls::HELP, CODES))]
     Ls(ls::LsArgs),
@@ -38,6 +41,7 @@ pub(crate) enum FileCommand {
 impl FileCommand {
     fn command(&self) -> &dyn Run {
         match self {
+            FileCommand::Convert(args) => args,
             FileCommand::Ls(args) => args,
             FileCommand::Meta(args) => args,
         }

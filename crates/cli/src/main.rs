@@ -6,6 +6,7 @@
 mod args;
 mod bench;
 mod choose;
+mod convert;
 mod error;
 mod exif;
 mod files;

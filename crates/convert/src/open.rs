@@ -10,6 +10,7 @@ use safelight_store::{Checkpoint, ReadAt as _};
 use crate::checkpoint::CheckpointSource;
 use crate::error::ConvertError;
 use crate::gguf::{GgufSource, Quantized};
+use crate::layout::{FolderSource, is_diffusers_folder};
 use crate::source::{Limits, Source};
 
 /// As many first bytes as tell every kind of file.
@@ -60,6 +61,9 @@ pub fn open(path: &Path, limits: &Limits) -> Result<Box<dyn Source>, ConvertErro
 /// # Errors
 /// As [`open`].
 pub fn open_with(path: &Path, options: &OpenOptions) -> Result<Box<dyn Source>, ConvertError> {
+    if is_diffusers_folder(path) {
+        return Ok(Box::new(FolderSource::open(path, &options.limits)?));
+    }
     let is_index = path.to_string_lossy().ends_with(".safetensors.index.json");
     let kind = if is_index || path.is_dir() {
         None

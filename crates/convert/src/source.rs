@@ -64,6 +64,32 @@ impl<S: Source + ?Sized> Source for Box<S> {
     }
 }
 
+impl<S: Source + ?Sized> Source for std::sync::Arc<S> {
+    fn label(&self) -> &str {
+        (**self).label()
+    }
+
+    fn tensors(&self) -> &[TensorSpec] {
+        (**self).tensors()
+    }
+
+    fn metadata(&self) -> &BTreeMap<String, String> {
+        (**self).metadata()
+    }
+
+    fn notes(&self) -> &[Note] {
+        (**self).notes()
+    }
+
+    fn read(
+        &self,
+        index: usize,
+        out: &mut dyn FnMut(&[u8]) -> Result<(), ConvertError>,
+    ) -> Result<(), ConvertError> {
+        (**self).read(index, out)
+    }
+}
+
 /// Something of the file that is not handed on as it is, and why.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Note {

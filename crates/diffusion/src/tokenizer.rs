@@ -10,6 +10,7 @@ use std::collections::{BinaryHeap, HashMap};
 use std::ops::Range;
 use std::sync::LazyLock;
 
+use safelight_convert::layout::CLIP_MERGES;
 use unicode_normalization::UnicodeNormalization;
 
 /// Start of text: `<|startoftext|>`.
@@ -27,8 +28,7 @@ const FIRST_MERGE: u32 = 512;
 const SPECIALS: [(&str, u32); 2] = [("<|startoftext|>", BOS), ("<|endoftext|>", EOS)];
 const CONTRACTIONS: [&str; 7] = ["'s", "'t", "'re", "'ve", "'m", "'ll", "'d"];
 
-static CLIP: LazyLock<Tokenizer> =
-    LazyLock::new(|| Tokenizer::from_merges(include_bytes!("../assets/clip_merges.bin")));
+static CLIP: LazyLock<Tokenizer> = LazyLock::new(|| Tokenizer::from_merges(CLIP_MERGES));
 
 /// CLIP's byte-pair tokenizer.
 pub struct Tokenizer {

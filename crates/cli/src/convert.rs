@@ -1,0 +1,451 @@
+//! `safelight convert`: from any file of tensors that is known to safetensors, shards, a diffusers folder, npz or GGUF.
+
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Instant;
+
+use clap::{Args, ValueEnum, ValueHint};
+use safelight_convert::layout::{FolderOptions, Layout, Model, Prediction, is_diffusers_folder};
+use safelight_convert::{
+    Cast, CastOptions, Keep, Limits, Note, OpenOptions, PruneOptions, Report, Source,
+    UnknownObjects, WriteOptions, open_with, prune, write_safetensors, write_sharded,
+};
+use safelight_format::{Dtype, shown};
+use serde_json::{Value, json};
+
+use crate::error::Failure;
+use crate::files::{Outcome, Run};
+use crate::progress::BytesProgress;
+use crate::say;
+
+pub(crate) const HELP: &str = "\
+Examples:
+  safelight convert model.ckpt model.safetensors
+  safelight convert model.safetensors small.safetensors --dtype f16 --prune
+  safelight convert model.safetensors model-folder --to diffusers
+  safelight convert model-folder model.safetensors
+  safelight convert big.safetensors shards --shard-size 5GB
+
+Nothing in a file is ever executed: pickles are read as data, and what is not on the list of what tensors need is
+refused by name. SRC is a file of any kind known here, shards (*.index.json or a folder), or a diffusers folder. The
+kind of DST follows from its name: .safetensors, .npz or .gguf; another name is a folder, of shards (--shard-size) or
+for diffusers (--to diffusers). DST appears when it is complete.
+
+JSON: file, kind, files [PATH], tensor_count, tensor_bytes, seconds, notes [{at, what}], cast [{name, from, to,
+elements, overflows, underflows, infinities, nans}] (tensors that lost numbers); of models whose layout changed also
+family, prediction, pipeline.";
+
+/// The arguments of `convert`.
+#[derive(Debug, Args)]
+pub(crate) struct ConvertArgs {
+    /// What to convert
+    #[arg(value_hint = ValueHint::AnyPath)]
+    src: PathBuf,
+    /// Where to
+    #[arg(value_hint = ValueHint::AnyPath)]
+    dst: PathBuf,
+    /// Layout or format, where the name of DST does not say it
+    #[arg(long, value_name = "KIND")]
+    to: Option<Kind>,
+    /// Round floating-point weights to this dtype; integers stay as they are
+    #[arg(long, value_name = "DTYPE", value_parser = dtype)]
+    dtype: Option<Dtype>,
+    /// With --dtype: tensors whose names contain this stay as they are (repeatable)
+    #[arg(long, value_name = "TEXT", requires = "dtype")]
+    keep: Vec<String>,
+    /// With --dtype: cast tensors of one dimension (norms, biases) as well, which stay by default where DTYPE has 8 bits
+    #[arg(long, requires = "dtype")]
+    cast_vectors: bool,
+    /// Leave out averaged weights (EMA), optimizer and training state
+    #[arg(long)]
+    prune: bool,
+    /// As --prune, but the averaged weights take the place of the others
+    #[arg(long, conflicts_with = "prune")]
+    ema: bool,
+    /// Files of at most this size, such as 5GB, and an index
+    #[arg(long, value_name = "SIZE", value_parser = size)]
+    shard_size: Option<u64>,
+    /// What the model predicts, where the file does not say it (SD 2.x): epsilon or v
+    #[arg(long, value_name = "WHAT", value_parser = prediction)]
+    prediction: Option<Prediction>,
+    /// Leave out objects in pickles that are not on the list, instead of refusing the file; known attacks are always refused
+    #[arg(long)]
+    drop_unknown: bool,
+    /// Wait until the bytes are on the disk
+    #[arg(long)]
+    sync: bool,
+    /// No progress bar
+    #[arg(short, long)]
+    quiet: bool,
+    /// Print the report as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// What is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Kind {
+    /// The tensors under the names they have
+    Safetensors,
+    /// Stable Diffusion in a single file, as the latent-diffusion code names its tensors
+    Ldm,
+    /// Stable Diffusion in a folder, as diffusers loads it
+    Diffusers,
+}
+
+/// A dtype by any of its usual names.
+pub(crate) fn dtype(text: &str) -> Result<Dtype, String> {
+    let name = match text.to_ascii_lowercase().as_str() {
+        "fp64" | "float64" | "double" => "F64",
+        "fp32" | "float32" | "float" => "F32",
+        "fp16" | "float16" | "half" => "F16",
+        "bfloat16" => "BF16",
+        "fp8" | "fp8_e4m3" | "fp8_e4m3fn" | "f8_e4m3fn" | "float8_e4m3fn" | "e4m3" => "F8_E4M3",
+        "fp8_e5m2" | "float8_e5m2" | "e5m2" => "F8_E5M2",
+        other => {
+            return Dtype::from_name(&other.to_ascii_uppercase())
+                .ok_or_else(|| "expected f32, f16, bf16, f8_e4m3 or f8_e5m2".into());
+        }
+    };
+    Ok(Dtype::from_name(name).expect("these are names of dtypes"))
+}
+
+/// A number of bytes such as `500MB` or `2GiB`.
+fn size(text: &str) -> Result<u64, String> {
+    let text = text.trim();
+    let split = text
+        .find(|c: char| !c.is_ascii_digit() && c != '.')
+        .unwrap_or(text.len());
+    let (number, unit) = text.split_at(split);
+    let factor: f64 = match unit.trim().to_ascii_lowercase().as_str() {
+        "" | "b" => 1.0,
+        "k" | "kb" => 1e3,
+        "m" | "mb" => 1e6,
+        "g" | "gb" => 1e9,
+        "kib" => 1024.0,
+        "mib" => 1024f64.powi(2),
+        "gib" => 1024f64.powi(3),
+        _ => return Err("expected a size such as 500MB, 5GB or 2GiB".into()),
+    };
+    let bytes = number
+        .parse::<f64>()
+        .map_err(|_| "expected a number before the unit, such as 5GB".to_string())?
+        * factor;
+    if bytes >= 1.0 && bytes < 9e18 {
+        Ok(bytes as u64)
+    } else {
+        Err("expected at least one byte".into())
+    }
+}
+
+fn prediction(text: &str) -> Result<Prediction, String> {
+    Prediction::from_name(text).ok_or_else(|| "expected epsilon or v".into())
+}
+
+impl Run for ConvertArgs {
+    fn wants_json(&self) -> bool {
+        self.json
+    }
+
+    fn run(&self) -> Result<Outcome, Failure> {
+        let started = Instant::now();
+        let kind = self.kind()?;
+        let unknown_objects = if self.drop_unknown {
+            UnknownObjects::Drop
+        } else {
+            UnknownObjects::Refuse
+        };
+        let options = OpenOptions {
+            unknown_objects,
+            ..OpenOptions::default()
+        };
+        let mut source: Arc<dyn Source> = open_with(&self.src, &options)?.into();
+        if self.prune || self.ema {
+            let keep = if self.ema {
+                Keep::Averaged
+            } else {
+                Keep::Trained
+            };
+            source = Arc::new(prune(source, &PruneOptions { keep })?);
+        }
+        let mut cast = None;
+        if let Some(dtype) = self.dtype {
+            let mut options = CastOptions::to(dtype);
+            options.keep_vectors &= !self.cast_vectors;
+            options.keep_names = self.keep.clone();
+            let adapter = Arc::new(Cast::new(source, options)?);
+            source = adapter.clone();
+            cast = Some(adapter);
+        }
+        let mut written = self.write(kind, source)?;
+        let reports = cast.map(|cast| cast.reports()).unwrap_or_default();
+        written.cast = reports
+            .into_iter()
+            .filter(safelight_convert::CastReport::is_lossy)
+            .collect();
+        self.tell(kind, &written, started)?;
+        Ok(Outcome::Clean)
+    }
+}
+
+/// What was written.
+#[derive(Default)]
+struct Written {
+    report: Report,
+    files: Vec<PathBuf>,
+    model: Option<(&'static str, &'static str)>,
+    pipeline: Option<&'static str>,
+    cast: Vec<safelight_convert::CastReport>,
+}
+
+impl ConvertArgs {
+    /// What to write, by `--to` and the name.
+    fn kind(&self) -> Result<Kind, Failure> {
+        let ending = self
+            .dst
+            .extension()
+            .map(|ending| ending.to_string_lossy().to_ascii_lowercase())
+            .unwrap_or_default();
+        let is_file = ending == "safetensors";
+        let shown = shown(&self.dst.to_string_lossy()).to_string();
+        match self.to {
+            Some(Kind::Diffusers) if is_file => Err(Failure::Usage(format!(
+                "{shown}: --to diffusers writes a folder; leave the ending away"
+            ))),
+            Some(kind) => Ok(kind),
+            None if is_file && is_diffusers_folder(&self.src) => Ok(Kind::Ldm),
+            None if is_file || self.shard_size.is_some() => Ok(Kind::Safetensors),
+            None => Err(Failure::Usage(format!(
+                "{shown}: the name does not say what to write; end it with .safetensors, or add --to diffusers or --shard-size 5GB for a folder"
+            ))),
+        }
+    }
+
+    fn write(&self, kind: Kind, source: Arc<dyn Source>) -> Result<Written, Failure> {
+        let mut options = WriteOptions::default();
+        options.save.sync = self.sync;
+        let all: u64 = source
+            .tensors()
+            .iter()
+            .filter_map(|tensor| tensor.byte_count())
+            .fold(0, u64::saturating_add);
+        let bar = BytesProgress::new(self.quiet || self.json, "converting", all);
+        let mut progress = |done, all| bar.at(done, all);
+        if kind == Kind::Safetensors {
+            return self.write_tensors(&*source, &options, &mut progress);
+        }
+        let model = Model::find(source, self.prediction, Limits::default().memory_bytes_max)?;
+        let mut written = match kind {
+            Kind::Diffusers => {
+                let options = FolderOptions {
+                    write: options,
+                    shard_bytes_max: self.shard_size,
+                };
+                let folder = model.to_folder(&self.dst, &options, &mut progress)?;
+                let files = folder
+                    .files
+                    .iter()
+                    .map(|file| self.dst.join(file))
+                    .collect();
+                Written {
+                    report: folder.report,
+                    files,
+                    pipeline: Some(folder.pipeline),
+                    ..Written::default()
+                }
+            }
+            _ => self.write_tensors(&model.to_ldm()?, &options, &mut progress)?,
+        };
+        written.model = Some((model.family.name(), model.prediction.modelspec_name()));
+        if kind == Kind::Ldm && model.layout == Layout::Ldm {
+            written.report.notes.push(Note::new(
+                "",
+                "the model was a single file already: no name was changed",
+            ));
+        }
+        Ok(written)
+    }
+
+    /// One file, or shards in a folder.
+    fn write_tensors(
+        &self,
+        source: &dyn Source,
+        options: &WriteOptions,
+        progress: &mut dyn FnMut(u64, u64) -> ControlFlow<()>,
+    ) -> Result<Written, Failure> {
+        let Some(shard_bytes) = self.shard_size else {
+            let report = write_safetensors(source, &self.dst, options, progress)?;
+            return Ok(Written {
+                report,
+                files: vec![self.dst.clone()],
+                ..Written::default()
+            });
+        };
+        // `shards/model.safetensors` names the shards, `shards` alone leaves them their usual name.
+        let (folder, base) = match self.dst.extension() {
+            Some(ending) if ending == "safetensors" => {
+                let folder = self
+                    .dst
+                    .parent()
+                    .filter(|folder| !folder.as_os_str().is_empty())
+                    .unwrap_or(Path::new("."));
+                (
+                    folder,
+                    self.dst
+                        .file_stem()
+                        .unwrap_or_default()
+                        .to_string_lossy()
+                        .into_owned(),
+                )
+            }
+            _ => (self.dst.as_path(), "model".to_owned()),
+        };
+        let made = !folder.exists();
+        std::fs::create_dir_all(folder).map_err(|error| {
+            Failure::Machine(format!("cannot create {}: {error}", folder.display()))
+        })?;
+        let sharded = write_sharded(source, folder, &base, shard_bytes, options, progress);
+        if made && sharded.is_err() {
+            let _ = std::fs::remove_dir(folder);
+        }
+        let sharded = sharded?;
+        Ok(Written {
+            report: sharded.report,
+            files: sharded.files,
+            ..Written::default()
+        })
+    }
+
+    fn tell(&self, kind: Kind, written: &Written, started: Instant) -> Result<(), Failure> {
+        let (report, seconds) = (&written.report, started.elapsed().as_secs_f64());
+        if self.json {
+            let kind = kind
+                .to_possible_value()
+                .map(|value| value.get_name().to_owned());
+            let mut answer = json!({
+                "file": self.dst.to_string_lossy(), "kind": kind,
+                "files": written.files.iter().map(|file| file.to_string_lossy()).collect::<Vec<_>>(),
+                "tensor_count": report.tensor_count, "tensor_bytes": report.tensor_bytes, "seconds": seconds,
+                "notes": report.notes.iter().map(|note| json!({"at": note.at, "what": note.what})).collect::<Vec<_>>(),
+                "cast": written.cast.iter().map(cast_json).collect::<Vec<_>>(),
+            });
+            if let Some((family, prediction)) = written.model {
+                (answer["family"], answer["prediction"]) = (json!(family), json!(prediction));
+                answer["pipeline"] = json!(written.pipeline);
+            }
+            return say::answer_json_line(&answer);
+        }
+        let mut text = String::new();
+        for note in report.notes.iter().take(NOTES_SHOWN) {
+            let at = if note.at.is_empty() {
+                String::new()
+            } else {
+                format!("{}: ", shown(&note.at))
+            };
+            text += &format!("{at}{}\n", shown(&note.what));
+        }
+        if let Some(more) = report
+            .notes
+            .len()
+            .checked_sub(NOTES_SHOWN)
+            .filter(|&more| more > 0)
+        {
+            text += &format!("… and {more} notes more; --json lists them all\n");
+        }
+        text += &cast_text(&written.cast);
+        if let Some((family, prediction)) = written.model {
+            let pipeline = written
+                .pipeline
+                .map(|name| format!(", {name}"))
+                .unwrap_or_default();
+            text += &format!("{family}, predicts {prediction}{pipeline}\n");
+        }
+        let rate = say::bytes((report.tensor_bytes as f64 / seconds.max(1e-9)) as u64);
+        let s = if report.tensor_count == 1 { "" } else { "s" };
+        text += &format!(
+            "{}: {} tensor{s}, {} in {seconds:.1} s ({rate}/s)\n",
+            shown(&self.dst.to_string_lossy()),
+            report.tensor_count,
+            say::bytes(report.tensor_bytes)
+        );
+        say::answer(&text)
+    }
+}
+
+/// Notes that are printed for people.
+const NOTES_SHOWN: usize = 20;
+
+fn cast_json(cast: &safelight_convert::CastReport) -> Value {
+    let counts = &cast.counts;
+    json!({
+        "name": cast.name, "from": cast.from.name(), "to": cast.to.name(), "elements": counts.element_count,
+        "overflows": counts.overflow_count, "underflows": counts.underflow_count,
+        "infinities": counts.infinity_count, "nans": counts.nan_count,
+    })
+}
+
+/// What casting lost, the worst first.
+fn cast_text(cast: &[safelight_convert::CastReport]) -> String {
+    if cast.is_empty() {
+        return String::new();
+    }
+    let mut sorted: Vec<_> = cast.iter().collect();
+    sorted.sort_by_key(|cast| {
+        std::cmp::Reverse((cast.counts.overflow_count, cast.counts.underflow_count))
+    });
+    let mut text = format!("{} tensors lost numbers in the cast:\n", cast.len());
+    let row = |cast: &&safelight_convert::CastReport| {
+        let counts = &cast.counts;
+        vec![
+            format!("  {}", shown(&cast.name)),
+            format!("{} → {}", cast.from, cast.to),
+            format!("{} overflowed", counts.overflow_count),
+            format!("{} became 0", counts.underflow_count),
+            format!("of {}", counts.element_count),
+        ]
+    };
+    let rows: Vec<_> = sorted.iter().take(NOTES_SHOWN).map(row).collect();
+    text += &say::table(&rows, &[2, 3]);
+    if sorted.len() > NOTES_SHOWN {
+        text += &format!(
+            "  … and {} more; --json lists them all\n",
+            sorted.len() - NOTES_SHOWN
+        );
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes() {
+        for (text, bytes) in [
+            ("5GB", 5_000_000_000),
+            ("2GiB", 2 << 30),
+            ("1.5k", 1500),
+            ("7", 7),
+        ] {
+            assert_eq!(size(text), Ok(bytes), "{text}");
+        }
+        for wrong in ["", "GB", "0", "-1GB", "5 parsecs", "1e3", "99999999999GB"] {
+            assert!(size(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn dtypes_by_their_many_names() {
+        for (text, expected) in [
+            ("fp16", Dtype::F16),
+            ("BF16", Dtype::Bf16),
+            ("f8_e4m3", Dtype::F8E4m3),
+            ("float8_e5m2", Dtype::F8E5m2),
+            ("F32", Dtype::F32),
+        ] {
+            assert_eq!(dtype(text), Ok(expected));
+        }
+        assert!(dtype("f12").is_err());
+    }
+}

@@ -1,0 +1,230 @@
+//! What a checkpoint holds besides its model: averaged weights, the optimizer's state, counters. Told from names.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use safelight_format::TensorSpec;
+
+use super::arrange::{Arranged, Take};
+use crate::error::ConvertError;
+use crate::source::{Note, Source};
+
+/// What a tensor is for, told from its name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Kind {
+    /// The model.
+    Model,
+    /// Weights averaged during training (EMA).
+    Averaged,
+    /// The optimizer's memory.
+    Optimizer,
+    /// Learning rates, callbacks, counters, loss networks: what training goes on with.
+    Training,
+}
+
+impl Kind {
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Kind::Model => "model",
+            Kind::Averaged => "averaged weights (EMA)",
+            Kind::Optimizer => "optimizer",
+            Kind::Training => "training state",
+        }
+    }
+}
+
+/// First pieces of names, or whole names, that stand beside a model.
+const BESIDE: [(&str, Kind); 24] = [
+    ("model_ema", Kind::Averaged),
+    ("ema", Kind::Averaged),
+    ("ema_model", Kind::Averaged),
+    ("optimizer_states", Kind::Optimizer),
+    ("optimizer_state_dict", Kind::Optimizer),
+    ("optimizer", Kind::Optimizer),
+    ("optim", Kind::Optimizer),
+    ("lr_schedulers", Kind::Training),
+    ("lr_scheduler", Kind::Training),
+    ("scheduler_state_dict", Kind::Training),
+    ("callbacks", Kind::Training),
+    ("loops", Kind::Training),
+    ("native_amp_scaling_state", Kind::Training),
+    ("grad_scaler", Kind::Training),
+    ("scaler", Kind::Training),
+    ("epoch", Kind::Training),
+    ("global_step", Kind::Training),
+    ("step", Kind::Training),
+    ("hyper_parameters", Kind::Training),
+    ("hparams_name", Kind::Training),
+    ("random_states", Kind::Training),
+    ("rng_state", Kind::Training),
+    ("pytorch-lightning_version", Kind::Training),
+    ("loss", Kind::Training),
+];
+
+/// What a tensor of this name is for.
+pub(crate) fn kind_of(name: &str) -> Kind {
+    let name = name.strip_prefix("state_dict.").unwrap_or(name);
+    if name.starts_with("first_stage_model.loss.") {
+        return Kind::Training;
+    }
+    let first = name.split('.').next().unwrap_or(name);
+    BESIDE
+        .iter()
+        .find(|(beside, _)| *beside == first)
+        .map_or(Kind::Model, |&(_, kind)| kind)
+}
+
+/// Which of two sets of weights a pruned checkpoint keeps.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Keep {
+    /// Those training ended with, as "pruned" checkpoints have them. Averaged ones are dropped.
+    #[default]
+    Trained,
+    /// The averaged ones, under the names of the others, as "ema-only" checkpoints have them.
+    Averaged,
+    /// Both.
+    Both,
+}
+
+/// What [`prune`] takes away.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PruneOptions {
+    /// Which weights stay.
+    pub keep: Keep,
+}
+
+/// What LDM's averaged weights are called: the name without its dots, behind this.
+const EMA_PREFIX: &str = "model_ema.";
+/// Names with dots that averaged weights stand for begin so.
+const AVERAGED_PREFIX: &str = "model.";
+
+/// `source` without optimizer, training state and, as chosen, one of the two sets of weights; each kind that is dropped
+/// is a note with count and bytes.
+///
+/// # Errors
+/// [`ConvertError::Unsupported`] if averaged weights are asked for and there are none, or they do not fit the model's.
+pub fn prune(source: Arc<dyn Source>, options: &PruneOptions) -> Result<Arranged, ConvertError> {
+    let averaged = match options.keep {
+        Keep::Averaged => averaged(&*source)?,
+        Keep::Trained | Keep::Both => BTreeMap::new(),
+    };
+    let mut dropped = BTreeMap::<Kind, (usize, u64)>::new();
+    let mut entries = Vec::new();
+    for (index, tensor) in source.tensors().iter().enumerate() {
+        let kind = kind_of(&tensor.name);
+        if kind == Kind::Model || (kind == Kind::Averaged && options.keep == Keep::Both) {
+            let taken = averaged.get(tensor.name.as_str()).copied().unwrap_or(index);
+            let spec = TensorSpec {
+                name: tensor.name.clone(),
+                ..source.tensors()[taken].clone()
+            };
+            entries.push((spec, Take::Whole(taken)));
+        } else {
+            let (count, bytes) = dropped.entry(kind).or_default();
+            *count += 1;
+            *bytes = bytes.saturating_add(tensor.byte_count().unwrap_or(0));
+        }
+    }
+    let mut notes: Vec<Note> = dropped
+        .into_iter()
+        .map(|(kind, (count, bytes))| {
+            Note::new(
+                kind.name(),
+                format!("dropped: {count} tensors, {bytes} bytes"),
+            )
+        })
+        .collect();
+    if !averaged.is_empty() {
+        let what = format!("{} tensors have their averaged values", averaged.len());
+        notes.push(Note::new(Kind::Averaged.name(), what));
+    }
+    let metadata = source.metadata().clone();
+    Arranged::new(source, entries, metadata, notes, 0)
+}
+
+/// For each name of the model, the averaged tensor that stands for it.
+fn averaged(source: &dyn Source) -> Result<BTreeMap<&str, usize>, ConvertError> {
+    let tensors = source.tensors();
+    let mut flat = BTreeMap::new();
+    for (index, tensor) in tensors.iter().enumerate() {
+        if let Some(name) = tensor
+            .name
+            .strip_prefix(EMA_PREFIX)
+            .filter(|name| !matches!(*name, "decay" | "num_updates"))
+        {
+            flat.insert(name, index);
+        }
+    }
+    let mut found = BTreeMap::new();
+    let mut problems = Vec::new();
+    for tensor in tensors
+        .iter()
+        .filter(|tensor| kind_of(&tensor.name) == Kind::Model)
+    {
+        let Some(rest) = tensor.name.strip_prefix(AVERAGED_PREFIX) else {
+            continue;
+        };
+        let Some(index) = flat.remove(rest.replace('.', "").as_str()) else {
+            continue;
+        };
+        if tensors[index].shape != tensor.shape {
+            problems.push(format!(
+                "`{}` {:?} for `{}` {:?}",
+                tensors[index].name, tensors[index].shape, tensor.name, tensor.shape
+            ));
+        }
+        found.insert(tensor.name.as_str(), index);
+    }
+    problems.extend(flat.values().map(|&index| {
+        format!(
+            "`{}` stands for no tensor of the model",
+            tensors[index].name
+        )
+    }));
+    if found.is_empty() && problems.is_empty() {
+        let what = "no averaged weights (`model_ema.…`) in this file; leave --ema away to keep the weights that are there";
+        return Err(ConvertError::unsupported(source.label(), "", what));
+    }
+    if !problems.is_empty() {
+        let what = format!(
+            "averaged weights do not fit the model: {}",
+            problems.join("; ")
+        );
+        return Err(ConvertError::unsupported(source.label(), "", what));
+    }
+    Ok(found)
+}
+
+/// `source` with the names that `rename` gives; `None` drops a tensor, with a note.
+///
+/// # Errors
+/// [`ConvertError::Request`] if two tensors would get one name.
+pub fn rename(
+    source: Arc<dyn Source>,
+    mut rename: impl FnMut(&str) -> Option<String>,
+) -> Result<Arranged, ConvertError> {
+    let (mut entries, mut notes) = (Vec::new(), Vec::new());
+    for (index, tensor) in source.tensors().iter().enumerate() {
+        match rename(&tensor.name) {
+            Some(name) => entries.push((
+                TensorSpec {
+                    name,
+                    ..tensor.clone()
+                },
+                Take::Whole(index),
+            )),
+            None => notes.push(Note::new(tensor.name.clone(), "dropped as asked")),
+        }
+    }
+    let metadata = source.metadata().clone();
+    Arranged::new(source, entries, metadata, notes, 0)
+}
+
+/// Names that appear in only one of two sets, for messages.
+pub(crate) fn names_of(source: &dyn Source) -> BTreeSet<&str> {
+    source
+        .tensors()
+        .iter()
+        .map(|tensor| tensor.name.as_str())
+        .collect()
+}
