@@ -24,6 +24,7 @@
 #![forbid(unsafe_code)]
 
 mod adapt;
+mod bytes;
 mod checkpoint;
 mod error;
 mod gguf;
@@ -31,18 +32,21 @@ mod halves;
 mod input;
 pub mod layout;
 mod open;
+mod pickle;
 mod sharded;
 mod sink;
 mod source;
 #[cfg(test)]
 mod testing;
+mod torch;
 mod write;
+mod zip;
 
 pub use adapt::{Arranged, Cast, CastOptions, CastReport, Keep, PruneOptions, prune, rename};
 pub use checkpoint::CheckpointSource;
 pub use error::ConvertError;
 pub use gguf::{GgmlType, GgufOptions, GgufSource, GgufWeights, Quantized, write_gguf};
-pub use open::{OpenOptions, UnknownObjects, open, open_with};
+pub use open::{OpenOptions, SharedTensors, UnknownObjects, open, open_with};
 pub use sharded::{ShardedReport, write_sharded};
 pub use source::{Limits, Note, PIECE_BYTES, Source};
 pub use write::{Report, WriteOptions, write_safetensors};

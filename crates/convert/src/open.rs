@@ -12,6 +12,7 @@ use crate::error::ConvertError;
 use crate::gguf::{GgufSource, Quantized};
 use crate::layout::{FolderSource, is_diffusers_folder};
 use crate::source::{Limits, Source};
+use crate::torch::{Context, open_pickle, open_zip};
 
 /// As many first bytes as tell every kind of file.
 const SNIFFED_BYTES: usize = 64 * 1024;
@@ -26,6 +27,17 @@ pub enum UnknownObjects {
     Drop,
 }
 
+/// What happens to tensors that are one and the same under several names.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum SharedTensors {
+    /// Each name gets its own copy of the bytes, with a note.
+    #[default]
+    Copies,
+    /// The first name keeps the tensor; the metadata says `other name → first name` for the others, as
+    /// `safetensors.torch.save_model` does, so that `load_model` finds them.
+    Once,
+}
+
 /// How a file is opened.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct OpenOptions {
@@ -33,6 +45,8 @@ pub struct OpenOptions {
     pub limits: Limits,
     /// What happens to objects of unknown classes.
     pub unknown_objects: UnknownObjects,
+    /// What happens to tensors with several names.
+    pub shared: SharedTensors,
     /// Put plain numbers and strings beside the tensors into the metadata, as text; else they are dropped with a note.
     pub values_to_metadata: bool,
     /// What becomes of quantised tensors (GGUF).
@@ -85,6 +99,12 @@ pub fn open_with(path: &Path, options: &OpenOptions) -> Result<Box<dyn Source>, 
             &options.limits,
             options.quantized,
         )?)),
+        Some(FileKind::TorchZip | FileKind::Zip) => {
+            open_zip(&Context::new(path, options), Box::new(open_file(path)?))
+        }
+        Some(FileKind::Pickle) => {
+            open_pickle(&Context::new(path, options), Box::new(open_file(path)?))
+        }
         kind => Err(ConvertError::UnknownKind {
             file: path.to_string_lossy().into_owned(),
             kind,
@@ -92,9 +112,13 @@ pub fn open_with(path: &Path, options: &OpenOptions) -> Result<Box<dyn Source>, 
     }
 }
 
+fn open_file(path: &Path) -> Result<File, ConvertError> {
+    File::open(path).map_err(ConvertError::io("open", path))
+}
+
 /// What a file is, told from its first bytes; `None` for safetensors and what nothing is known of.
 fn kind_of(path: &Path) -> Result<Option<FileKind>, ConvertError> {
-    let file = File::open(path).map_err(ConvertError::io("open", path))?;
+    let file = open_file(path)?;
     let mut start = vec![0; SNIFFED_BYTES];
     let mut len = 0;
     while len < start.len() {

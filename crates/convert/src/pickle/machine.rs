@@ -1,0 +1,586 @@
+//! The stack machine: instructions in, inert values out.
+
+use std::collections::HashMap;
+
+use super::heap::{Call, Heap, How, Id, Node};
+use super::input::{Blob, Input};
+use super::ops::{Op, decode};
+use super::{Fault, Problem};
+
+/// Modules and names are never longer in honest pickles.
+const NAME_BYTES_MAX: u64 = 4096;
+
+/// What an entry of the memo costs, hash table and all.
+const MEMO_ENTRY_BYTES: u64 = 32;
+
+/// Someone who sees what a pickle asks for, as it is asked for.
+pub(crate) trait Watch {
+    /// The pickle names a global.
+    ///
+    /// # Errors
+    /// [`Problem::Refused`] ends the run.
+    fn global(&mut self, at: u64, module: &str, name: &str) -> Result<(), Problem>;
+
+    /// The pickle would call something: the value at `id` is a [`Node::Call`].
+    fn call(&mut self, _at: u64, _id: Id, _heap: &Heap, _input: &mut Input<'_>) {}
+
+    /// BUILD would set attributes of the value at `id` to `state`.
+    fn build(&mut self, _at: u64, _id: Id, _state: Id, _heap: &Heap, _input: &mut Input<'_>) {}
+
+    /// Something that honest pickles do not have.
+    fn oddity(&mut self, _at: u64, _what: &'static str) {}
+}
+
+/// Runs one pickle after the other over one input.
+pub(crate) struct Machine<'a> {
+    pub(crate) input: Input<'a>,
+    pub(crate) heap: Heap,
+    stack: Vec<Id>,
+    /// Heights of the stack at which marks lie.
+    marks: Vec<usize>,
+    memo: HashMap<u64, Id>,
+    names: HashMap<(String, String), u32>,
+    /// Bytes that values took so far.
+    memory_bytes: u64,
+    memory_bytes_max: u64,
+    /// Behind the frame that was announced last.
+    frame_end: u64,
+}
+
+impl<'a> Machine<'a> {
+    /// A machine at the start of `input`, whose values may take so many bytes.
+    pub(crate) fn new(input: Input<'a>, memory_bytes_max: u64) -> Machine<'a> {
+        Machine {
+            input,
+            heap: Heap::default(),
+            stack: Vec::new(),
+            marks: Vec::new(),
+            memo: HashMap::new(),
+            names: HashMap::new(),
+            memory_bytes: 0,
+            memory_bytes_max,
+            frame_end: 0,
+        }
+    }
+
+    /// Runs one pickle to its STOP; gives the value it ends with.
+    ///
+    /// # Errors
+    /// Where and why it cannot be followed.
+    pub(crate) fn run(&mut self, watch: &mut dyn Watch) -> Result<Id, Fault> {
+        self.stack.clear();
+        self.marks.clear();
+        self.memo.clear();
+        self.frame_end = 0;
+        loop {
+            let at = self.input.at();
+            let op = decode(&mut self.input)?;
+            if self.frame_end > at && self.frame_end < self.input.at() {
+                watch.oddity(at, "an instruction lies across a frame's end");
+                self.frame_end = 0;
+            }
+            if op == Op::Stop {
+                return self.pop("STOP").map_err(|problem| Fault { at, problem });
+            }
+            self.step(at, op, watch)
+                .map_err(|problem| Fault { at, problem })?;
+        }
+    }
+
+    fn step(&mut self, at: u64, op: Op, watch: &mut dyn Watch) -> Result<(), Problem> {
+        match op {
+            Op::Stop => {}
+            Op::Mark => {
+                self.spend(8)?;
+                self.marks.push(self.stack.len());
+            }
+            Op::Pop => {
+                if self.marks.last() == Some(&self.stack.len()) {
+                    self.marks.pop();
+                } else {
+                    self.pop("POP")?;
+                }
+            }
+            Op::PopMark => drop(self.pop_mark("POP_MARK")?),
+            Op::Dup => {
+                let top = self.top("DUP")?;
+                self.push_id(top)?;
+            }
+            Op::None => self.push(Node::None)?,
+            Op::Bool(value) => self.push(Node::Bool(value))?,
+            Op::Int(value) => self.push(Node::Int(value))?,
+            Op::Long(blob) => self.push(Node::Long(blob))?,
+            Op::Float(value) => self.push(Node::Float(value))?,
+            Op::Bytes(blob) => self.push(Node::Bytes(blob))?,
+            Op::Text(blob, coding) => self.push(Node::Text(blob, coding))?,
+            Op::Global(module, name) => {
+                let (module, name) = (self.name(module)?, self.name(name)?);
+                self.push_global(at, module, name, watch)?;
+            }
+            Op::StackGlobal => self.stack_global(at, watch)?,
+            Op::Reduce | Op::Build | Op::Inst(..) | Op::Obj | Op::NewObj | Op::NewObjEx => {
+                self.call_op(at, op, watch)?;
+            }
+            Op::PersId(blob) => {
+                let id = self.add(Node::Text(blob, super::Coding::Plain))?;
+                self.push(Node::Persistent(id))?;
+            }
+            Op::BinPersId => {
+                let id = self.pop("BINPERSID")?;
+                self.push(Node::Persistent(id))?;
+            }
+            Op::Ext(_) => {
+                watch.oddity(
+                    at,
+                    "an extension code: what it names, another program decides",
+                );
+                self.push(Node::Outside)?;
+            }
+            Op::NextBuffer => {
+                watch.oddity(at, "an out-of-band buffer, which lies outside of the file");
+                self.push(Node::Outside)?;
+            }
+            Op::ReadonlyBuffer => drop(self.top("READONLY_BUFFER")?),
+            Op::Put(index) => self.put(index, "PUT")?,
+            Op::Memoize => self.put(self.memo.len() as u64, "MEMOIZE")?,
+            Op::Get(index) => {
+                let id = *self.memo.get(&index).ok_or(Problem::NotInMemo(index))?;
+                self.push_id(id)?;
+            }
+            Op::Proto(protocol) if protocol > 5 => return Err(Problem::Protocol(protocol)),
+            Op::Proto(_) => {}
+            Op::Frame(len) => {
+                let left = self.input.left();
+                if len > left {
+                    return Err(Problem::TooLong { len, left });
+                }
+                self.frame_end = self.input.at() + len;
+            }
+            container => self.container_op(container)?,
+        }
+        Ok(())
+    }
+
+    fn container_op(&mut self, op: Op) -> Result<(), Problem> {
+        match op {
+            Op::EmptyTuple => self.push(Node::Tuple(Box::default())),
+            Op::EmptyList => self.push(Node::List(Vec::new())),
+            Op::EmptyDict => self.push(Node::Dict(Vec::new())),
+            Op::EmptySet => self.push(Node::Set(Vec::new())),
+            Op::Tuple => {
+                let elements = self.pop_mark("TUPLE")?;
+                self.push(Node::Tuple(elements.into()))
+            }
+            Op::TupleOf(count) => {
+                let start = self.stack.len().checked_sub(count);
+                let start = start.filter(|&start| start >= self.floor());
+                let elements = self
+                    .stack
+                    .split_off(start.ok_or(Problem::Underflow("TUPLE"))?);
+                self.push(Node::Tuple(elements.into()))
+            }
+            Op::List => {
+                let elements = self.pop_mark("LIST")?;
+                self.push(Node::List(elements))
+            }
+            Op::FrozenSet => {
+                let elements = self.pop_mark("FROZENSET")?;
+                self.push(Node::Set(elements))
+            }
+            Op::Dict => {
+                let items = self.pop_mark("DICT")?;
+                if items.len() % 2 == 1 {
+                    return Err(Problem::Bad("DICT with a key and no value"));
+                }
+                self.push(Node::Dict(items))
+            }
+            Op::Append => {
+                let element = self.pop("APPEND")?;
+                self.extend(&[element], "APPEND")
+            }
+            Op::Appends | Op::AddItems => {
+                let elements = self.pop_mark("APPENDS")?;
+                self.extend(&elements, "APPENDS")
+            }
+            Op::SetItem => {
+                let value = self.pop("SETITEM")?;
+                let key = self.pop("SETITEM")?;
+                self.set_items(&[key, value], "SETITEM")
+            }
+            Op::SetItems => {
+                let items = self.pop_mark("SETITEMS")?;
+                if items.len() % 2 == 1 {
+                    return Err(Problem::Bad("SETITEMS with a key and no value"));
+                }
+                self.set_items(&items, "SETITEMS")
+            }
+            other => unreachable!("{other:?} is handled in step"),
+        }
+    }
+
+    fn call_op(&mut self, at: u64, op: Op, watch: &mut dyn Watch) -> Result<(), Problem> {
+        match op {
+            Op::Reduce | Op::NewObj => {
+                let name = if op == Op::Reduce { "REDUCE" } else { "NEWOBJ" };
+                let how = if op == Op::Reduce {
+                    How::Reduce
+                } else {
+                    How::NewObj
+                };
+                let arguments = self.pop(name)?;
+                let function = self.pop(name)?;
+                self.call(at, (function, arguments, None), how, watch)
+            }
+            Op::NewObjEx => {
+                let keywords = self.pop("NEWOBJ_EX")?;
+                let arguments = self.pop("NEWOBJ_EX")?;
+                let function = self.pop("NEWOBJ_EX")?;
+                self.call(
+                    at,
+                    (function, arguments, Some(keywords)),
+                    How::NewObj,
+                    watch,
+                )
+            }
+            Op::Obj => {
+                let mut arguments = self.pop_mark("OBJ")?;
+                if arguments.is_empty() {
+                    return Err(Problem::Underflow("OBJ"));
+                }
+                let function = arguments.remove(0);
+                let arguments = self.add(Node::Tuple(arguments.into()))?;
+                self.call(at, (function, arguments, None), How::Instance, watch)
+            }
+            Op::Inst(module, name) => {
+                let (module, name) = (self.name(module)?, self.name(name)?);
+                let function = self.add_global(at, module, name, watch)?;
+                let arguments = self.pop_mark("INST")?;
+                let arguments = self.add(Node::Tuple(arguments.into()))?;
+                self.call(at, (function, arguments, None), How::Instance, watch)
+            }
+            _ => {
+                let state = self.pop("BUILD")?;
+                let id = self.top("BUILD")?;
+                if let Node::Call(call) = &mut self.heap.nodes[id as usize] {
+                    call.state = Some(state);
+                }
+                watch.build(at, id, state, &self.heap, &mut self.input);
+                Ok(())
+            }
+        }
+    }
+
+    fn call(
+        &mut self,
+        at: u64,
+        (function, arguments, keywords): (Id, Id, Option<Id>),
+        how: How,
+        watch: &mut dyn Watch,
+    ) -> Result<(), Problem> {
+        self.spend(size_of::<Call>() as u64)?;
+        let (items, elements) = (Vec::new(), Vec::new());
+        let call = Call {
+            function,
+            arguments,
+            keywords,
+            how,
+            state: None,
+            items,
+            elements,
+        };
+        let id = self.add(Node::Call(Box::new(call)))?;
+        self.push_id(id)?;
+        watch.call(at, id, &self.heap, &mut self.input);
+        Ok(())
+    }
+
+    fn stack_global(&mut self, at: u64, watch: &mut dyn Watch) -> Result<(), Problem> {
+        let name = self.pop("STACK_GLOBAL")?;
+        let module = self.pop("STACK_GLOBAL")?;
+        let mut text = |id| {
+            let text = self.heap.text(id, &mut self.input, NAME_BYTES_MAX);
+            text.map_err(|fault| fault.problem)?
+                .ok_or(Problem::Bad("STACK_GLOBAL with something that is no text"))
+        };
+        let (module, name) = (text(module)?, text(name)?);
+        self.push_global(at, module, name, watch)
+    }
+
+    fn push_global(
+        &mut self,
+        at: u64,
+        module: String,
+        name: String,
+        watch: &mut dyn Watch,
+    ) -> Result<(), Problem> {
+        let id = self.add_global(at, module, name, watch)?;
+        self.push_id(id)
+    }
+
+    fn add_global(
+        &mut self,
+        at: u64,
+        module: String,
+        name: String,
+        watch: &mut dyn Watch,
+    ) -> Result<Id, Problem> {
+        watch.global(at, &module, &name)?;
+        let count = self.heap.globals.len() as u32;
+        let key = (module, name);
+        let index = match self.names.get(&key) {
+            Some(index) => *index,
+            None => {
+                self.spend(2 * (key.0.len() + key.1.len() + 64) as u64)?;
+                self.heap.globals.push(key.clone());
+                self.names.insert(key, count);
+                count
+            }
+        };
+        self.add(Node::Global(index))
+    }
+
+    fn name(&mut self, blob: Blob) -> Result<String, Problem> {
+        if blob.len > NAME_BYTES_MAX {
+            let (what, value, limit) = ("bytes of a name", blob.len, NAME_BYTES_MAX);
+            return Err(Problem::Limit { what, value, limit });
+        }
+        let bytes = self.input.read(blob, NAME_BYTES_MAX);
+        let bytes = bytes.map_err(|fault| fault.problem)?;
+        String::from_utf8(bytes).map_err(|_| Problem::Bad("a global whose name is not UTF-8"))
+    }
+
+    /// Counts bytes against the limit.
+    fn spend(&mut self, bytes: u64) -> Result<(), Problem> {
+        self.memory_bytes += bytes;
+        if self.memory_bytes > self.memory_bytes_max {
+            let (value, limit) = (self.memory_bytes, self.memory_bytes_max);
+            let what = "bytes of memory for a pickle's values";
+            return Err(Problem::Limit { what, value, limit });
+        }
+        Ok(())
+    }
+
+    fn add(&mut self, node: Node) -> Result<Id, Problem> {
+        let children = match &node {
+            Node::Tuple(elements) => elements.len(),
+            Node::List(elements) | Node::Set(elements) | Node::Dict(elements) => elements.len(),
+            _ => 0,
+        };
+        self.spend((size_of::<Node>() + children * size_of::<Id>()) as u64)?;
+        let id = Id::try_from(self.heap.nodes.len());
+        self.heap.nodes.push(node);
+        id.map_err(|_| Problem::Bad("more than 2^32 values"))
+    }
+
+    fn push(&mut self, node: Node) -> Result<(), Problem> {
+        let id = self.add(node)?;
+        self.push_id(id)
+    }
+
+    fn push_id(&mut self, id: Id) -> Result<(), Problem> {
+        self.spend(size_of::<Id>() as u64)?;
+        self.stack.push(id);
+        Ok(())
+    }
+
+    /// The height below which nothing may be taken: the last mark.
+    fn floor(&self) -> usize {
+        self.marks.last().copied().unwrap_or(0)
+    }
+
+    fn pop(&mut self, op: &'static str) -> Result<Id, Problem> {
+        if self.stack.len() <= self.floor() {
+            return Err(Problem::Underflow(op));
+        }
+        self.stack.pop().ok_or(Problem::Underflow(op))
+    }
+
+    fn top(&self, op: &'static str) -> Result<Id, Problem> {
+        if self.stack.len() <= self.floor() {
+            return Err(Problem::Underflow(op));
+        }
+        self.stack.last().copied().ok_or(Problem::Underflow(op))
+    }
+
+    fn pop_mark(&mut self, op: &'static str) -> Result<Vec<Id>, Problem> {
+        let mark = self.marks.pop().ok_or(Problem::NoMark(op))?;
+        Ok(self.stack.split_off(mark))
+    }
+
+    fn put(&mut self, index: u64, op: &'static str) -> Result<(), Problem> {
+        let top = self.top(op)?;
+        self.spend(MEMO_ENTRY_BYTES)?;
+        self.memo.insert(index, top);
+        Ok(())
+    }
+
+    fn extend(&mut self, elements: &[Id], op: &'static str) -> Result<(), Problem> {
+        self.spend(size_of_val(elements) as u64)?;
+        let id = self.top(op)?;
+        match &mut self.heap.nodes[id as usize] {
+            Node::List(list) | Node::Set(list) => list.extend_from_slice(elements),
+            Node::Call(call) => call.elements.extend_from_slice(elements),
+            _ => return Err(Problem::Bad("elements for something that is no list")),
+        }
+        Ok(())
+    }
+
+    fn set_items(&mut self, items: &[Id], op: &'static str) -> Result<(), Problem> {
+        self.spend(size_of_val(items) as u64)?;
+        let id = self.top(op)?;
+        match &mut self.heap.nodes[id as usize] {
+            Node::Dict(dict) => dict.extend_from_slice(items),
+            Node::Call(call) => call.items.extend_from_slice(items),
+            // Python would ask a list, a class or an instance to set an item, and be refused or not.
+            _ => return Err(Problem::Bad("items for something that is no dict")),
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::bytes::Memory;
+    use crate::pickle::show;
+
+    /// Remembers everything.
+    #[derive(Default)]
+    pub(crate) struct Log(Vec<String>);
+
+    impl Watch for Log {
+        fn global(&mut self, at: u64, module: &str, name: &str) -> Result<(), Problem> {
+            self.0.push(format!("{at} {module}.{name}"));
+            Ok(())
+        }
+
+        fn call(&mut self, at: u64, id: Id, heap: &Heap, input: &mut Input<'_>) {
+            self.0.push(format!("{at} {}", show(heap, input, id)));
+        }
+
+        fn build(&mut self, at: u64, id: Id, state: Id, heap: &Heap, input: &mut Input<'_>) {
+            let (object, state) = (show(heap, input, id), show(heap, input, state));
+            self.0.push(format!("{at} {object} <- {state}"));
+        }
+
+        fn oddity(&mut self, at: u64, what: &'static str) {
+            self.0.push(format!("{at} odd: {what}"));
+        }
+    }
+
+    #[track_caller]
+    fn check(pickle: &[u8], log: &[&str], value: Result<&str, &str>) {
+        let memory = Memory(pickle.to_vec());
+        let mut machine = Machine::new(Input::new(&memory, 0).unwrap(), 100_000);
+        let mut watch = Log::default();
+        let result = machine.run(&mut watch);
+        assert_eq!(watch.0, log, "{}", pickle.escape_ascii());
+        match (result, value) {
+            (Ok(id), Ok(value)) => assert_eq!(show(&machine.heap, &mut machine.input, id), value),
+            (Err(fault), Err(expected)) => {
+                let text = fault.problem.to_string();
+                assert!(text.contains(expected), "{text}");
+            }
+            (Ok(id), Err(expected)) => {
+                let text = show(&machine.heap, &mut machine.input, id);
+                panic!("{text} instead of an error: {expected}")
+            }
+            (Err(fault), Ok(_)) => panic!("byte {}: {}", fault.at, fault.problem),
+        }
+    }
+
+    #[test]
+    fn values() {
+        check(b"N.", &[], Ok("None"));
+        check(
+            b"\x80\x02}q\0(U\x01aK\x01U\x01b]q\x01(K\x02K\x03eu.",
+            &[],
+            Ok("{'a': 1, 'b': [2, 3]}"),
+        );
+        check(
+            b"(I1\nI01\nF1.5\nV\\u00e9\nS'x'\nt.",
+            &[],
+            Ok("(1, True, 1.5, 'é', 'x')"),
+        );
+        check(b"\x80\x05\x8f(K\x01\x90.", &[], Ok("{1}"));
+        check(b"(K\x01K\x02l.", &[], Ok("[1, 2]"));
+        check(b"(K\x01K\x02d.", &[], Ok("{1: 2}"));
+        check(b"K\x01K\x02\x860K\x03.", &[], Ok("3"));
+        check(b"]2a.", &[], Ok("[[...]]"));
+        check(b"(0K\x01.", &[], Ok("1"));
+        check(b"\x80\x04\x95\x03\0\0\0\0\0\0\0K\x01\x94.", &[], Ok("1"));
+    }
+
+    #[test]
+    fn calls_are_told_not_made() {
+        check(
+            b"cos\nsystem\n(S'id'\ntR.",
+            &["0 os.system", "19 os.system('id')"],
+            Ok("os.system('id')"),
+        );
+        check(
+            b"(S'id'\nios\nsystem\n.",
+            &["7 os.system", "7 os.system('id')"],
+            Ok("os.system('id')"),
+        );
+        check(
+            b"(cos\nsystem\nU\x02ido.",
+            &["1 os.system", "16 os.system('id')"],
+            Ok("os.system('id')"),
+        );
+        check(
+            b"\x8c\x02os\x8c\x06system\x93\x8c\x02id\x85R0N.",
+            &["12 os.system", "18 os.system('id')"],
+            Ok("None"),
+        );
+        check(
+            b"\x8c\x02os\x8c\x06system\x93)}\x92.",
+            &["12 os.system", "15 os.system.__new__(os.system, **{})"],
+            Ok("os.system.__new__(os.system, **{})"),
+        );
+        check(
+            b"ca\nb\n)R}U\x01xK\x01sb.",
+            &["0 a.b", "6 a.b()", "14 a.b() <- {'x': 1}"],
+            Ok("a.b()"),
+        );
+        check(
+            b"\x82\x07.",
+            &["0 odd: an extension code: what it names, another program decides"],
+            Ok("<from outside>"),
+        );
+    }
+
+    #[test]
+    fn broken_pickles() {
+        check(b".", &[], Err("too little"));
+        check(b"R.", &[], Err("REDUCE finds too little"));
+        check(b"(K\x01(R.", &[], Err("too little"));
+        check(b"t.", &[], Err("TUPLE finds no mark"));
+        check(b"h\x05.", &[], Err("memo entry 5"));
+        check(b"K\x01K\x02a.", &[], Err("no list"));
+        check(b"(K\x01d.", &[], Err("no value"));
+        check(b"K\x01", &[], Err("ends before"));
+        check(b"\x80\x06.", &[], Err("protocol 6"));
+        check(b"K\x01K\x02\x93.", &[], Err("no text"));
+        check(
+            b"\x80\x04\x95\xff\xff\xff\xff\xff\xff\xff\xffN.",
+            &[],
+            Err("bytes where 2"),
+        );
+        check(
+            b"\x80\x04\x95\x01\0\0\0\0\0\0\0K\x01.",
+            &["11 odd: an instruction lies across a frame's end"],
+            Ok("1"),
+        );
+        let mut large = vec![b'('; 20_000];
+        large.push(b'.');
+        check(&large, &[], Err("limit 100000"));
+        check(
+            &[b"]".as_slice(), &b"2a".repeat(20_000)].concat(),
+            &[],
+            Err("limit 100000"),
+        );
+        let many = [b"N".as_slice(), &b"q\x01r\x01\0\0\x40".repeat(10_000)].concat();
+        check(&many, &[], Err("limit 100000"));
+    }
+}

@@ -1,0 +1,433 @@
+//! The tensors of a PyTorch file, read where they lie.
+
+use std::collections::{BTreeMap, HashMap};
+use std::io;
+use std::sync::Arc;
+
+use safelight_format::{Dtype, TensorSpec};
+use safelight_store::ReadAt;
+
+use super::Context;
+use super::flatten::{Found, Holds};
+use super::objects::{Bytes, Tensor};
+use super::strided::{View, is_contiguous, pack};
+use crate::bytes::{Memory, Part, read_exact_at};
+use crate::error::ConvertError;
+use crate::pickle::Blob;
+use crate::source::{Note, PIECE_BYTES, Source};
+use crate::zip::{Member, Method};
+
+/// Where a storage's bytes are.
+#[derive(Clone)]
+pub(crate) enum Place {
+    /// In the file as they are; the member that holds nothing else, if there is one, for its checksum.
+    File {
+        at: u64,
+        byte_count: u64,
+        member: Option<Arc<Member>>,
+    },
+    /// Compressed in the file.
+    Member(Arc<Member>),
+    /// In memory.
+    Memory(Arc<Memory>),
+}
+
+impl Place {
+    fn byte_count(&self) -> u64 {
+        match self {
+            Place::File { byte_count, .. } => *byte_count,
+            Place::Member(member) => member.content_bytes,
+            Place::Memory(memory) => memory.0.len() as u64,
+        }
+    }
+}
+
+/// Output beyond so many times the file's size, and beyond [`EXPANSION_BYTES_FREE`], is a bomb.
+const EXPANSION_MAX: u64 = 16;
+
+/// What a small file may always ask for.
+const EXPANSION_BYTES_FREE: u64 = 1024 * 1024 * 1024;
+
+/// One tensor: its storage and its view of it.
+struct Entry {
+    place: Place,
+    view: View,
+    is_contiguous: bool,
+    /// Numbers of so many bytes are turned around; 1 for none.
+    swap_bytes: usize,
+}
+
+/// A file's tensors.
+pub(crate) struct TorchSource {
+    label: String,
+    file: Box<dyn ReadAt>,
+    specs: Vec<TensorSpec>,
+    entries: Vec<Entry>,
+    metadata: BTreeMap<String, String>,
+    notes: Vec<Note>,
+    memory_bytes_max: u64,
+}
+
+impl TorchSource {
+    /// Checks every tensor against its storage. `places` are the storages by key, `inline` gives the bytes that
+    /// lie in the pickle, `stored_bytes` is what all storages have together (uncompressed).
+    ///
+    /// # Errors
+    /// The first tensor that does not fit into its storage, or too much output.
+    pub(crate) fn new(
+        context: &Context<'_>,
+        file: Box<dyn ReadAt>,
+        holds: Holds,
+        places: &HashMap<String, Place>,
+        inline: &dyn Fn(Blob, bool) -> Result<Place, ConvertError>,
+        is_big_endian: bool,
+    ) -> Result<TorchSource, ConvertError> {
+        let file_bytes = file.byte_count().map_err(|error| context.io(error))?;
+        let stored: u64 = places
+            .values()
+            .map(Place::byte_count)
+            .fold(file_bytes, u64::saturating_add);
+        let limit = stored
+            .saturating_mul(EXPANSION_MAX)
+            .max(EXPANSION_BYTES_FREE);
+        let (mut specs, mut entries) = (Vec::new(), Vec::new());
+        let mut all_bytes = 0u64;
+        for Found { name, tensor } in holds.tensors {
+            let place = match &tensor.bytes {
+                Bytes::Storage { key, .. } => places.get(key).cloned().ok_or_else(|| {
+                    let shown = safelight_format::shown(key).to_string();
+                    context.malformed(&name, format!("its storage `{shown}` is not in the file"))
+                })?,
+                Bytes::Inline { blob, is_text } => inline(*blob, *is_text)?,
+            };
+            let entry = entry(context, &name, &tensor, place, is_big_endian)?;
+            let spec = TensorSpec {
+                name,
+                dtype: tensor.dtype,
+                shape: tensor.shape,
+            };
+            let byte_count = spec.byte_count().ok_or_else(|| {
+                let what = format!("shape {:?} has no size in bytes", spec.shape);
+                context.malformed(&spec.name, what)
+            })?;
+            all_bytes = all_bytes.saturating_add(byte_count);
+            if all_bytes > limit {
+                let what = "bytes of tensors from views of the same numbers";
+                return Err(context.limit(&spec.name, what, all_bytes, limit));
+            }
+            specs.push(spec);
+            entries.push(entry);
+        }
+        Ok(TorchSource {
+            label: context.label.clone(),
+            file,
+            specs,
+            entries,
+            metadata: holds.metadata,
+            notes: holds.notes,
+            memory_bytes_max: context.options.limits.memory_bytes_max,
+        })
+    }
+
+    fn io(&self, index: usize, error: io::Error) -> ConvertError {
+        match error.kind() {
+            io::ErrorKind::InvalidData | io::ErrorKind::InvalidInput => {
+                let name = self.specs[index].name.clone();
+                ConvertError::malformed(&self.label, "PyTorch", name, error.to_string())
+            }
+            _ => ConvertError::Io {
+                doing: "read",
+                file: self.label.clone(),
+                error,
+            },
+        }
+    }
+}
+
+/// Checks a tensor against its storage.
+fn entry(
+    context: &Context<'_>,
+    name: &str,
+    tensor: &Tensor,
+    place: Place,
+    is_big_endian: bool,
+) -> Result<Entry, ConvertError> {
+    // Four-bit numbers are counted in bytes: two of them are one element.
+    let element_bytes = tensor.dtype.bits().div_ceil(8);
+    let mut shape = tensor.shape.clone();
+    if let (true, Some(last)) = (tensor.dtype == Dtype::F4, shape.last_mut()) {
+        *last /= 2;
+    }
+    let is_contiguous = is_contiguous(&shape, &tensor.strides);
+    let (view_bytes, claimed) = match &tensor.bytes {
+        Bytes::Storage {
+            view_bytes,
+            byte_count,
+            ..
+        } => (*view_bytes, *byte_count),
+        Bytes::Inline { .. } => (0, place.byte_count()),
+    };
+    let there = place.byte_count();
+    let wrong = |what: String| context.malformed(name, what);
+    if view_bytes
+        .checked_add(claimed)
+        .is_none_or(|end| end > there)
+    {
+        return Err(wrong(format!(
+            "its storage should have {claimed} bytes, the file has {there}; is it cut off?"
+        )));
+    }
+    let end = end_of(&shape, &tensor.strides, tensor.offset, element_bytes);
+    match end {
+        Some(end) if end <= claimed => {}
+        _ => {
+            return Err(wrong(format!(
+                "shape {:?} with strides {:?} from element {} reaches beyond its storage of {claimed} bytes",
+                tensor.shape, tensor.strides, tensor.offset
+            )));
+        }
+    }
+    let is_big_endian = match tensor.bytes {
+        Bytes::Storage { .. } => is_big_endian,
+        Bytes::Inline { .. } => tensor.is_big_endian,
+    };
+    let number_bytes = match tensor.dtype {
+        Dtype::C64 => 4,
+        _ => element_bytes as usize,
+    };
+    let is_empty = shape.contains(&0);
+    let view = View {
+        at: if is_empty {
+            0
+        } else {
+            view_bytes + tensor.offset * element_bytes
+        },
+        strides: tensor
+            .strides
+            .iter()
+            .map(|stride| stride.saturating_mul(element_bytes))
+            .collect(),
+        shape,
+        element_bytes,
+        storage_bytes: view_bytes + claimed,
+    };
+    Ok(Entry {
+        place,
+        view,
+        is_contiguous,
+        swap_bytes: if is_big_endian { number_bytes } else { 1 },
+    })
+}
+
+/// The byte behind the last element; 0 if there is none, `None` if it does not fit into 64 bits.
+fn end_of(shape: &[u64], strides: &[u64], offset: u64, element_bytes: u64) -> Option<u64> {
+    if shape.contains(&0) {
+        return Some(0);
+    }
+    let mut last = offset;
+    for (&dim, &stride) in shape.iter().zip(strides) {
+        last = last.checked_add((dim - 1).checked_mul(stride)?)?;
+    }
+    last.checked_add(1)?.checked_mul(element_bytes)
+}
+
+/// What `out` returned, on its way through an [`io::Error`].
+#[derive(Debug)]
+struct Stopped;
+
+impl std::fmt::Display for Stopped {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("stopped by the reader of the pieces")
+    }
+}
+
+impl std::error::Error for Stopped {}
+
+/// Turns the bytes of each number around.
+fn swap(bytes: &mut [u8], number_bytes: usize) {
+    if number_bytes > 1 {
+        bytes
+            .chunks_exact_mut(number_bytes)
+            .for_each(<[u8]>::reverse);
+    }
+}
+
+impl Source for TorchSource {
+    fn label(&self) -> &str {
+        &self.label
+    }
+
+    fn tensors(&self) -> &[TensorSpec] {
+        &self.specs
+    }
+
+    fn metadata(&self) -> &BTreeMap<String, String> {
+        &self.metadata
+    }
+
+    fn notes(&self) -> &[Note] {
+        &self.notes
+    }
+
+    fn read(
+        &self,
+        index: usize,
+        out: &mut dyn FnMut(&[u8]) -> Result<(), ConvertError>,
+    ) -> Result<(), ConvertError> {
+        let entry = &self.entries[index];
+        let byte_count = self.specs[index].byte_count().unwrap_or(0);
+        if byte_count == 0 {
+            return Ok(());
+        }
+        let mut failed = None;
+        let done = match (&entry.place, entry.is_contiguous) {
+            (Place::File { at, member, .. }, true) => {
+                let whole = member
+                    .as_ref()
+                    .filter(|member| member.content_bytes == byte_count);
+                self.straight(entry, *at, byte_count, whole, out, &mut failed)
+            }
+            (Place::Member(member), true) => {
+                self.inflated(entry, member, byte_count, out, &mut failed)
+            }
+            (Place::File { at, byte_count, .. }, false) => {
+                let part = Part {
+                    of: &*self.file,
+                    at: *at,
+                    len: *byte_count,
+                };
+                packed(&part, entry, out, &mut failed)
+            }
+            (Place::Member(member), false) => {
+                let content = self.whole(index, member)?;
+                packed(&content, entry, out, &mut failed)
+            }
+            (Place::Memory(memory), _) => packed(&**memory, entry, out, &mut failed),
+        };
+        match failed {
+            Some(error) => Err(error),
+            None => done.map_err(|error| self.io(index, error)),
+        }
+    }
+}
+
+/// Hands a piece on, and keeps the error if there is one.
+fn hand_on(
+    bytes: &[u8],
+    out: &mut dyn FnMut(&[u8]) -> Result<(), ConvertError>,
+    failed: &mut Option<ConvertError>,
+) -> io::Result<()> {
+    out(bytes).map_err(|error| {
+        *failed = Some(error);
+        io::Error::other(Stopped)
+    })
+}
+
+fn packed(
+    storage: &dyn ReadAt,
+    entry: &Entry,
+    out: &mut dyn FnMut(&[u8]) -> Result<(), ConvertError>,
+    failed: &mut Option<ConvertError>,
+) -> io::Result<()> {
+    pack(storage, &entry.view, &mut |piece| {
+        swap(piece, entry.swap_bytes);
+        hand_on(piece, out, failed)
+    })
+}
+
+impl TorchSource {
+    /// A contiguous tensor that lies in the file as it is. If it is all of a member, its checksum is compared.
+    fn straight(
+        &self,
+        entry: &Entry,
+        at: u64,
+        byte_count: u64,
+        whole: Option<&Arc<Member>>,
+        out: &mut dyn FnMut(&[u8]) -> Result<(), ConvertError>,
+        failed: &mut Option<ConvertError>,
+    ) -> io::Result<()> {
+        let mut buffer = vec![0; byte_count.min(PIECE_BYTES as u64) as usize];
+        let mut crc = crc32fast::Hasher::new();
+        let mut done = 0;
+        while done < byte_count {
+            let len = (byte_count - done).min(PIECE_BYTES as u64) as usize;
+            let piece = &mut buffer[..len];
+            read_exact_at(&*self.file, piece, at + entry.view.at + done)?;
+            if whole.is_some() {
+                crc.update(piece);
+            }
+            swap(piece, entry.swap_bytes);
+            hand_on(piece, out, failed)?;
+            done += len as u64;
+        }
+        match whole {
+            Some(member) => member.check(crc.finalize()),
+            None => Ok(()),
+        }
+    }
+
+    /// A contiguous tensor of a compressed member: what is before it is passed over.
+    fn inflated(
+        &self,
+        entry: &Entry,
+        member: &Member,
+        byte_count: u64,
+        out: &mut dyn FnMut(&[u8]) -> Result<(), ConvertError>,
+        failed: &mut Option<ConvertError>,
+    ) -> io::Result<()> {
+        let (start, end) = (entry.view.at, entry.view.at + byte_count);
+        let mut at = 0u64;
+        let mut carried = Vec::new(); // a number cut in two by a piece's end
+        member.read(&*self.file, PIECE_BYTES, &mut |piece| {
+            let from = start.clamp(at, at + piece.len() as u64) - at;
+            let to = end.clamp(at, at + piece.len() as u64) - at;
+            at += piece.len() as u64;
+            if from == to {
+                return Ok(());
+            }
+            carried.extend_from_slice(&piece[from as usize..to as usize]);
+            let len = carried.len() - carried.len() % entry.swap_bytes.max(1);
+            swap(&mut carried[..len], entry.swap_bytes);
+            if len > 0 {
+                hand_on(&carried[..len], out, failed)?;
+            }
+            carried.drain(..len);
+            Ok(())
+        })
+    }
+
+    /// A compressed member as a whole.
+    fn whole(&self, index: usize, member: &Member) -> Result<Memory, ConvertError> {
+        let (value, limit) = (member.content_bytes, self.memory_bytes_max);
+        if value > limit {
+            return Err(ConvertError::Limit {
+                file: self.label.clone(),
+                at: self.specs[index].name.clone(),
+                what: "bytes in memory for a compressed tensor that is no contiguous one",
+                value,
+                limit,
+            });
+        }
+        let mut content = Vec::new();
+        let read = member.read(&*self.file, PIECE_BYTES, &mut |piece| {
+            content.try_reserve(piece.len()).map_err(io::Error::other)?;
+            content.extend_from_slice(piece);
+            Ok(())
+        });
+        read.map_err(|error| self.io(index, error))?;
+        Ok(Memory(content))
+    }
+}
+
+/// Whether a member's bytes lie in the file as they are.
+pub(crate) fn place_of(member: Member) -> Place {
+    let member = Arc::new(member);
+    match member.method {
+        Method::Stored => Place::File {
+            at: member.data_at,
+            byte_count: member.content_bytes,
+            member: Some(member),
+        },
+        _ => Place::Member(member),
+    }
+}
