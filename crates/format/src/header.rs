@@ -70,6 +70,52 @@ impl Default for Limits {
     }
 }
 
+/// How [`Header::parse_with`] reads.
+///
+/// ```
+/// use safelight_format::{Header, ParseOptions};
+/// let json = br#"{"a":{"dtype":"U1","shape":[9],"data_offsets":[0,2]}}"#;
+/// let file = [&(json.len() as u64).to_le_bytes()[..], json, &[0, 0]].concat();
+///
+/// let options = ParseOptions { opaque_dtypes: true, ..ParseOptions::default() };
+/// let header = Header::parse_with(&file, file.len() as u64, &options)?;
+/// let opaque = header.opaque_tensors().next().unwrap();
+/// assert_eq!((opaque.name, opaque.dtype, opaque.byte_count()), ("a", "U1", 2));
+/// assert_eq!(header.get("a"), None);
+/// # Ok::<(), safelight_format::FormatError>(())
+/// ```
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ParseOptions {
+    /// What is forgiven.
+    pub strictness: Strictness,
+    /// What is too much.
+    pub limits: Limits,
+    /// Tensors of dtypes that the format does not have are listed apart, in
+    /// [`Header::opaque_tensors`], instead of being an error: their size is known from their place.
+    pub opaque_dtypes: bool,
+}
+
+/// A tensor of a dtype that the format does not have: bytes to be handed on. Nothing here can
+/// decode or write it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct OpaqueTensor<'a> {
+    /// Its name, any text.
+    pub name: &'a str,
+    /// What the header calls its dtype, any text.
+    pub dtype: &'a str,
+    /// Its dimensions, outermost first. Nothing follows from them.
+    pub shape: &'a [u64],
+    /// Its first byte and the one behind its last, from the first byte of tensor data.
+    pub data_offsets: (u64, u64),
+}
+
+impl OpaqueTensor<'_> {
+    /// Its size in the file.
+    pub fn byte_count(&self) -> u64 {
+        self.data_offsets.1 - self.data_offsets.0
+    }
+}
+
 /// One tensor of a file, as its header describes it. Borrowed from the [`Header`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TensorInfo<'a> {
@@ -255,7 +301,24 @@ impl Header {
         strictness: Strictness,
         limits: &Limits,
     ) -> Result<Header, FormatError> {
-        let header_bytes = header_bytes(prefix, file_bytes, limits)?;
+        let options = ParseOptions {
+            strictness,
+            limits: *limits,
+            opaque_dtypes: false,
+        };
+        Header::parse_with(prefix, file_bytes, &options)
+    }
+
+    /// As [`Header::parse`], with all there is to say about how.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn parse_with(
+        prefix: &[u8],
+        file_bytes: u64,
+        options: &ParseOptions,
+    ) -> Result<Header, FormatError> {
+        let header_bytes = header_bytes(prefix, file_bytes, &options.limits)?;
         let need_bytes = LENGTH_BYTES + header_bytes;
         let need_len = usize::try_from(need_bytes).ok();
         let Some(json) = need_len.and_then(|len| prefix.get(LENGTH_BYTES as usize..len)) else {
@@ -264,14 +327,14 @@ impl Header {
                 need_bytes,
             });
         };
-        let mut parser = Parser::new(json, strictness, limits);
+        let mut parser = Parser::new(json, options);
         parser
             .header()
             .map_err(|error| told_apart(error, json, prefix))?;
         let Parser {
             table, metadata, ..
         } = parser;
-        let (tensors, index) = table.settle(strictness)?;
+        let (tensors, index) = table.settle(options.strictness)?;
         let header = Header {
             tensors,
             index,
@@ -285,6 +348,13 @@ impl Header {
     /// All tensors, in the order of their bytes in the file.
     pub fn tensors(&self) -> Tensors<'_> {
         Tensors(&self.tensors)
+    }
+
+    /// The tensors of unknown dtypes, in the order of their bytes, among those of
+    /// [`Header::tensors`]: none unless [`ParseOptions::opaque_dtypes`] asked for them.
+    pub fn opaque_tensors(&self) -> impl ExactSizeIterator<Item = OpaqueTensor<'_>> {
+        let opaque = self.tensors.opaque.iter();
+        opaque.map(|entry| self.tensors.opaque_info(entry))
     }
 
     /// The tensor of this name.
@@ -310,8 +380,12 @@ impl Header {
 
     /// The size of all tensors together.
     pub fn data_bytes(&self) -> u64 {
-        let last = self.tensors.entries.last();
-        last.map_or(0, |entry| entry.data_offsets.1)
+        let end_of = |entries: &[Entry]| entries.last().map_or(0, |last| last.data_offsets.1);
+        end_of(&self.tensors.entries).max(end_of(&self.tensors.opaque))
+    }
+
+    fn all_entries(&self) -> impl Iterator<Item = &Entry> {
+        self.tensors.entries.iter().chain(&self.tensors.opaque)
     }
 
     /// Length, header and data must be the file, to the byte.
@@ -328,10 +402,10 @@ impl Header {
                 expected_bytes,
                 file_bytes,
                 intact_count: self
-                    .tensors
-                    .entries
-                    .partition_point(|entry| entry.data_offsets.1 <= there),
-                tensor_count: self.tensors.entries.len(),
+                    .all_entries()
+                    .filter(|entry| entry.data_offsets.1 <= there)
+                    .count(),
+                tensor_count: self.all_entries().count(),
             }),
         }
     }
@@ -350,6 +424,7 @@ pub(crate) fn bit_count(dtype: Dtype, shape: &[u64]) -> Option<u64> {
 struct Parser<'a> {
     scanner: Scanner<'a>,
     strict: bool,
+    opaque_dtypes: bool,
     limits: &'a Limits,
     table: TableBuilder,
     metadata: Option<Metadata>,
@@ -358,12 +433,12 @@ struct Parser<'a> {
 }
 
 impl<'a> Parser<'a> {
-    fn new(text: &'a [u8], strictness: Strictness, limits: &'a Limits) -> Parser<'a> {
-        let strict = strictness == Strictness::Spec;
+    fn new(text: &'a [u8], options: &'a ParseOptions) -> Parser<'a> {
         Parser {
             scanner: Scanner::new(text),
-            strict,
-            limits,
+            strict: options.strictness == Strictness::Spec,
+            opaque_dtypes: options.opaque_dtypes,
+            limits: &options.limits,
             table: TableBuilder::default(),
             metadata: None,
             metadata_seen: false,
@@ -467,12 +542,15 @@ impl<'a> Parser<'a> {
         } else {
             self.object_entry(&name)?
         };
-        self.table.push(&name, dtype, dims_at, data_offsets);
+        match dtype {
+            Element::Known(dtype) => self.table.push(&name, dtype, dims_at, data_offsets),
+            Element::Opaque(dtype) => self.table.push_opaque(&name, &dtype, dims_at, data_offsets),
+        }
         Ok(())
     }
 
     /// `{"dtype":"F32","shape":[2],"data_offsets":[0,8]}`, in any order.
-    fn object_entry(&mut self, name: &str) -> Result<Fields, FormatError> {
+    fn object_entry(&mut self, name: &str) -> Result<Fields<'a>, FormatError> {
         self.open(b'{', name, None, "an object")?;
         let (mut dtype, mut shape, mut offsets) = (None, None, None);
         let again = |field| FormatError::DuplicateField {
@@ -516,7 +594,7 @@ impl<'a> Parser<'a> {
     }
 
     /// `["F32",[2],[0,8]]`: no promise of the format, but the reference implementation reads it.
-    fn array_entry(&mut self, name: &str) -> Result<Fields, FormatError> {
+    fn array_entry(&mut self, name: &str) -> Result<Fields<'a>, FormatError> {
         self.scanner.expect(b'[', "`[`")?;
         let dtype = self.dtype(name)?;
         self.scanner.expect(b',', "`,`")?;
@@ -527,7 +605,7 @@ impl<'a> Parser<'a> {
         Ok((dtype, offsets))
     }
 
-    fn dtype(&mut self, name: &str) -> Result<Dtype, FormatError> {
+    fn dtype(&mut self, name: &str) -> Result<Element<'a>, FormatError> {
         let wrapped = !self.strict && self.scanner.peek_token() == Some(b'{');
         let text = if wrapped {
             // `{"F32":null}`: how serde writes an enum; the reference implementation reads it.
@@ -540,11 +618,14 @@ impl<'a> Parser<'a> {
         } else {
             self.text(name, Some(EntryField::Dtype), "a dtype's name")?
         };
-        let unknown = || FormatError::UnknownDtype {
-            tensor: name.to_owned(),
-            dtype: text.to_string(),
-        };
-        Dtype::from_name(&text).ok_or_else(unknown)
+        match Dtype::from_name(&text) {
+            Some(dtype) => Ok(Element::Known(dtype)),
+            None if self.opaque_dtypes => Ok(Element::Opaque(text)),
+            None => Err(FormatError::UnknownDtype {
+                tensor: name.to_owned(),
+                dtype: text.into_owned(),
+            }),
+        }
     }
 
     fn shape(&mut self, name: &str) -> Result<(), FormatError> {
@@ -640,5 +721,11 @@ impl<'a> Parser<'a> {
     }
 }
 
+/// A dtype, or the name of one that the format does not have.
+enum Element<'a> {
+    Known(Dtype),
+    Opaque(Cow<'a, str>),
+}
+
 /// dtype and data_offsets. (The shape is where it stays, in the table.)
-type Fields = (Dtype, (u64, u64));
+type Fields<'a> = (Element<'a>, (u64, u64));

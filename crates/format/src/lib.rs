@@ -46,7 +46,8 @@ pub use dtype::Dtype;
 pub use encode::{CastReport, EncodeError, can_encode, encode, encode_into};
 pub use error::{EntryField, FormatError, JsonKind};
 pub use header::{
-    Header, Limits, Metadata, Strictness, TensorInfo, Tensors, TensorsIter, header_bytes,
+    Header, Limits, Metadata, OpaqueTensor, ParseOptions, Strictness, TensorInfo, Tensors,
+    TensorsIter, header_bytes,
 };
 pub use show::shown;
 pub use slice::{

@@ -3,7 +3,7 @@
 
 use crate::dtype::Dtype;
 use crate::error::FormatError;
-use crate::header::{Strictness, TensorInfo, bit_count};
+use crate::header::{OpaqueTensor, Strictness, TensorInfo, bit_count};
 use crate::index::NameIndex;
 
 /// More dimensions than any header shorter than 128 MiB can have.
@@ -18,12 +18,21 @@ pub(crate) struct Entry {
     name_at: u32,
     name_len: u32,
     dims_at: u32,
-    /// How many dimensions there are and, in the lowest five bits, the position in [`Dtype::ALL`].
+    /// How many dimensions there are and, in the lowest five bits, the position in [`Dtype::ALL`]
+    /// or [`OPAQUE`].
     rank_dtype: u32,
     pub(crate) data_offsets: (u64, u64),
 }
 
+/// In place of a dtype: one that the format does not know. Its name stands behind the tensor's, and
+/// the length of it behind the shape.
+const OPAQUE: u32 = 31;
+
 impl Entry {
+    fn is_opaque(&self) -> bool {
+        self.rank_dtype & 31 == OPAQUE
+    }
+
     fn rank(&self) -> usize {
         (self.rank_dtype >> 5) as usize
     }
@@ -40,7 +49,10 @@ pub(crate) struct Table {
     names: String,
     /// All shapes, one after another.
     dims: Vec<u64>,
+    /// Those of known dtypes.
     pub(crate) entries: Vec<Entry>,
+    /// The others.
+    pub(crate) opaque: Vec<Entry>,
 }
 
 /// The tensors of a header as they stand there, while it is read.
@@ -105,6 +117,27 @@ impl TableBuilder {
         self.names.extend_from_slice(name);
     }
 
+    /// As [`TableBuilder::push`], for a dtype of which only the name is known.
+    pub(crate) fn push_opaque(
+        &mut self,
+        name: &str,
+        dtype: &str,
+        dims_at: usize,
+        data_offsets: (u64, u64),
+    ) {
+        self.tiled_to = None;
+        self.entries.push(Entry {
+            name_at: self.names.len() as u32,
+            name_len: name.len() as u32,
+            dims_at: dims_at as u32,
+            rank_dtype: ((self.dims.len() - dims_at) as u32) << 5 | OPAQUE,
+            data_offsets,
+        });
+        self.dims.push(dtype.len() as u64);
+        self.names.extend_from_slice(name.as_bytes());
+        self.names.extend_from_slice(dtype.as_bytes());
+    }
+
     /// Puts tensors into the order of their bytes, in which they must follow one another without gap
     /// or overlap, each as long as its shape and dtype say. Of two with one name the last wins, or
     /// it is an error if strict.
@@ -116,6 +149,7 @@ impl TableBuilder {
             names: String::from_utf8(self.names).expect("only whole texts were pushed"),
             dims: self.dims,
             entries: self.entries,
+            opaque: Vec::new(),
         };
         let stated = if self.tiled_to.is_none() {
             let stated = table.entries.clone();
@@ -129,6 +163,7 @@ impl TableBuilder {
         if !twice {
             if stated.is_some() {
                 table.check_tiling()?;
+                return Ok(table.set_apart(index));
             }
             return Ok((table, index));
         }
@@ -149,7 +184,7 @@ impl TableBuilder {
         table.sort();
         table.check_tiling()?;
         let index = table.file_names(|_| ());
-        Ok((table, index))
+        Ok(table.set_apart(index))
     }
 }
 
@@ -178,6 +213,27 @@ impl Table {
         }
     }
 
+    /// Moves tensors of unknown dtypes to where only those find them who ask for them.
+    fn set_apart(mut self, index: NameIndex) -> (Table, NameIndex) {
+        if !self.entries.iter().any(Entry::is_opaque) {
+            return (self, index);
+        }
+        (self.opaque, self.entries) = self.entries.iter().partition(|entry| entry.is_opaque());
+        let index = self.file_names(|_| ());
+        (self, index)
+    }
+
+    pub(crate) fn opaque_info(&self, entry: &Entry) -> OpaqueTensor<'_> {
+        let dtype_len = self.dims[entry.dims_at as usize + entry.rank()] as usize;
+        let dtype_at = (entry.name_at + entry.name_len) as usize;
+        OpaqueTensor {
+            name: self.name_of(entry),
+            dtype: &self.names[dtype_at..dtype_at + dtype_len],
+            shape: self.shape_of(entry),
+            data_offsets: entry.data_offsets,
+        }
+    }
+
     /// Puts tensors into the order of their bytes; those without bytes stay as they stand.
     fn sort(&mut self) {
         self.entries.sort_by_key(|entry| entry.data_offsets);
@@ -198,8 +254,11 @@ impl Table {
     fn check_tiling(&self) -> Result<(), FormatError> {
         let mut expected_at = 0;
         for entry in &self.entries {
-            let fits = entry.data_offsets.0 == expected_at
-                && right_size(entry.dtype(), self.shape_of(entry), entry.data_offsets);
+            let right_size = match entry.is_opaque() {
+                true => entry.data_offsets.0 <= entry.data_offsets.1,
+                false => right_size(entry.dtype(), self.shape_of(entry), entry.data_offsets),
+            };
+            let fits = entry.data_offsets.0 == expected_at && right_size;
             if !fits {
                 return Err(self.complain(entry, expected_at));
             }
@@ -212,7 +271,7 @@ impl Table {
     #[cold]
     fn complain(&self, entry: &Entry, expected_at: u64) -> FormatError {
         let (starts_at, ends_at) = entry.data_offsets;
-        let (tensor, dtype) = (self.name_of(entry).to_owned(), entry.dtype());
+        let tensor = self.name_of(entry).to_owned();
         if starts_at != expected_at {
             return FormatError::NotContiguous {
                 tensor,
@@ -227,7 +286,7 @@ impl Table {
                 ends_at,
             };
         }
-        let shape = self.shape_of(entry).to_vec();
+        let (dtype, shape) = (entry.dtype(), self.shape_of(entry).to_vec());
         match bit_count(dtype, &shape) {
             None => FormatError::SizeOverflow {
                 tensor,

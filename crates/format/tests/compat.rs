@@ -1,5 +1,7 @@
 //! `Strictness::Compat` against the `safetensors` crate 0.8.0 itself: the same verdict and the
 //! same tensors on thousands of headers, whole, odd and broken. And the writer: the same bytes.
+//!
+//! `SAFELIGHT_DIFF_HEADERS` is how many headers are compared (80,000, as CI does).
 
 mod common;
 
@@ -452,8 +454,12 @@ fn mutate(file: &mut Vec<u8>, rng: &mut Rng) {
 
 #[test]
 fn the_same_verdicts_and_tensors() {
+    let count = std::env::var("SAFELIGHT_DIFF_HEADERS").ok();
+    let count = count
+        .and_then(|text| text.parse().ok())
+        .unwrap_or(80_000u64);
     let (mut accepted, mut refused) = (0, 0);
-    for seed in 0..20_000 {
+    for seed in 0..count.div_ceil(4) {
         let whole = generate(seed);
         let mut rng = Rng(seed ^ 0x5eed);
         let mut file = whole.clone();
@@ -470,8 +476,10 @@ fn the_same_verdicts_and_tensors() {
         }
     }
     // A generator whose files are all good or all bad would prove nothing.
+    println!("{accepted} accepted, {refused} refused by both");
+    let few = count / 8;
     assert!(
-        accepted > 10_000 && refused > 10_000,
+        accepted > few && refused > few,
         "{accepted} accepted, {refused} refused"
     );
 }
@@ -567,7 +575,8 @@ fn views(tensors: &[Owned]) -> Vec<TensorView<'_>> {
 
 #[test]
 fn the_writer_makes_the_same_bytes() {
-    for seed in 0..500 {
+    let long_run = std::env::var("SAFELIGHT_DIFF_HEADERS").is_ok();
+    for seed in 0..if long_run { 100_000 } else { 500 } {
         let mut rng = Rng(seed);
         let tensors = random_tensors(&mut rng);
         let metadata: Option<Metadata> = match rng.below(3) {

@@ -4,7 +4,9 @@
 mod common;
 
 use common::file;
-use safelight_format::{Dtype, FormatError, Header, Limits, Strictness};
+use safelight_format::{
+    Dtype, FormatError, Header, Limits, OpaqueTensor, ParseOptions, Strictness,
+};
 
 fn parse(file: &[u8], strictness: Strictness) -> Result<Header, FormatError> {
     Header::parse(file, file.len() as u64, strictness, &Limits::default())
@@ -516,4 +518,89 @@ fn a_prefix_is_enough_and_too_little_of_it_says_so() {
             "{short}: {error}"
         );
     }
+}
+
+#[test]
+fn unknown_dtypes_are_opaque_on_request() {
+    let entry = |name: &str, dtype: &str, shape: &str, offsets: &str| {
+        format!(r#""{name}":{{"dtype":"{dtype}","shape":[{shape}],"data_offsets":[{offsets}]}}"#)
+    };
+    let parse = |entries: &[String], data_bytes: usize, strictness: Strictness| {
+        let file = file(&format!("{{{}}}", entries.join(",")), data_bytes);
+        let options = ParseOptions {
+            strictness,
+            opaque_dtypes: true,
+            ..ParseOptions::default()
+        };
+        Header::parse_with(&file, file.len() as u64, &options)
+    };
+    let (a, b) = (
+        entry("a", "U8", "2", "3,5"),
+        entry("b", "ä\\u0034", "7,99", "0,3"),
+    );
+    let (c, empty) = (entry("c", "U8", "1", "5,6"), entry("", "", "", "6,6"));
+    for strictness in [Strictness::Compat, Strictness::Spec] {
+        let entries = [a.clone(), b.clone(), c.clone(), empty.clone()];
+        let header = parse(&entries, 6, strictness).unwrap();
+        let opaque: Vec<OpaqueTensor<'_>> = header.opaque_tensors().collect();
+        let expected = OpaqueTensor {
+            name: "b",
+            dtype: "ä4",
+            shape: &[7, 99],
+            data_offsets: (0, 3),
+        };
+        assert_eq!((opaque[0], opaque.len()), (expected, 2));
+        assert_eq!(
+            (opaque[1].dtype, opaque[1].shape, opaque[1].byte_count()),
+            ("", &[][..], 0)
+        );
+        let names: Vec<&str> = header.tensors().iter().map(|tensor| tensor.name).collect();
+        assert_eq!(names, ["a", "c"]);
+        assert_eq!(
+            (header.position("c"), header.position("b")),
+            (Some(1), None)
+        );
+        assert_eq!(header.data_bytes(), 6);
+        let short = parse(&entries, 5, strictness).unwrap_err();
+        let FormatError::FileTooShort {
+            intact_count,
+            tensor_count,
+            ..
+        } = short
+        else {
+            panic!("{short}");
+        };
+        assert_eq!((intact_count, tensor_count), (2, 4));
+        // The other rules hold for them, too.
+        for (wrong, message) in [
+            (
+                entry("b", "X", "7", "1,3"),
+                "tensor `b` starts at byte 1, expected 0 (a hole before it)",
+            ),
+            (
+                entry("b", "X", "7", "0,4"),
+                "tensor `a` starts at byte 3, expected 4 (it overlaps another)",
+            ),
+            (
+                entry("b", "X", "-7", "0,3"),
+                "`shape` of tensor `b` has a number that is negative",
+            ),
+        ] {
+            let error = parse(&[a.clone(), wrong], 5, strictness).unwrap_err();
+            assert!(error.to_string().starts_with(message), "{error}");
+        }
+        let backwards = parse(
+            &[entry("b", "X", "7", "0,0"), entry("c", "X", "7", "1,0")],
+            1,
+            strictness,
+        );
+        assert!(backwards.is_err());
+    }
+    let twice = [entry("a", "X", "1", "0,3"), entry("a", "U8", "3", "0,3")];
+    let header = parse(&twice, 3, Strictness::Compat).unwrap();
+    assert_eq!(
+        (header.tensors().len(), header.opaque_tensors().len()),
+        (1, 0)
+    );
+    assert!(parse(&twice, 3, Strictness::Spec).is_err());
 }
