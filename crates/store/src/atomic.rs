@@ -179,6 +179,7 @@ impl Temporary {
 }
 
 fn finish(target: &Path, how: Publish) -> io::Result<()> {
+    crate::edit::forget_record(target); // of an edit that the replaced file was in the middle of
     if how.sync {
         sys::sync_folder(folder_of(target))?;
     }

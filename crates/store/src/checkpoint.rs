@@ -443,6 +443,7 @@ impl fmt::Debug for Checkpoint {
 
 impl ShardFile {
     pub(crate) fn open(path: &Path, options: &OpenOptions) -> Result<ShardFile, StoreError> {
+        crate::edit::recover(path)?;
         ShardFile::of_source(FileSource::open(path)?, options)
     }
 

@@ -176,6 +176,34 @@ pub enum StoreError {
         /// All such tensors, with the number of bytes that are missing.
         tensors: Vec<(String, u64)>,
     },
+    /// A change in place was asked for that the header has no room for.
+    NoRoom {
+        /// The file.
+        file: String,
+        /// How long the header would be.
+        need_bytes: u64,
+        /// How long it is.
+        room_bytes: u64,
+    },
+    /// Another program has been editing the file for a long time.
+    Busy {
+        /// The file.
+        file: String,
+    },
+    /// Another program wrote to the file while it was being copied.
+    Changed {
+        /// The file.
+        file: String,
+    },
+    /// An edit of the file was interrupted, and it cannot be undone now.
+    Interrupted {
+        /// The file.
+        file: String,
+        /// Where its old bytes are.
+        record: String,
+        /// Why not now.
+        problem: String,
+    },
     /// The tensors to be written contradict themselves. Nothing was written.
     Write {
         /// The file that would have been written.
@@ -405,6 +433,37 @@ impl StoreError {
                         .map(|(name, missing)| format!("`{}` lacks {missing} bytes", shown(name))),
                 )
             }
+            StoreError::NoRoom {
+                file,
+                need_bytes,
+                room_bytes,
+            } => write!(
+                f,
+                "cannot change {} in place: its header has {room_bytes} bytes and would need {need_bytes}; \
+                 let the file be copied",
+                shown(file)
+            ),
+            StoreError::Busy { file } => write!(
+                f,
+                "{}: another program is editing this file; try again when it is done",
+                shown(file)
+            ),
+            StoreError::Changed { file } => write!(
+                f,
+                "{}: another program wrote to this file at the same time; nothing was changed, try again",
+                shown(file)
+            ),
+            StoreError::Interrupted {
+                file,
+                record,
+                problem,
+            } => write!(
+                f,
+                "{}: an edit of this file was interrupted, and its old bytes are in {}: {}",
+                shown(file),
+                shown(record),
+                shown(problem)
+            ),
             other => write!(f, "{other:?}"),
         }
     }

@@ -26,6 +26,7 @@
 
 mod atomic;
 mod checkpoint;
+pub mod edit;
 mod error;
 mod hash;
 mod index_file;

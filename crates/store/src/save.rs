@@ -22,7 +22,7 @@ pub struct SaveOptions {
     /// and transfer whole pages. See [`Order::Aligned`] for the tensors behind the first.
     pub align_bytes: u64,
     /// Room left in the header, so that metadata and tensors can be added later without moving
-    /// the data.
+    /// the data: spaces, behind the metadata if there is any, else at the header's end.
     pub reserve_header_bytes: u64,
     /// Fail where the file system cannot rename, rather than copy the finished file over the
     /// target (see [`replace_file`]).
@@ -52,6 +52,15 @@ impl SaveOptions {
         }
     }
 
+    /// Length and header, with the spare room where it helps most.
+    pub(crate) fn prefix(&self, plan: &HeaderPlan) -> Vec<u8> {
+        let prefix = plan.prefix().to_vec();
+        if self.reserve_header_bytes == 0 {
+            return prefix; // to the byte what others write
+        }
+        crate::edit::spread(prefix)
+    }
+
     pub(crate) fn publish(&self) -> Publish {
         Publish {
             sync: self.sync,
@@ -73,12 +82,14 @@ pub fn save(
     options: &SaveOptions,
 ) -> Result<u64, StoreError> {
     let plan = plan(&path_text(path), tensors, metadata, options)?;
+    let prefix = options.prefix(&plan);
     let temporary = Temporary::for_target(path)?;
     let (file, target) = (&temporary.file, &temporary.target);
     sys::allocate(file, plan.file_bytes(), target)
         .and_then(|()| {
             write_all(
                 &mut io::BufWriter::with_capacity(1 << 20, file),
+                &prefix,
                 &plan,
                 tensors,
             )
@@ -113,7 +124,8 @@ pub fn save_to(
     options: &SaveOptions,
 ) -> Result<u64, StoreError> {
     let plan = plan(label, tensors, metadata, options)?;
-    write_all(out, &plan, tensors).map_err(StoreError::io("write", Path::new(label)))?;
+    write_all(out, &options.prefix(&plan), &plan, tensors)
+        .map_err(StoreError::io("write", Path::new(label)))?;
     Ok(plan.file_bytes())
 }
 
@@ -130,8 +142,13 @@ fn plan(
     })
 }
 
-fn write_all(out: &mut dyn Write, plan: &HeaderPlan, tensors: &[TensorView<'_>]) -> io::Result<()> {
-    out.write_all(plan.prefix())?;
+fn write_all(
+    out: &mut dyn Write,
+    prefix: &[u8],
+    plan: &HeaderPlan,
+    tensors: &[TensorView<'_>],
+) -> io::Result<()> {
+    out.write_all(prefix)?;
     for &position in plan.order() {
         out.write_all(tensors[position].bytes)?;
     }

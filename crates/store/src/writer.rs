@@ -85,7 +85,7 @@ impl Writer {
         let temporary = Temporary::for_target(path)?;
         let (file, target) = (&temporary.file, &temporary.target);
         sys::allocate(file, plan.file_bytes(), target)
-            .and_then(|()| sys::write_at(file, plan.prefix(), 0, target))
+            .and_then(|()| sys::write_at(file, &options.prefix(&plan), 0, target))
             .map_err(StoreError::io("write", path))?;
         Ok(Writer {
             covered: Mutex::new(vec![Covered::default(); specs.len()]),

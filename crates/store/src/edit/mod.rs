@@ -1,0 +1,461 @@
+//! Changing files that exist: metadata, names, one tensor's bytes, more tensors, fewer.
+//!
+//! # What is guaranteed
+//!
+//! Let "killed" mean that the program or another one dies at any moment (`kill -9`, out of
+//! memory), and "power cut" that the machine does.
+//!
+//! | [`Strategy`] | what happens | killed: other programs see | killed: this library sees | power cut (with `sync`) |
+//! |---|---|---|---|---|
+//! | [`Strategy::Copy`] | a new file beside the old, renamed into its place | the old or the new file | the same | the same |
+//! | [`Strategy::Auto`], change within one page | one write into the page | the old or the new file | the same | old or new, once this library has opened it |
+//! | [`Strategy::Auto`], larger change | as [`Strategy::Copy`] | the old or the new file | the same | the same |
+//! | [`Strategy::InPlace`] | old bytes into an undo record, then writes | possibly a part of the change, until this library opens the file | the old or the new file | old or new, once this library has opened it |
+//!
+//! A page is 4096 bytes from a multiple of 4096 on: the kernel copies a write into its page cache
+//! page by page and does not stop within one, so no killed process leaves half of it. A program that
+//! *reads* at the very moment of a write in place may see a part of it; one that has mapped the file
+//! sees the change. Files replaced by a copy keep their old content for those who have them open.
+//!
+//! Copies are made in the kernel, and where the file system can share blocks between files
+//! (Btrfs, XFS with reflinks, …) they cost neither time nor room. They leave spare room in
+//! the header ([`EditOptions::reserve_header_bytes`]), so that the next edit of metadata is a
+//! matter of one page.
+//!
+//! The undo record is `.NAME.safelight-undo` beside the file. [`crate::Checkpoint::open`] and every
+//! edit look for it (one system call) and put the old bytes back. Editors of this library lock
+//! the file against each other, and openers wait while an edit with a record is under way.
+
+mod record;
+mod tensors;
+mod text;
+
+use std::collections::BTreeMap;
+use std::fs::{File, Metadata as FileMetadata};
+use std::io;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+
+use safelight_format::{
+    FormatError, Header, Limits, Metadata, Strictness, WriteError, header_bytes,
+};
+
+use crate::atomic::{Publish, Temporary};
+use crate::error::{StoreError, path_text};
+use crate::sys;
+use text::{Entries, LENGTH_BYTES};
+
+pub(crate) use record::forget as forget_record;
+pub use record::recover;
+pub use tensors::{append, drop_tensors, patch_tensor, rename_tensors};
+pub(crate) use text::spread;
+
+/// What the kernel writes into its page cache without a break.
+const PAGE_BYTES: u64 = 4096;
+
+/// How a change reaches the file; the [module](self) says what each one guarantees.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Strategy {
+    /// In place if the change lies within one page, else by a copy: safe for all readers.
+    #[default]
+    Auto,
+    /// In place, with an undo record, or not at all.
+    InPlace,
+    /// A new file, renamed into the old one's place.
+    Copy,
+}
+
+/// How a file is edited.
+#[derive(Clone, Copy, Debug)]
+pub struct EditOptions {
+    /// In place, or by a copy.
+    pub strategy: Strategy,
+    /// Wait for the disk: the guarantees about power cuts need it.
+    pub sync: bool,
+    /// Where the header has to grow, it gets this much spare room for later edits (and up to a page
+    /// more).
+    pub reserve_header_bytes: u64,
+}
+
+impl Default for EditOptions {
+    /// [`Strategy::Auto`], synced, 4 KiB of spare room.
+    fn default() -> EditOptions {
+        EditOptions {
+            strategy: Strategy::Auto,
+            sync: true,
+            reserve_header_bytes: 4096,
+        }
+    }
+}
+
+/// What an edit did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Edited {
+    /// How the change was made.
+    pub how: How,
+    /// The file's size now.
+    pub file_bytes: u64,
+}
+
+/// How a change was made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum How {
+    /// There was nothing to change.
+    Unchanged,
+    /// Bytes of the file were overwritten.
+    InPlace,
+    /// The file shares its data's blocks with the old one's; only what changed was written.
+    Cloned,
+    /// The file was copied.
+    Copied,
+}
+
+/// Sets (`Some`) and removes (`None`) keys of a file's `__metadata__`; tensors stay as they are.
+///
+/// ```
+/// # use safelight_format::{Dtype, TensorView};
+/// # use safelight_store::{Checkpoint, SaveOptions, save};
+/// use safelight_store::edit::{self, EditOptions};
+///
+/// # let folder = std::env::temp_dir().join(format!("safelight-edit-{}", std::process::id()));
+/// # std::fs::create_dir_all(&folder)?;
+/// # let path = folder.join("model.safetensors");
+/// # let bias = TensorView { name: "bias", dtype: Dtype::U8, shape: &[1], bytes: &[1] };
+/// # save(&path, &[bias], None, &SaveOptions::default())?;
+/// let changes = [("title".to_owned(), Some("A house".to_owned())), ("draft".to_owned(), None)];
+/// edit::set_metadata(&path, &changes.into(), &EditOptions::default())?;
+/// assert_eq!(Checkpoint::open(&path)?.metadata().unwrap()["title"], "A house");
+/// # std::fs::remove_dir_all(&folder)?;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+///
+/// # Errors
+/// [`StoreError::NoRoom`] if [`Strategy::InPlace`] is asked for and the header has no room;
+/// [`StoreError::Write`] if the header became too long; [`StoreError::Format`] if the file is no
+/// safetensors file; [`StoreError::Busy`]; [`StoreError::Io`]. The file is then what it was.
+pub fn set_metadata(
+    path: &Path,
+    changes: &BTreeMap<String, Option<String>>,
+    options: &EditOptions,
+) -> Result<Edited, StoreError> {
+    let editor = Editor::open(path)?;
+    let mut metadata = editor.header.metadata().cloned().unwrap_or_default();
+    for (key, change) in changes {
+        match change {
+            Some(value) => drop(metadata.insert(key.clone(), value.clone())),
+            None => drop(metadata.remove(key)),
+        }
+    }
+    if metadata == *editor.header.metadata().unwrap_or(&Metadata::new()) {
+        return Ok(editor.unchanged());
+    }
+    let entry = Entries::metadata_entry(&metadata).map_err(|error| editor.unwritable(error))?;
+    if let Some(json) = text::replace_in_slot(editor.json(), &entry) {
+        return editor.write_header(json, options);
+    }
+    let mut entries = editor.entries()?;
+    entries.metadata = entry;
+    editor.change_header(&entries, options)
+}
+
+/// A file that is open for changes, locked against other editors.
+pub(crate) struct Editor {
+    file: File,
+    /// As the caller calls it.
+    path: PathBuf,
+    /// Links followed.
+    target: PathBuf,
+    locked: bool,
+    /// Length and header, as they are in the file.
+    prefix: Vec<u8>,
+    header: Header,
+    file_bytes: u64,
+    opened: FileMetadata,
+}
+
+impl Editor {
+    fn open(path: &Path) -> Result<Editor, StoreError> {
+        let record::Locked {
+            file,
+            target,
+            locked,
+        } = record::open_locked(path)?;
+        let opened = file.metadata().map_err(StoreError::io("open", path))?;
+        let file_bytes = opened.len();
+        let limits = Limits::default();
+        let bad = |error: FormatError| StoreError::Format {
+            file: path_text(path),
+            error,
+        };
+        let mut prefix = vec![0; file_bytes.min(512) as usize]; // enough to say what else it may be
+        sys::read_at(&file, &mut prefix, 0).map_err(StoreError::io("read", path))?;
+        let header_bytes = header_bytes(&prefix, file_bytes, &limits).map_err(bad)?;
+        prefix.resize(LENGTH_BYTES + header_bytes as usize, 0); // at most the limit, 100 MB
+        sys::read_at(&file, &mut prefix, 0).map_err(StoreError::io("read", path))?;
+        let header = Header::parse(&prefix, file_bytes, Strictness::Compat, &limits);
+        let header = header.map_err(bad)?;
+        Ok(Editor {
+            file,
+            path: path.to_owned(),
+            target,
+            locked,
+            prefix,
+            header,
+            file_bytes,
+            opened,
+        })
+    }
+
+    fn json(&self) -> &[u8] {
+        &self.prefix[LENGTH_BYTES..]
+    }
+
+    fn entries(&self) -> Result<Entries, StoreError> {
+        // Cannot be: what the parser accepts is an object.
+        let odd = || StoreError::io("read", &self.path)(io::ErrorKind::InvalidData.into());
+        Entries::of_json(self.json()).ok_or_else(odd)
+    }
+
+    fn unchanged(&self) -> Edited {
+        Edited {
+            how: How::Unchanged,
+            file_bytes: self.file_bytes,
+        }
+    }
+
+    fn unwritable(&self, error: WriteError) -> StoreError {
+        let file = path_text(&self.path);
+        StoreError::Write { file, error }
+    }
+
+    fn io(&self, doing: &'static str) -> impl FnOnce(io::Error) -> StoreError {
+        StoreError::io(doing, &self.path)
+    }
+
+    /// Writes other entries before the same data: in place if they fit, else into a copy with
+    /// more room.
+    fn change_header(
+        &self,
+        entries: &Entries,
+        options: &EditOptions,
+    ) -> Result<Edited, StoreError> {
+        if let Some(json) = entries.filling(self.json().len()) {
+            return self.write_header(json, options);
+        }
+        if options.strategy == Strategy::InPlace {
+            return Err(self.no_room(entries));
+        }
+        let json = self.roomy(entries, options)?;
+        let data_start = self.header.data_start();
+        let copies = [(data_start, self.file_bytes - data_start)];
+        self.write_copy(&json, &copies, &[], options)
+    }
+
+    fn no_room(&self, entries: &Entries) -> StoreError {
+        StoreError::NoRoom {
+            file: path_text(&self.path),
+            need_bytes: entries.least_bytes() as u64,
+            room_bytes: self.json().len() as u64,
+        }
+    }
+
+    /// A header with these entries and room to spare (as much as the limit allows).
+    fn roomy(&self, entries: &Entries, options: &EditOptions) -> Result<Vec<u8>, StoreError> {
+        let limit_bytes = Limits::default().header_bytes_max;
+        let reserve = options.reserve_header_bytes.min(limit_bytes) as usize;
+        let old_bytes = self.json().len();
+        let fitting = [reserve, 0].map(|reserve| entries.roomy_bytes(old_bytes, reserve));
+        let fitting = fitting
+            .into_iter()
+            .find(|&bytes| bytes as u64 <= limit_bytes);
+        let json = fitting.and_then(|bytes| entries.filling(bytes));
+        json.ok_or_else(|| {
+            self.unwritable(WriteError::HeaderTooLong {
+                header_bytes: entries.least_bytes() as u64,
+                limit_bytes,
+            })
+        })
+    }
+
+    /// Writes a header of the old one's length.
+    fn write_header(&self, json: Vec<u8>, options: &EditOptions) -> Result<Edited, StoreError> {
+        let prefix = with_length(&json);
+        self.check(&prefix, self.file_bytes);
+        let Some(changed) = text::difference(&self.prefix, &prefix) else {
+            return Ok(self.unchanged());
+        };
+        self.overwrite(changed.start as u64, &prefix[changed], options)
+    }
+
+    /// Overwrites bytes of the file: in place, or in a copy of it.
+    fn overwrite(
+        &self,
+        at: u64,
+        bytes: &[u8],
+        options: &EditOptions,
+    ) -> Result<Edited, StoreError> {
+        let end = at + bytes.len() as u64;
+        let one_page = at / PAGE_BYTES == end.saturating_sub(1) / PAGE_BYTES;
+        let in_place = match options.strategy {
+            Strategy::Auto => one_page && self.locked,
+            Strategy::InPlace => true,
+            Strategy::Copy => false,
+        };
+        if !in_place {
+            return self.overwrite_copy(at, bytes, options);
+        }
+        self.check_locked()?;
+        let write = || sys::write_at(&self.file, bytes, at, &self.target);
+        if one_page && !options.sync {
+            write().map_err(self.io("change"))?;
+        } else {
+            self.with_undo(at..end, options, write)?;
+        }
+        Ok(Edited {
+            how: How::InPlace,
+            file_bytes: self.file_bytes,
+        })
+    }
+
+    fn with_undo(
+        &self,
+        range: Range<u64>,
+        options: &EditOptions,
+        change: impl FnOnce() -> io::Result<()>,
+    ) -> Result<(), StoreError> {
+        let (file, path, target) = (&self.file, &self.path, &self.target);
+        record::with_undo(file, path, target, range, options.sync, change)
+    }
+
+    /// Without a lock, an opener could take a change under way for an interrupted one.
+    fn check_locked(&self) -> Result<(), StoreError> {
+        if self.locked {
+            return Ok(());
+        }
+        let error = io::Error::new(
+            io::ErrorKind::Unsupported,
+            "this file system has no locks, so files cannot be edited in place; let it be copied",
+        );
+        Err(StoreError::io("change", &self.path)(error))
+    }
+
+    /// A copy of the whole file in which some bytes are others.
+    fn overwrite_copy(
+        &self,
+        at: u64,
+        bytes: &[u8],
+        options: &EditOptions,
+    ) -> Result<Edited, StoreError> {
+        let temporary = Temporary::for_target(&self.path)?;
+        let (file, target) = (&temporary.file, &temporary.target);
+        let cloned = sys::clone(&self.file, file, target);
+        let filled = if cloned {
+            sys::write_at(file, bytes, at, target)
+        } else {
+            let end = at + bytes.len() as u64;
+            sys::allocate(file, self.file_bytes, target)
+                .and_then(|()| sys::copy_range((&self.file, 0), (file, 0), at, target))
+                .and_then(|()| sys::write_at(file, bytes, at, target))
+                .and_then(|()| {
+                    let rest = self.file_bytes - end;
+                    sys::copy_range((&self.file, end), (file, end), rest, target)
+                })
+        };
+        filled.map_err(|error| self.copy_failed(error))?;
+        self.publish(temporary, cloned, self.file_bytes, options)
+    }
+
+    /// A new file: a header, ranges of the old file, and more bytes.
+    fn write_copy(
+        &self,
+        json: &[u8],
+        copies: &[(u64, u64)],
+        more: &[&[u8]],
+        options: &EditOptions,
+    ) -> Result<Edited, StoreError> {
+        let prefix = with_length(json);
+        let copied: u64 = copies.iter().map(|copy| copy.1).sum();
+        let added: u64 = more.iter().map(|bytes| bytes.len() as u64).sum();
+        let file_bytes = prefix.len() as u64 + copied + added;
+        self.check(&prefix, file_bytes);
+        let temporary = Temporary::for_target(&self.path)?;
+        let (file, target) = (&temporary.file, &temporary.target);
+        let fill = || -> io::Result<()> {
+            sys::allocate(file, file_bytes, target)?;
+            sys::write_at(file, &prefix, 0, target)?;
+            let mut at = prefix.len() as u64;
+            for &(from, byte_count) in copies {
+                sys::copy_range((&self.file, from), (file, at), byte_count, target)?;
+                at += byte_count;
+            }
+            for bytes in more {
+                sys::write_at(file, bytes, at, target)?;
+                at += bytes.len() as u64;
+            }
+            Ok(())
+        };
+        fill().map_err(|error| self.copy_failed(error))?;
+        self.publish(temporary, false, file_bytes, options)
+    }
+
+    fn publish(
+        &self,
+        temporary: Temporary,
+        cloned: bool,
+        file_bytes: u64,
+        options: &EditOptions,
+    ) -> Result<Edited, StoreError> {
+        self.check_same()?;
+        let publish = Publish {
+            sync: options.sync,
+            only_atomic: true,
+        };
+        temporary.publish(publish).map_err(self.io("write"))?;
+        let how = if cloned { How::Cloned } else { How::Copied };
+        Ok(Edited { how, file_bytes })
+    }
+
+    /// Says that the file shrank rather than that "the end was met".
+    fn copy_failed(&self, error: io::Error) -> StoreError {
+        match self.check_same() {
+            Err(changed) => changed,
+            Ok(()) => StoreError::io("write", &self.path)(error),
+        }
+    }
+
+    /// Whether another program has written to the file since it was opened, as far as can be seen.
+    fn check_same(&self) -> Result<(), StoreError> {
+        let now = self.file.metadata().map_err(self.io("read"))?;
+        if now.len() < self.file_bytes {
+            return Err(StoreError::Shrank {
+                file: path_text(&self.path),
+                opened_bytes: self.file_bytes,
+                now_bytes: now.len(),
+            });
+        }
+        let modified = [&now, &self.opened].map(|metadata| metadata.modified().ok());
+        if now.len() != self.file_bytes || modified[0] != modified[1] {
+            let file = path_text(&self.path);
+            return Err(StoreError::Changed { file });
+        }
+        Ok(())
+    }
+
+    /// Our own promise: a header that is about to be written can be read.
+    fn check(&self, prefix: &[u8], file_bytes: u64) {
+        let limits = Limits::default();
+        let parsed = Header::parse(prefix, file_bytes, Strictness::Compat, &limits);
+        if let Err(error) = parsed {
+            panic!(
+                "the edited header of {} is wrong: {error}",
+                self.path.display()
+            );
+        }
+    }
+}
+
+fn with_length(json: &[u8]) -> Vec<u8> {
+    let mut prefix = (json.len() as u64).to_le_bytes().to_vec();
+    prefix.extend_from_slice(json);
+    prefix
+}
