@@ -302,3 +302,179 @@ fn keep_attributes(file: &File, target: &Path) {
 
 #[cfg(not(target_os = "linux"))]
 fn keep_attributes(_: &File, _: &Path) {}
+
+#[cfg(test)]
+#[cfg(target_os = "linux")]
+mod tests {
+    use super::*;
+    use crate::sys::{Call, faults};
+    use crate::testing::Folder;
+
+    const EPERM: i32 = 1;
+    const EIO: i32 = 5;
+    const EBUSY: i32 = 16;
+    const EXDEV: i32 = 18;
+    const EINVAL: i32 = 22;
+    const ENOSPC: i32 = 28;
+    const ENOSYS: i32 = 38;
+    const EOPNOTSUPP: i32 = 95;
+
+    fn write(path: &Path, text: &str) -> Result<(), StoreError> {
+        replace_file(path, true, |file| file.write_all(text.as_bytes()))
+    }
+
+    fn read(path: &Path) -> String {
+        fs::read_to_string(path).unwrap()
+    }
+
+    #[test]
+    fn file_systems_that_lack_something() {
+        let lists = [
+            vec![],
+            vec![(Call::CreateUnnamed, EOPNOTSUPP)],
+            vec![(Call::Link, ENOSYS)],
+            vec![(Call::Link, EPERM)],
+            vec![(Call::CreateUnnamed, ENOSYS), (Call::Rename, ENOSYS)],
+            vec![(Call::CreateUnnamed, ENOSYS), (Call::Rename, EOPNOTSUPP)],
+            vec![(Call::CreateUnnamed, ENOSYS), (Call::Rename, EPERM)],
+            vec![(Call::CreateUnnamed, ENOSYS), (Call::Rename, EXDEV)],
+            vec![(Call::CreateUnnamed, ENOSYS), (Call::Rename, EINVAL)],
+            vec![(Call::Rename, EBUSY)],
+            vec![
+                (Call::Rename, EXDEV),
+                (Call::Link, EPERM),
+                (Call::CopyRange, EXDEV),
+            ],
+            vec![(Call::Rename, ENOSYS), (Call::CopyRange, ENOSYS)],
+        ];
+        for calls in lists {
+            let folder = Folder::new("lacking");
+            let path = folder.join("file");
+            let lacking = calls
+                .iter()
+                .map(|&(call, errno)| faults::inject(folder.path(), call, 0, errno));
+            let lacking: Vec<_> = lacking.collect();
+            for text in ["first", "second and longer", "3"] {
+                write(&path, text).unwrap_or_else(|error| panic!("{calls:?}: {error}"));
+                assert_eq!(read(&path), text, "{calls:?}");
+                assert_eq!(folder.list(), ["file"], "{calls:?}");
+            }
+            drop(lacking);
+        }
+    }
+
+    #[test]
+    fn whoever_wants_a_rename_gets_one_or_an_error() {
+        let folder = Folder::new("only-atomic");
+        let path = folder.join("file");
+        let options = crate::SaveOptions {
+            only_atomic: true,
+            ..crate::SaveOptions::default()
+        };
+        write(&path, "old").unwrap();
+        let lacking = faults::inject(folder.path(), Call::Rename, 0, ENOSYS);
+        let error = crate::save(&path, &[], None, &options).unwrap_err();
+        drop(lacking);
+        assert!(
+            error.to_string().contains("Function not implemented"),
+            "{error}"
+        );
+        assert_eq!((read(&path).as_str(), folder.list().len()), ("old", 1));
+        crate::save(&path, &[], None, &options).unwrap();
+    }
+
+    #[test]
+    fn what_fails_changes_nothing() {
+        for (call, errno) in [
+            (Call::Rename, ENOSPC),
+            (Call::Rename, EIO),
+            (Call::Sync, EIO),
+            (Call::Sync, ENOSPC),
+        ] {
+            for unnamed in [true, false] {
+                let folder = Folder::new("failing");
+                let path = folder.join("file");
+                write(&path, "old").unwrap();
+                let named = (!unnamed)
+                    .then(|| faults::inject(folder.path(), Call::CreateUnnamed, 0, ENOSYS));
+                let failing = faults::inject(folder.path(), call, 0, errno);
+                let error = write(&path, "new").unwrap_err();
+                drop((named, failing));
+                assert!(
+                    error.to_string().contains(&format!("os error {errno}")),
+                    "{error}"
+                );
+                assert_eq!(read(&path), "old");
+                assert_eq!(folder.list(), ["file"], "{call:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_disk_without_room_is_noticed_before_anything_is_written() {
+        let folder = Folder::new("no-room");
+        let path = folder.join("file");
+        write(&path, "old").unwrap();
+        let bytes = [1u8; 10];
+        let tensor = safelight_format::TensorView {
+            name: "a",
+            dtype: safelight_format::Dtype::U8,
+            shape: &[10],
+            bytes: &bytes,
+        };
+        let full = faults::inject(folder.path(), Call::Allocate, 0, ENOSPC);
+        let error = crate::save(&path, &[tensor], None, &crate::SaveOptions::default());
+        drop(full);
+        let error = error.unwrap_err().to_string();
+        assert!(error.contains("No space left on device"), "{error}");
+        assert_eq!((read(&path).as_str(), folder.list().len()), ("old", 1));
+        let unable = faults::inject(folder.path(), Call::Allocate, 0, EOPNOTSUPP);
+        crate::save(&path, &[tensor], None, &crate::SaveOptions::default()).unwrap();
+        drop(unable);
+    }
+
+    #[test]
+    fn a_copy_over_that_fails_says_where_the_content_is() {
+        let folder = Folder::new("copy-over");
+        let path = folder.join("file");
+        let faults = || {
+            [
+                faults::inject(folder.path(), Call::CreateUnnamed, 0, ENOSYS),
+                faults::inject(folder.path(), Call::Rename, 0, ENOSYS),
+                faults::inject(folder.path(), Call::CopyRange, 0, ENOSPC),
+            ]
+        };
+        let failing = faults();
+        assert!(write(&path, "new").is_err());
+        drop(failing);
+        assert!(folder.list().is_empty());
+        write(&path, "old").unwrap();
+        let failing = faults();
+        let error = write(&path, "new").unwrap_err().to_string();
+        drop(failing);
+        let (_, kept) = error.split_once("the complete new content is in ").unwrap();
+        assert_eq!(read(Path::new(kept)), "new");
+    }
+
+    #[test]
+    fn attributes_stay() {
+        let folder = Folder::new("attributes");
+        let path = folder.join("file");
+        write(&path, "old").unwrap();
+        let flags = rustix::fs::XattrFlags::empty();
+        if let Err(error) = rustix::fs::setxattr(&path, "user.note", b"kept", flags) {
+            println!(
+                "SKIPPED: no extended attributes in {}: {error}",
+                folder.path().display()
+            );
+            return;
+        }
+        write(&path, "new").unwrap();
+        let mut value = [0u8; 16];
+        let count = rustix::fs::getxattr(&path, "user.note", &mut value[..]).unwrap();
+        assert_eq!(
+            (&value[..count], read(&path).as_str()),
+            (&b"kept"[..], "new")
+        );
+    }
+}

@@ -25,7 +25,10 @@
 //! ```
 
 mod atomic;
+mod bulk;
 mod checkpoint;
+#[cfg(test)]
+mod crashes;
 pub mod edit;
 mod error;
 mod hash;
@@ -36,10 +39,13 @@ mod save;
 mod shards;
 mod source;
 mod sys;
+#[cfg(test)]
+mod testing;
 mod verify;
 mod writer;
 
 pub use atomic::replace_file;
+pub use bulk::PageCache;
 pub use checkpoint::{Checkpoint, OpenOptions, Place};
 pub use error::StoreError;
 pub use hash::{HashOptions, Hashes, hash, sha256_hex};

@@ -7,6 +7,7 @@ use safelight_format::{HeaderPlan, Metadata, Order, PlanOptions, TensorView, Wri
 use serde_json::json;
 
 use crate::atomic::{Publish, Temporary, replace_file};
+use crate::bulk::{self, PageCache};
 use crate::error::{StoreError, path_text};
 use crate::sys;
 
@@ -27,6 +28,8 @@ pub struct SaveOptions {
     /// Fail where the file system cannot rename, rather than copy the finished file over the
     /// target (see [`replace_file`]).
     pub only_atomic: bool,
+    /// Whether the file's bytes stay in memory after [`save`].
+    pub page_cache: PageCache,
 }
 
 impl Default for SaveOptions {
@@ -39,6 +42,7 @@ impl Default for SaveOptions {
             align_bytes: plan.align_bytes,
             reserve_header_bytes: plan.reserve_bytes,
             only_atomic: false,
+            page_cache: PageCache::default(),
         }
     }
 }
@@ -85,15 +89,10 @@ pub fn save(
     let prefix = options.prefix(&plan);
     let temporary = Temporary::for_target(path)?;
     let (file, target) = (&temporary.file, &temporary.target);
+    let bytes = plan.order().iter().map(|&index| tensors[index].bytes);
+    let parts: Vec<&[u8]> = std::iter::once(&prefix[..]).chain(bytes).collect();
     sys::allocate(file, plan.file_bytes(), target)
-        .and_then(|()| {
-            write_all(
-                &mut io::BufWriter::with_capacity(1 << 20, file),
-                &prefix,
-                &plan,
-                tensors,
-            )
-        })
+        .and_then(|()| bulk::write(file, &parts, options.page_cache, target))
         .and_then(|()| temporary.publish(options.publish()))
         .map_err(StoreError::io("write", path))?;
     Ok(plan.file_bytes())

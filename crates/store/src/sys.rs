@@ -22,6 +22,8 @@ pub(crate) enum Call {
     CopyRange,
     Lock,
     Direct,
+    Remove,
+    SetLength,
 }
 
 /// The error a test asks for; never one outside tests.
@@ -134,12 +136,27 @@ pub(crate) fn allocate(file: &File, byte_count: u64, at: &Path) -> io::Result<()
     }
 }
 
+pub(crate) fn remove(path: &Path) -> io::Result<()> {
+    fault(Call::Remove, path)?;
+    fs::remove_file(path)
+}
+
+pub(crate) fn set_length(file: &File, byte_count: u64, at: &Path) -> io::Result<()> {
+    fault(Call::SetLength, at)?;
+    file.set_len(byte_count)
+}
+
 /// Writes all of `bytes` at `offset`; from any thread.
 pub(crate) fn write_at(file: &File, bytes: &[u8], offset: u64, at: &Path) -> io::Result<()> {
     fault(Call::Write, at)?;
+    #[cfg(test)]
+    let bytes = faults::torn(bytes, offset, at);
     #[cfg(unix)]
     {
-        std::os::unix::fs::FileExt::write_all_at(file, bytes, offset)
+        let written = std::os::unix::fs::FileExt::write_all_at(file, bytes, offset);
+        #[cfg(test)]
+        faults::die_if_torn();
+        written
     }
     #[cfg(windows)]
     {
@@ -188,7 +205,7 @@ pub(crate) fn sync(file: &File, at: &Path) -> io::Result<()> {
 /// Waits until a folder's names are on the disk. Some file systems refuse; they need it not.
 pub(crate) fn sync_folder(folder: &Path) -> io::Result<()> {
     #[cfg(unix)]
-    match File::open(folder)?.sync_all() {
+    match fault(Call::Sync, folder).and_then(|()| File::open(folder)?.sync_all()) {
         Err(error) if is_unsupported(&error) => {}
         done => return done,
     }
@@ -300,12 +317,13 @@ pub(crate) fn set_direct(file: &File, direct: bool, at: &Path) -> bool {
     }
 }
 
-/// Errors on request: what other file systems say, said here.
+/// Errors on request: what other file systems say, said here. And death at any call.
 #[cfg(test)]
 pub(crate) mod faults {
     use std::io;
     use std::path::{Path, PathBuf};
-    use std::sync::Mutex;
+    use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
+    use std::sync::{LazyLock, Mutex};
 
     use super::Call;
 
@@ -314,23 +332,37 @@ pub(crate) mod faults {
         call: Call,
         /// Calls that still succeed.
         spare: usize,
+        /// Calls that fail then.
+        count: usize,
         errno: i32,
     }
 
     static FAULTS: Mutex<Vec<Fault>> = Mutex::new(Vec::new());
 
-    /// Lets calls for files in `folder` fail, after the first `spare` ones, until it is dropped.
+    /// Lets calls for files in a folder fail until it is dropped.
     pub(crate) struct Injected(PathBuf);
 
+    /// All calls after the first `spare` ones fail with `errno`.
     pub(crate) fn inject(folder: &Path, call: Call, spare: usize, errno: i32) -> Injected {
+        inject_some(folder, call, spare, usize::MAX, errno)
+    }
+
+    /// After the first `spare` ones, `count` calls fail.
+    pub(crate) fn inject_some(
+        folder: &Path,
+        call: Call,
+        spare: usize,
+        count: usize,
+        errno: i32,
+    ) -> Injected {
         let below = folder.to_owned();
-        let fault = Fault {
+        FAULTS.lock().unwrap().push(Fault {
             below: below.clone(),
             call,
             spare,
+            count,
             errno,
-        };
-        FAULTS.lock().unwrap().push(fault);
+        });
         Injected(below)
     }
 
@@ -340,18 +372,58 @@ pub(crate) mod faults {
         }
     }
 
-    pub(super) fn next(call: Call, at: &Path) -> io::Result<()> {
-        let mut faults = FAULTS.lock().unwrap();
-        let mut matching = faults
-            .iter_mut()
-            .filter(|fault| fault.call == call && at.starts_with(&fault.below));
-        match matching.next() {
-            Some(fault) if fault.spare == 0 => Err(io::Error::from_raw_os_error(fault.errno)),
-            Some(fault) => {
-                fault.spare -= 1;
-                Ok(())
-            }
-            None => Ok(()),
+    /// The variables that tell a child process at which call for which folder to die.
+    pub(crate) const DIE_AT: &str = "SAFELIGHT_TEST_DIE_AT";
+    pub(crate) const DIE_BELOW: &str = "SAFELIGHT_TEST_DIE_BELOW";
+
+    /// Calls until death; `None` in processes that live on.
+    static LEFT: LazyLock<Option<(AtomicI64, PathBuf)>> = LazyLock::new(|| {
+        let count = std::env::var(DIE_AT).ok()?.parse().ok()?;
+        Some((AtomicI64::new(count), std::env::var_os(DIE_BELOW)?.into()))
+    });
+
+    /// Dies at every call that counts down to 0. Writes count twice: before, and in the middle.
+    fn count_down(at: &Path) -> bool {
+        let Some((left, below)) = &*LEFT else {
+            return false;
+        };
+        at.starts_with(below) && left.fetch_sub(1, Ordering::SeqCst) == 0
+    }
+
+    /// What of a write reaches the file: all of it, or what a killed process leaves of it. The kernel
+    /// stops at the end of a page only.
+    pub(super) fn torn<'b>(bytes: &'b [u8], offset: u64, at: &Path) -> &'b [u8] {
+        if !count_down(at) {
+            return bytes;
         }
+        let half = (offset + bytes.len() as u64 / 2 + 1).next_multiple_of(4096) - offset;
+        DYING.store(true, Ordering::SeqCst);
+        &bytes[..bytes.len().min(half as usize)]
+    }
+
+    /// Called behind each write.
+    pub(super) fn die_if_torn() {
+        if DYING.load(Ordering::SeqCst) {
+            std::process::abort();
+        }
+    }
+
+    static DYING: AtomicBool = AtomicBool::new(false);
+
+    pub(super) fn next(call: Call, at: &Path) -> io::Result<()> {
+        if count_down(at) {
+            std::process::abort(); // as good as `kill -9`: nothing is cleaned up
+        }
+        let mut faults = FAULTS.lock().unwrap();
+        let matching = |fault: &&mut Fault| fault.call == call && at.starts_with(&fault.below);
+        for fault in faults.iter_mut().filter(matching) {
+            if fault.spare > 0 {
+                fault.spare -= 1;
+            } else if fault.count > 0 {
+                fault.count -= 1;
+                return Err(io::Error::from_raw_os_error(fault.errno));
+            }
+        }
+        Ok(())
     }
 }

@@ -91,7 +91,8 @@ const ABC: &[(&str, &[u8])] = &[("a", b"aaaa"), ("b", b"bb"), ("c", b"c")];
 #[test]
 fn metadata_is_set_and_removed() {
     let old = metadata(&[("format", "pt"), ("title", "a long enough title")]);
-    let cases: &[(&[&str], &[(&str, &str)])] = &[
+    type Pairs<'a> = &'a [(&'a str, &'a str)];
+    let cases: &[(&[&str], Pairs<'_>)] = &[
         (&[], &[("format", "pt"), ("title", "a long enough title")]),
         (
             &["none"],
@@ -210,7 +211,7 @@ fn odd_headers_survive() {
         format!(
             " {{ \"a\" : {entry} , \"\\u005f_metadata__\" : {{\"k\":\"v\"}} , \"a\" : {entry} }} \n"
         ),
-        format!(r#"{{"a":["U8",[1],[0,1]],"__metadata__":{{"k":"w","k":"v"}}}}"#),
+        r#"{"a":["U8",[1],[0,1]],"__metadata__":{"k":"w","k":"v"}}"#.to_owned(),
     ] {
         for value in [
             "1",

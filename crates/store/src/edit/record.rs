@@ -165,7 +165,7 @@ fn roll_back(file: &File, path: &Path, target: &Path) -> Result<(), StoreError> 
         return Err(interrupted(path, &record_path, problem.to_owned()));
     }
     plan.apply(&record, file, target)
-        .and_then(|()| fs::remove_file(&record_path))
+        .and_then(|()| sys::remove(&record_path))
         .map_err(|error| {
             let problem = format!("the file cannot be put back now: {error}");
             interrupted(path, &record_path, problem)
@@ -235,7 +235,7 @@ impl Plan {
             from += len;
         }
         if file.metadata()?.len() != self.file_bytes {
-            file.set_len(self.file_bytes)?;
+            sys::set_length(file, self.file_bytes, target)?;
         }
         sys::sync(file, target)
     }
@@ -276,7 +276,7 @@ pub(super) fn with_undo(
         roll_back(file, path, target)?;
         return Err(StoreError::io("change", path)(error));
     }
-    fs::remove_file(&record_path)
+    sys::remove(&record_path)
         .and_then(|()| {
             if sync {
                 sys::sync_folder(folder_of(target))
