@@ -13,11 +13,10 @@ mod write;
 use std::collections::{BTreeMap, HashSet};
 use std::path::Path;
 
-use safelight_format::{Dtype, TensorSpec};
+use safelight_format::{Dtype, TensorSpec, encode_into};
 use safelight_store::ReadAt;
 
 use crate::error::ConvertError;
-use crate::halves::{bf16_of_f32, f16_of_f32};
 use crate::input::{Cursor, Input};
 use crate::source::{Limits, Note, PIECE_BYTES, Source};
 
@@ -437,34 +436,15 @@ impl GgufSource {
         numbers: &[f32],
         bytes: &mut Vec<u8>,
     ) -> Result<(), ConvertError> {
-        match self.quantized {
-            Quantized::F32 | Quantized::Refuse => {
-                bytes.resize(numbers.len() * 4, 0);
-                for (bytes, number) in bytes.as_chunks_mut().0.iter_mut().zip(numbers) {
-                    *bytes = number.to_le_bytes();
-                }
-            }
-            Quantized::F16 => {
-                let large = |number: &&f32| number.is_finite() && number.abs() >= 65520.0;
-                if let Some(number) = numbers.iter().find(large) {
-                    return Err(ConvertError::Request {
-                        at: self.tensors[index].name.clone(),
-                        problem: format!(
-                            "holds {number}, and F16 ends at 65504; choose F32 or BF16"
-                        ),
-                    });
-                }
-                encode_16(numbers, bytes, f16_of_f32);
-            }
-            Quantized::Bf16 => encode_16(numbers, bytes, bf16_of_f32),
+        let dtype = self.quantized.dtype();
+        bytes.resize(numbers.len() * (dtype.bits() / 8) as usize, 0);
+        let report = encode_into(dtype, numbers, bytes).expect("a float dtype, and room for it");
+        if report.overflow_count > 0 {
+            return Err(ConvertError::Request {
+                at: self.tensors[index].name.clone(),
+                problem: format!("holds numbers that {dtype} cannot; choose F32"),
+            });
         }
         Ok(())
-    }
-}
-
-fn encode_16(numbers: &[f32], bytes: &mut Vec<u8>, encode: impl Fn(f32) -> u16) {
-    bytes.resize(numbers.len() * 2, 0);
-    for (bytes, number) in bytes.as_chunks_mut().0.iter_mut().zip(numbers) {
-        *bytes = encode(*number).to_le_bytes();
     }
 }

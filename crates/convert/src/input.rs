@@ -46,6 +46,11 @@ impl Input {
         })
     }
 
+    /// What the bytes come from.
+    pub(crate) fn reader(&self) -> &dyn ReadAt {
+        &*self.reader
+    }
+
     /// [`ConvertError::Malformed`] about this file.
     pub(crate) fn malformed(
         &self,

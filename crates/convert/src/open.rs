@@ -9,8 +9,10 @@ use safelight_store::{Checkpoint, ReadAt as _};
 
 use crate::checkpoint::CheckpointSource;
 use crate::error::ConvertError;
+use crate::flax::{FlaxSource, is_flax};
 use crate::gguf::{GgufSource, Quantized};
 use crate::layout::{FolderSource, is_diffusers_folder};
+use crate::npz::{NpzSource, is_npz};
 use crate::source::{Limits, Source};
 use crate::torch::{Context, open_pickle, open_zip};
 
@@ -79,13 +81,18 @@ pub fn open_with(path: &Path, options: &OpenOptions) -> Result<Box<dyn Source>, 
         return Ok(Box::new(FolderSource::open(path, &options.limits)?));
     }
     let is_index = path.to_string_lossy().ends_with(".safetensors.index.json");
-    let kind = if is_index || path.is_dir() {
-        None
+    let start = if is_index || path.is_dir() {
+        Vec::new()
     } else {
-        kind_of(path)?
+        start_of(path)?
     };
     let limits = options.limits.header;
-    match kind {
+    match sniff(&start) {
+        None if is_flax(&start) => Ok(Box::new(FlaxSource::open(
+            path,
+            &options.limits,
+            options.values_to_metadata,
+        )?)),
         None | Some(FileKind::Json) => {
             let store_options = safelight_store::OpenOptions {
                 limits,
@@ -99,6 +106,10 @@ pub fn open_with(path: &Path, options: &OpenOptions) -> Result<Box<dyn Source>, 
             &options.limits,
             options.quantized,
         )?)),
+        Some(FileKind::Npy) => Ok(Box::new(NpzSource::open(path, &options.limits)?)),
+        Some(FileKind::TorchZip | FileKind::Zip) if is_npz(&open_file(path)?) => {
+            Ok(Box::new(NpzSource::open(path, &options.limits)?))
+        }
         Some(FileKind::TorchZip | FileKind::Zip) => {
             open_zip(&Context::new(path, options), Box::new(open_file(path)?))
         }
@@ -116,8 +127,8 @@ fn open_file(path: &Path) -> Result<File, ConvertError> {
     File::open(path).map_err(ConvertError::io("open", path))
 }
 
-/// What a file is, told from its first bytes; `None` for safetensors and what nothing is known of.
-fn kind_of(path: &Path) -> Result<Option<FileKind>, ConvertError> {
+/// A file's first bytes, which tell what it is.
+fn start_of(path: &Path) -> Result<Vec<u8>, ConvertError> {
     let file = open_file(path)?;
     let mut start = vec![0; SNIFFED_BYTES];
     let mut len = 0;
@@ -129,5 +140,6 @@ fn kind_of(path: &Path) -> Result<Option<FileKind>, ConvertError> {
             Err(error) => return Err(ConvertError::io("read", path)(error)),
         }
     }
-    Ok(sniff(&start[..len]))
+    start.truncate(len);
+    Ok(start)
 }

@@ -1,17 +1,23 @@
 //! What writers share: a file written atomically from a source's pieces, with progress and a way to stop.
 
-use std::io::{self, Write};
+use std::io::{self, Seek, SeekFrom, Write};
 use std::ops::ControlFlow;
 use std::path::Path;
 
-use safelight_store::replace_file;
+use safelight_store::replace_file_seek;
 
 use crate::error::ConvertError;
 use crate::source::Source;
 
+/// Writes, and goes back.
+trait WriteSeek: Write + Seek {}
+
+impl<T: Write + Seek> WriteSeek for T {}
+
 /// A file on its way.
 pub(crate) struct Sink<'a> {
-    file: &'a mut dyn Write,
+    file: &'a mut dyn WriteSeek,
+    position: u64,
     path: &'a Path,
     progress: &'a mut dyn FnMut(u64, u64) -> ControlFlow<()>,
     /// Bytes of the source so far, and of all its tensors.
@@ -34,9 +40,10 @@ impl Sink<'_> {
             .map(|tensor| tensor.byte_count().unwrap_or(0));
         let all = sizes.fold(0u64, u64::saturating_add);
         let mut result = None;
-        let replaced = replace_file(path, sync, |file| {
+        let replaced = replace_file_seek(path, sync, |file| {
             let mut sink = Sink {
                 file,
+                position: 0,
                 path,
                 progress,
                 done: 0,
@@ -59,15 +66,37 @@ impl Sink<'_> {
         }
     }
 
-    /// Writes bytes that are no tensor's.
+    /// Writes bytes behind all others.
     pub(crate) fn write(&mut self, bytes: &[u8]) -> Result<(), ConvertError> {
         let path = self.path;
+        self.position += bytes.len() as u64;
         self.file
             .write_all(bytes)
             .map_err(ConvertError::io("write", path))
     }
 
-    /// Writes tensor `index`: `encode` gets its pieces, and a way to write what becomes of them.
+    /// Bytes written so far.
+    pub(crate) fn position(&self) -> u64 {
+        self.position
+    }
+
+    /// Replaces bytes that were written before.
+    pub(crate) fn overwrite(&mut self, at: u64, bytes: &[u8]) -> Result<(), ConvertError> {
+        assert!(
+            at + bytes.len() as u64 <= self.position,
+            "only what was written is replaced"
+        );
+        let (path, end) = (self.path, self.position);
+        let mut overwrite = || {
+            self.file.seek(SeekFrom::Start(at))?;
+            self.file.write_all(bytes)?;
+            self.file.seek(SeekFrom::Start(end))
+        };
+        overwrite().map_err(ConvertError::io("write", path))?;
+        Ok(())
+    }
+
+    /// Writes tensor `index`: `encode` gets its pieces and writes what becomes of them.
     pub(crate) fn tensor(
         &mut self,
         source: &dyn Source,
@@ -75,7 +104,7 @@ impl Sink<'_> {
         encode: &mut Encode<'_>,
     ) -> Result<(), ConvertError> {
         source.read(index, &mut |piece| {
-            encode(piece, &mut |bytes| self.write(bytes))?;
+            encode(piece, self)?;
             self.done = self.done.saturating_add(piece.len() as u64);
             match (self.progress)(self.done, self.all) {
                 ControlFlow::Continue(()) => Ok(()),
@@ -85,9 +114,8 @@ impl Sink<'_> {
     }
 }
 
-/// Takes a piece of a tensor, and hands bytes for the file on.
-pub(crate) type Encode<'a> = dyn FnMut(&[u8], &mut dyn FnMut(&[u8]) -> Result<(), ConvertError>) -> Result<(), ConvertError>
-    + 'a;
+/// Takes a piece of a tensor, and writes it in its way.
+pub(crate) type Encode<'a> = dyn FnMut(&[u8], &mut Sink<'_>) -> Result<(), ConvertError> + 'a;
 
 /// Cuts pieces anew, so that each is a multiple of a unit.
 #[derive(Default)]

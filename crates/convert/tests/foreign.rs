@@ -3,7 +3,11 @@
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
-use safelight_convert::{GgufOptions, GgufWeights, Limits, Source, open, write_gguf};
+use safelight_convert::{
+    GgufOptions, GgufWeights, Limits, NpzOptions, OpenOptions, Source, open, open_with, write_gguf,
+    write_npz,
+};
+use safelight_format::Dtype;
 use safelight_store::Checkpoint;
 
 fn golden(name: &str) -> PathBuf {
@@ -85,6 +89,148 @@ fn gguf_version_1() {
 }
 
 #[test]
+fn flax() {
+    let source = check("flax.msgpack", "flax.safetensors");
+    assert_eq!(
+        notes(&*source),
+        [
+            "`epoch`: dropped: the value `3`, no array",
+            "`rate`: dropped: the value `0.5`, no array",
+            "`z`: dropped: a complex number",
+            "`name`: dropped: the value `model`, no array",
+            "`nothing`: dropped: None",
+        ]
+    );
+    let dtype = |name: &str| {
+        let mut tensors = source.tensors().iter();
+        tensors.find(|tensor| tensor.name == name).unwrap().dtype
+    };
+    assert_eq!(dtype("params.dense.bias"), Dtype::Bf16);
+    assert_eq!(dtype("step"), Dtype::I32);
+    let options = OpenOptions {
+        values_to_metadata: true,
+        ..OpenOptions::default()
+    };
+    let source = open_with(&golden("flax.msgpack"), &options).unwrap();
+    let get = |key: &str| source.metadata()[key].as_str();
+    assert_eq!(
+        (get("epoch"), get("rate"), get("name")),
+        ("3", "0.5", "model")
+    );
+}
+
+#[test]
+fn npz_stored_and_deflated() {
+    for file in ["stored.npz", "deflated.npz"] {
+        let source = check(file, "npz.safetensors");
+        assert_eq!(source.metadata()["word"], "kept as metadata");
+        let notes = notes(&*source);
+        assert_eq!(notes.len(), 3, "{notes:?}");
+        assert!(notes[0].starts_with("`bf16`: two bytes without a type are read as BF16"));
+        assert!(notes[1].starts_with("`f8_e4m3`: bytes without a type are kept as U8"));
+        assert_eq!(notes[2], "`words`: dropped: an array of texts");
+        let mut tensors = source.tensors().iter();
+        let complex = tensors.find(|tensor| tensor.name == "be_c8").unwrap();
+        assert_eq!(complex.dtype, Dtype::C64);
+    }
+}
+
+#[test]
+fn npz_with_sizes_behind_the_data() {
+    let source = open(&golden("streamed.npz"), &Limits::default()).unwrap();
+    let expected = Checkpoint::open(&golden("npz.safetensors")).unwrap();
+    assert!(read_all(&*source, 0) == expected.read_bytes("cube").unwrap());
+}
+
+#[test]
+fn npy_of_every_version() {
+    let expected = Checkpoint::open(&golden("npz.safetensors")).unwrap();
+    for version in 1..=3 {
+        let source = open(
+            &golden(&format!("version_{version}.npy")),
+            &Limits::default(),
+        )
+        .unwrap();
+        assert_eq!(source.tensors()[0].name, "array");
+        assert_eq!(source.tensors()[0].shape, [4, 3, 2]);
+        assert!(read_all(&*source, 0) == expected.read_bytes("cube").unwrap());
+    }
+}
+
+#[test]
+fn npy_that_is_no_tensor() {
+    let refused = |file| {
+        open(&golden(file), &Limits::default())
+            .map(|_| ())
+            .unwrap_err()
+            .to_string()
+    };
+    assert!(refused("object.npy").contains("`array`: is an object array: a pickle"));
+    assert!(refused("structured.npy").contains("structured array"));
+}
+
+#[test]
+fn npz_is_written_as_it_was_read() {
+    let folder = tempfile::tempdir().unwrap();
+    let source = open(&golden("stored.npz"), &Limits::default()).unwrap();
+    for deflate in [false, true] {
+        let path = folder.path().join("again.npz");
+        let options = NpzOptions {
+            deflate,
+            ..NpzOptions::default()
+        };
+        let mut go_on = |_, _| ControlFlow::Continue(());
+        let report = write_npz(&*source, &path, &options, &mut go_on).unwrap();
+        let again = open(&path, &Limits::default()).unwrap();
+        assert_eq!(again.tensors(), source.tensors());
+        assert_eq!(again.metadata(), source.metadata());
+        assert_eq!(again.notes(), []);
+        let mut bytes = 0;
+        for index in 0..again.tensors().len() {
+            let read = read_all(&*again, index);
+            bytes += read.len() as u64;
+            assert!(read == read_all(&*source, index), "{index}");
+        }
+        assert_eq!(report.tensor_bytes, bytes);
+    }
+}
+
+#[test]
+fn npz_has_no_names_that_lead_elsewhere() {
+    let folder = tempfile::tempdir().unwrap();
+    let (from, to) = (
+        folder.path().join("a.safetensors"),
+        folder.path().join("a.npz"),
+    );
+    for name in [
+        "../x",
+        "a/../../x",
+        "/x",
+        "\\x",
+        "a\\..\\b",
+        "__metadata__\0",
+    ] {
+        let view = safelight_format::TensorView {
+            name,
+            dtype: Dtype::U8,
+            shape: &[1],
+            bytes: &[1],
+        };
+        safelight_store::save(&from, &[view], None, &Default::default()).unwrap();
+        let source = open(&from, &Limits::default()).unwrap();
+        let mut go_on = |_, _| ControlFlow::Continue(());
+        let written = write_npz(&*source, &to, &NpzOptions::default(), &mut go_on);
+        assert!(
+            written
+                .unwrap_err()
+                .to_string()
+                .contains("no name for a file"),
+            "{name}"
+        );
+    }
+}
+
+#[test]
 fn what_gguf_kept_comes_back_when_written() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("again.gguf");
@@ -133,7 +279,7 @@ fn q8_0_is_near() {
     let bytes = safelight_format::encode_f32(&numbers);
     let view = |name, shape, bytes| safelight_format::TensorView {
         name,
-        dtype: safelight_format::Dtype::F32,
+        dtype: Dtype::F32,
         shape,
         bytes,
     };

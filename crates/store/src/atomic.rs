@@ -53,6 +53,18 @@ pub fn replace_file(
     sync: bool,
     write: impl FnOnce(&mut dyn Write) -> io::Result<()>,
 ) -> Result<(), StoreError> {
+    replace_file_seek(path, sync, |file| write(file))
+}
+
+/// As [`replace_file`], for formats whose writers must go back to fill something in.
+///
+/// # Errors
+/// As [`replace_file`].
+pub fn replace_file_seek(
+    path: &Path,
+    sync: bool,
+    write: impl FnOnce(&mut BufWriter<&File>) -> io::Result<()>,
+) -> Result<(), StoreError> {
     let temporary = Temporary::for_target(path)?;
     let publish = Publish {
         sync,

@@ -44,7 +44,7 @@ mod testing;
 mod verify;
 mod writer;
 
-pub use atomic::replace_file;
+pub use atomic::{replace_file, replace_file_seek};
 pub use bulk::PageCache;
 pub use checkpoint::{Checkpoint, OpenOptions, Place};
 pub use error::StoreError;

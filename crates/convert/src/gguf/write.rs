@@ -6,14 +6,13 @@ use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 use std::path::Path;
 
-use safelight_format::{Dtype, TensorSpec, decode_f32_into};
+use safelight_format::{Dtype, TensorSpec, decode_f32_into, encode_into};
 use serde_json::Value as Json;
 
+use super::DEFAULT_ALIGNMENT;
 use super::kinds::GgmlType;
 use super::metadata::{TYPES_KEY, ValueType};
-use super::{DEFAULT_ALIGNMENT, blocks::half_of};
 use crate::error::ConvertError;
-use crate::halves::{bf16_of_f32, f16_of_f32};
 use crate::sink::{Regroup, Sink};
 use crate::source::{Note, Source};
 use crate::write::Report;
@@ -74,8 +73,8 @@ pub fn write_gguf(
         let mut tensor_bytes = 0;
         for (index, planned) in plan.iter().enumerate() {
             let mut encoder = Encoder::new(&source.tensors()[index], planned.kind);
-            sink.tensor(source, index, &mut |piece, file| {
-                encoder.encode(piece, source.label(), file)
+            sink.tensor(source, index, &mut |piece, sink| {
+                encoder.encode(piece, source.label(), &mut |bytes| sink.write(bytes))
             })?;
             encoder.note_overflow(&mut notes);
             let padding =
@@ -394,26 +393,17 @@ impl<'a> Encoder<'a> {
         decoded.map_err(|error| {
             ConvertError::unsupported(label, &self.tensor.name, error.to_string())
         })?;
-        self.encoded.clear();
-        match self.kind {
-            GgmlType::F32 => {
-                let bytes = self.numbers.iter().flat_map(|number| number.to_le_bytes());
-                self.encoded.extend(bytes);
-            }
-            GgmlType::Q8_0 => return self.quantize(label),
-            GgmlType::BF16 => self.round(bf16_of_f32, |bits| bits & 0x7fff == 0x7f80),
-            _ => self.round(f16_of_f32, |bits| bits & 0x7fff == 0x7c00),
+        if self.kind == GgmlType::Q8_0 {
+            return self.quantize(label);
         }
+        let dtype = self.kind.plain().expect("only Q8_0 has blocks here");
+        let size = (dtype.bits() / 8) as usize;
+        self.encoded.resize(self.numbers.len() * size, 0);
+        let report = encode_into(dtype, &self.numbers, &mut self.encoded);
+        self.overflow_count += report
+            .expect("a float dtype, and room for it")
+            .overflow_count;
         Ok(())
-    }
-
-    /// To 16 bits, with a count of what became infinite.
-    fn round(&mut self, encode: impl Fn(f32) -> u16, infinite: impl Fn(u16) -> bool) {
-        for number in &self.numbers {
-            let bits = encode(*number);
-            self.overflow_count += u64::from(infinite(bits) && number.is_finite());
-            self.encoded.extend(bits.to_le_bytes());
-        }
     }
 
     fn quantize(&mut self, label: &str) -> Result<(), ConvertError> {
@@ -421,11 +411,15 @@ impl<'a> Encoder<'a> {
             let what = format!("holds {number}, which Q8_0 cannot; choose F16 or F32");
             return Err(ConvertError::unsupported(label, &self.tensor.name, what));
         }
-        for block in self.numbers.as_chunks::<32>().0 {
-            let block = q8_0(block);
-            let scale = half_of(u16::from_le_bytes([block[0], block[1]]));
-            self.overflow_count += u64::from(scale.is_infinite()) * 32;
-            self.encoded.extend(block);
+        let blocks = self.numbers.as_chunks().0;
+        let scales: Vec<f32> = blocks.iter().map(q8_0_scale).collect();
+        let mut halves = vec![0; scales.len() * 2];
+        let report = encode_into(Dtype::F16, &scales, &mut halves);
+        self.overflow_count += report.expect("room for the scales").overflow_count * 32;
+        self.encoded.clear();
+        for ((block, scale), half) in blocks.iter().zip(scales).zip(halves.as_chunks::<2>().0) {
+            self.encoded.extend(half);
+            self.encoded.extend(q8_0_quants(block, scale));
         }
         Ok(())
     }
@@ -461,25 +455,22 @@ impl<'a> Encoder<'a> {
     }
 }
 
-/// Thirty-two numbers as a scale and a byte each.
+/// The scale of a block: its largest magnitude becomes 127.
 ///
-/// Source: `quantize_row_q8_0_ref` in ggml's `ggml-quants.c`: the scale is max/127, quants are rounded half away
-/// from zero, with the scale's reciprocal in f32.
-fn q8_0(numbers: &[f32; 32]) -> [u8; 34] {
-    let max = numbers
+/// Source, also of [`q8_0_quants`]: `quantize_row_q8_0_ref` in ggml's `ggml-quants.c`.
+fn q8_0_scale(numbers: &[f32; 32]) -> f32 {
+    numbers
         .iter()
-        .fold(0f32, |max, number| max.max(number.abs()));
-    let scale = max / 127.0;
+        .fold(0f32, |max, number| max.max(number.abs()))
+        / 127.0
+}
+
+/// A block's numbers over its scale (before that is rounded), rounded half away from zero.
+fn q8_0_quants(numbers: &[f32; 32], scale: f32) -> [u8; 32] {
     // A scale so small that its reciprocal overflows is zero as a half: so is every number of the block.
-    let inverse = Some(1.0 / scale)
-        .filter(|inverse| inverse.is_finite())
-        .unwrap_or(0.0);
-    let mut block = [0; 34];
-    block[..2].copy_from_slice(&f16_of_f32(scale).to_le_bytes());
-    for (byte, number) in block[2..].iter_mut().zip(numbers) {
-        *byte = (number * inverse).round() as i8 as u8;
-    }
-    block
+    let inverse = Some(1.0 / scale).filter(|inverse| inverse.is_finite());
+    let inverse = inverse.unwrap_or(0.0);
+    numbers.map(|number| (number * inverse).round() as i8 as u8)
 }
 
 #[cfg(test)]
@@ -492,17 +483,29 @@ mod tests {
         let path = "/../../testdata/golden/convert/gguf_blocks.safetensors";
         let path = format!("{}{path}", env!("CARGO_MANIFEST_DIR"));
         let golden = safelight_store::Checkpoint::open(std::path::Path::new(&path)).unwrap();
-        let numbers = golden.read_f32("quantize.numbers").unwrap();
-        let expected = golden.read_bytes("quantize.Q8_0").unwrap();
-        for (i, block) in numbers.as_chunks().0.iter().enumerate() {
-            assert_eq!(q8_0(block)[..], expected[i * 34..][..34], "block {i}");
+        let numbers = golden.read_bytes("quantize.numbers").unwrap();
+        let (name, dtype, shape) = ("w".to_owned(), Dtype::F32, vec![8, 64]);
+        let tensor = TensorSpec { name, dtype, shape };
+        for kind in [GgmlType::Q8_0, GgmlType::BF16] {
+            let expected = golden
+                .read_bytes(&format!("quantize.{}", kind.name()))
+                .unwrap();
+            for piece_bytes in [1, 100, 4096] {
+                let (mut encoder, mut encoded) = (Encoder::new(&tensor, kind), Vec::new());
+                for piece in numbers.chunks(piece_bytes) {
+                    let mut file = |bytes: &[u8]| {
+                        encoded.extend_from_slice(bytes);
+                        Ok(())
+                    };
+                    encoder.encode(piece, "x", &mut file).unwrap();
+                }
+                assert!(
+                    encoded == expected,
+                    "{} in pieces of {piece_bytes}",
+                    kind.name()
+                );
+            }
         }
-        let expected = golden.read_bytes("quantize.BF16").unwrap();
-        let bf16: Vec<u8> = numbers
-            .iter()
-            .flat_map(|x| bf16_of_f32(*x).to_le_bytes())
-            .collect();
-        assert_eq!(bf16, expected);
     }
 
     #[track_caller]

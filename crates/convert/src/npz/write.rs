@@ -1,0 +1,134 @@
+//! A source written as an npz archive, which NumPy reads without any package of ours.
+
+use std::collections::BTreeMap;
+use std::ops::ControlFlow;
+use std::path::Path;
+
+use safelight_format::{Dtype, TensorSpec};
+use serde_json::json;
+
+use super::{DTYPES_KEY, METADATA};
+use crate::error::ConvertError;
+use crate::npy::npy_header;
+use crate::sink::Sink;
+use crate::source::Source;
+use crate::write::Report;
+use crate::zip_write::ZipWriter;
+
+/// How an npz file is written.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct NpzOptions {
+    /// Deflate the arrays, as `numpy.savez_compressed` does; weights seldom become much smaller.
+    pub deflate: bool,
+    /// Wait until the bytes are on the disk.
+    pub sync: bool,
+}
+
+/// Writes all tensors of a source into one npz file, atomically, in bounded memory.
+///
+/// Member `NAME.npy` is tensor `NAME`. BF16 becomes `<V2` and the one-byte floats `<V1` (E5M2: `<f1`), as ml_dtypes
+/// saves them; `array.view(ml_dtypes.bfloat16)` gives the numbers back. Metadata, and which one-byte float it was, stand as
+/// a JSON text in `__metadata__`.
+///
+/// `progress` hears how many bytes of the source of how many are done, and stops the writing by
+/// [`ControlFlow::Break`].
+///
+/// # Errors
+/// [`ConvertError::Unsupported`] for dtypes of less than a byte and for names that no archive should have (absolute,
+/// or with `..`); else what the source and the disk say.
+pub fn write_npz(
+    source: &dyn Source,
+    path: &Path,
+    options: &NpzOptions,
+    progress: &mut dyn FnMut(u64, u64) -> ControlFlow<()>,
+) -> Result<Report, ConvertError> {
+    let headers = source
+        .tensors()
+        .iter()
+        .map(|tensor| header(source, tensor))
+        .collect::<Result<Vec<_>, _>>()?;
+    let metadata = metadata(source);
+    Sink::write_atomically(source, path, options.sync, progress, |sink| {
+        let mut archive = ZipWriter::default();
+        let mut tensor_bytes = 0;
+        for (index, header) in headers.iter().enumerate() {
+            let name = format!("{}.npy", source.tensors()[index].name);
+            let mut member = archive.begin(sink, &name, options.deflate)?;
+            member.write(sink, header)?;
+            sink.tensor(source, index, &mut |piece, sink| {
+                tensor_bytes += piece.len() as u64;
+                member.write(sink, piece)
+            })?;
+            archive.end(sink, member)?;
+        }
+        if let Some(text) = &metadata {
+            let mut member = archive.begin(sink, &format!("{METADATA}.npy"), options.deflate)?;
+            member.write(sink, &text_array(text))?;
+            archive.end(sink, member)?;
+        }
+        archive.finish(sink)?;
+        Ok(Report {
+            tensor_count: headers.len() as u64,
+            tensor_bytes,
+            notes: source.notes().to_vec(),
+        })
+    })
+}
+
+fn header(source: &dyn Source, tensor: &TensorSpec) -> Result<Vec<u8>, ConvertError> {
+    let refuse = |what: String| {
+        Err(ConvertError::unsupported(
+            source.label(),
+            &tensor.name,
+            what,
+        ))
+    };
+    let outside = tensor.name.split(['/', '\\']).any(|part| part == "..");
+    if outside
+        || tensor.name.starts_with(['/', '\\'])
+        || tensor.name == METADATA
+        || tensor.name.contains('\0')
+    {
+        return refuse("is no name for a file in an archive; rename the tensor".into());
+    }
+    match npy_header(tensor.dtype, &tensor.shape) {
+        Some(header) => Ok(header),
+        None => refuse(format!(
+            "is {} of shape {:?}, which NumPy does not have; cast it to F32 or leave it out",
+            tensor.dtype, tensor.shape
+        )),
+    }
+}
+
+/// The text of `__metadata__`, if there is anything to say.
+fn metadata(source: &dyn Source) -> Option<String> {
+    let mut metadata = source.metadata().clone();
+    let tensors = source.tensors().iter();
+    let unnamed = tensors.filter(|tensor| {
+        matches!(
+            tensor.dtype,
+            Dtype::F8E4m3 | Dtype::F8E8m0 | Dtype::F8E4m3Fnuz | Dtype::F8E5m2Fnuz | Dtype::Bf16
+        )
+    });
+    let dtypes: BTreeMap<&str, &str> = unnamed
+        .map(|tensor| (&*tensor.name, tensor.dtype.name()))
+        .collect();
+    if !dtypes.is_empty() {
+        metadata.insert(DTYPES_KEY.to_owned(), json!(dtypes).to_string());
+    }
+    (!metadata.is_empty()).then(|| json!(metadata).to_string())
+}
+
+/// An npy file with one text.
+fn text_array(text: &str) -> Vec<u8> {
+    let chars = text.chars().count();
+    let header = format!("{{'descr': '<U{chars}', 'fortran_order': False, 'shape': (), }}");
+    let end = (10 + header.len() + 1).next_multiple_of(64);
+    let mut bytes = b"\x93NUMPY\x01\x00".to_vec();
+    bytes.extend(((end - 10) as u16).to_le_bytes());
+    bytes.extend(header.as_bytes());
+    bytes.resize(end - 1, b' ');
+    bytes.push(b'\n');
+    bytes.extend(text.chars().flat_map(|char| u32::from(char).to_le_bytes()));
+    bytes
+}
