@@ -221,7 +221,7 @@ pub(crate) fn unet(
         "downsample_padding": 1, "dual_cross_attention": false, "flip_sin_to_cos": true, "freq_shift": 0,
         "in_channels": shapes.dim("conv_in.weight", 1)?, "layers_per_block": short(&down.layers),
         "mid_block_scale_factor": 1, "mid_block_type": middle, "norm_eps": 1e-5,
-        "norm_num_groups": hint(metadata, UNET_GROUPS_HINT).unwrap_or(GROUPS), "only_cross_attention": false,
+        "norm_num_groups": hint(metadata, UNET_GROUPS_HINT).unwrap_or_else(|| groups(&down.channels)), "only_cross_attention": false,
         "out_channels": shapes.dim("conv_out.weight", 0)?, "sample_size": family.picture_size(prediction) / 8,
         "transformer_layers_per_block": if mirrored && depths.iter().all(|depth| *depth == depths[0]) { depths.first().cloned().unwrap_or(json!(1)) } else { json!(depths) },
         "up_block_types": up.types("UpBlock2D"), "use_linear_projection": linear,
@@ -307,6 +307,18 @@ fn heads(down: &Way, linear: bool, hint: Option<u64>) -> Result<Value, Gap> {
     Ok(json!(heads.collect::<Vec<_>>()))
 }
 
+/// Groups of the norms: as usual, or in a miniature as many as all its widths can be divided into.
+fn groups(channels: &[u64]) -> u64 {
+    let mut groups = GROUPS;
+    while channels
+        .iter()
+        .any(|channels| !channels.is_multiple_of(groups))
+    {
+        groups /= 2;
+    }
+    groups
+}
+
 /// The version whose fields these are.
 pub(crate) const VERSION: &str = "0.27.0";
 
@@ -359,7 +371,7 @@ pub(crate) fn vae(
         "in_channels": shapes.dim("encoder.conv_in.weight", 1)?, "out_channels": shapes.dim("decoder.conv_out.weight", 0)?,
         "latent_channels": shapes.dim("decoder.conv_in.weight", 1)?, "layers_per_block": layers,
         "mid_block_add_attention": shapes.has("decoder.mid_block.attentions."),
-        "norm_num_groups": hint(metadata, VAE_GROUPS_HINT).unwrap_or(GROUPS),
+        "norm_num_groups": hint(metadata, VAE_GROUPS_HINT).unwrap_or_else(|| groups(&channels)),
         "sample_size": family.picture_size(prediction), "scaling_factor": family.latent_scale(),
         "use_quant_conv": shapes.has("quant_conv."), "use_post_quant_conv": shapes.has("post_quant_conv."),
     }))
@@ -413,4 +425,118 @@ pub(crate) fn scheduler(family: Family, prediction: Prediction, zero_snr: bool) 
         config["timestep_spacing"] = json!("trailing"); // only this spacing begins at the last step
     }
     config
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn groups_divide_every_width() {
+        assert_eq!(groups(&[320, 640, 1280]), 32);
+        assert_eq!(groups(&[16, 24]), 8);
+        assert_eq!(groups(&[7]), 1);
+    }
+
+    fn specs(names: &[(&str, &[u64])]) -> Vec<TensorSpec> {
+        let spec = |(name, shape): &(&str, &[u64])| TensorSpec {
+            name: name.to_string(),
+            dtype: safelight_format::Dtype::F16,
+            shape: shape.to_vec(),
+        };
+        names.iter().map(spec).collect()
+    }
+
+    /// Three levels, the middle one with `depth` transformers, and a middle.
+    fn small(down_depth: usize, up_depth: usize) -> Vec<TensorSpec> {
+        let mut names = vec![
+            ("conv_in.weight".to_string(), vec![32, 4, 3, 3]),
+            ("conv_out.weight".into(), vec![4, 32, 3, 3]),
+            ("time_embedding.linear_1.weight".into(), vec![128, 32]),
+        ];
+        for (side, layers, depth, attends) in [
+            ("down_blocks", 2, down_depth, [false, true]),
+            ("up_blocks", 3, up_depth, [true, false]),
+        ] {
+            for (level, attends) in attends.into_iter().enumerate() {
+                for layer in 0..layers {
+                    names.push((
+                        format!("{side}.{level}.resnets.{layer}.conv1.weight"),
+                        vec![64, 32, 3, 3],
+                    ));
+                    for block in 0..if attends { depth } else { 0 } {
+                        names.push((format!("{side}.{level}.attentions.{layer}.transformer_blocks.{block}.attn2.to_k.weight"), vec![64, 48]));
+                        names.push((
+                            format!("{side}.{level}.attentions.{layer}.proj_in.weight"),
+                            vec![64, 64],
+                        ));
+                    }
+                }
+            }
+        }
+        names.push((
+            "mid_block.attentions.0.transformer_blocks.1.attn1.to_k.weight".into(),
+            vec![64, 64],
+        ));
+        names.extend(
+            (0..2).map(|layer| (format!("mid_block.resnets.{layer}.norm1.bias"), vec![64])),
+        );
+        let names: Vec<(&str, &[u64])> = names
+            .iter()
+            .map(|(name, shape)| (name.as_str(), shape.as_slice()))
+            .collect();
+        specs(&names)
+    }
+
+    fn config(specs: &[TensorSpec], family: Family) -> Result<Value, Gap> {
+        unet(
+            &Shapes::of(specs.iter()),
+            family,
+            Prediction::V,
+            Some(16),
+            &BTreeMap::new(),
+        )
+    }
+
+    #[test]
+    fn a_unet_is_described_by_its_shapes() {
+        let config = config(&small(2, 2), Family::Sd2).unwrap();
+        for (key, expected) in [
+            ("block_out_channels", json!([64, 64])),
+            (
+                "down_block_types",
+                json!(["DownBlock2D", "CrossAttnDownBlock2D"]),
+            ),
+            ("up_block_types", json!(["CrossAttnUpBlock2D", "UpBlock2D"])),
+            ("transformer_layers_per_block", json!(2)),
+            ("cross_attention_dim", json!(48)),
+            ("use_linear_projection", json!(true)),
+            ("attention_head_dim", json!([1, 1])),
+            ("sample_size", json!(96)),
+            ("layers_per_block", json!(2)),
+            ("upcast_attention", json!(true)),
+        ] {
+            assert_eq!(config[key], expected, "{key}");
+        }
+        assert!(config.get("reverse_transformer_layers_per_block").is_none());
+    }
+
+    #[test]
+    fn depths_that_differ_on_the_way_up_are_said() {
+        let config = config(&small(2, 1), Family::Sd2).unwrap();
+        assert_eq!(config["transformer_layers_per_block"], json!([2, 2]));
+        assert_eq!(
+            config["reverse_transformer_layers_per_block"],
+            json!([1, 2])
+        );
+    }
+
+    #[test]
+    fn what_diffusers_cannot_have_is_refused() {
+        let (at, _) = config(&small(3, 3), Family::Sd2).unwrap_err();
+        assert_eq!(at, "mid_block.attentions.0");
+        let (at, _) =
+            config(&specs(&[("conv_in.weight", &[1, 1, 1, 1])]), Family::Sd1).unwrap_err();
+        assert_eq!(at, "time_embedding.linear_1.weight");
+    }
 }
