@@ -5,8 +5,7 @@ use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
 use safelight_format::TensorSpec;
-use safelight_store::replace_file;
-use serde_json::{Map, json};
+use safelight_store::ShardSet;
 
 use crate::error::ConvertError;
 use crate::source::{Note, Source};
@@ -25,7 +24,7 @@ pub struct ShardedReport {
 /// `base.safetensors` if one shard is enough.
 ///
 /// Shards are filled in the source's order, each with at most `shard_bytes_max` of tensors; a larger tensor gets a
-/// shard of its own. Each file is written atomically, the index last.
+/// shard of its own. An earlier save there is replaced as a whole, see [`ShardSet`].
 ///
 /// # Errors
 /// As [`write_safetensors`]; shards that were finished by then are removed.
@@ -39,8 +38,13 @@ pub fn write_sharded(
 ) -> Result<ShardedReport, ConvertError> {
     let groups = split(source.tensors(), shard_bytes_max);
     if groups.len() <= 1 {
-        let path = folder.join(format!("{base}.safetensors"));
-        let report = write_safetensors(source, &path, options, progress)?;
+        let mut set = ShardSet::new(folder, base, 1)?;
+        let report = write_safetensors(source, &set.path(0), options, progress)?;
+        let names = source
+            .tensors()
+            .iter()
+            .map(|tensor| (tensor.name.clone(), 0));
+        let path = set.finish(names, report.tensor_bytes, options.save.sync)?;
         return Ok(ShardedReport {
             report,
             files: vec![path],
@@ -51,51 +55,27 @@ pub fn write_sharded(
         .iter()
         .map(|tensor| tensor.byte_count().unwrap_or(0))
         .fold(0, u64::saturating_add);
-    let mut written = Vec::new();
-    let result = write_groups(
-        source,
-        folder,
-        base,
-        &groups,
-        options,
-        &mut |done| progress(done, all),
-        &mut written,
-    );
-    match result {
-        Ok(mut report) => {
-            report.notes = source.notes().to_vec();
-            Ok(ShardedReport {
-                report,
-                files: written,
-            })
-        }
-        Err(error) => {
-            for path in written {
-                let _ = std::fs::remove_file(path);
-            }
-            Err(error)
-        }
-    }
+    let mut set = ShardSet::new(folder, base, groups.len())?;
+    let (mut report, weight_map) = write_groups(source, &mut set, &groups, options, &mut |done| {
+        progress(done, all)
+    })?;
+    report.notes = source.notes().to_vec();
+    let mut files: Vec<PathBuf> = (0..groups.len()).map(|shard| set.path(shard)).collect();
+    files.push(set.finish(weight_map, report.tensor_bytes, options.save.sync)?);
+    Ok(ShardedReport { report, files })
 }
 
+/// Writes all shards; what was written, and which tensor is in which shard.
 fn write_groups(
     source: &dyn Source,
-    folder: &Path,
-    base: &str,
+    set: &mut ShardSet,
     groups: &[Vec<usize>],
     options: &WriteOptions,
     progress: &mut dyn FnMut(u64) -> ControlFlow<()>,
-    written: &mut Vec<PathBuf>,
-) -> Result<Report, ConvertError> {
+) -> Result<(Report, Vec<(String, usize)>), ConvertError> {
     let mut report = Report::default();
-    let mut weight_map = BTreeMap::new();
+    let mut weight_map = Vec::new();
     for (number, group) in groups.iter().enumerate() {
-        let name = format!(
-            "{base}-{:05}-of-{:05}.safetensors",
-            number + 1,
-            groups.len()
-        );
-        let path = folder.join(&name);
         let tensors = group
             .iter()
             .map(|&index| source.tensors()[index].clone())
@@ -106,30 +86,15 @@ fn write_groups(
             indices: group,
         };
         let before = report.tensor_bytes;
-        let this = write_safetensors(&shard, &path, options, &mut |done, _| {
+        let this = write_safetensors(&shard, &set.path(number), options, &mut |done, _| {
             progress(before + done)
         })?;
-        written.push(path);
         report.tensor_count += this.tensor_count;
         report.tensor_bytes += this.tensor_bytes;
-        weight_map.extend(
-            shard
-                .tensors
-                .into_iter()
-                .map(|tensor| (tensor.name, name.clone())),
-        );
+        let names = shard.tensors.into_iter().map(|tensor| tensor.name);
+        weight_map.extend(names.map(|name| (name, number)));
     }
-    let weight_map: Map<_, _> = weight_map
-        .into_iter()
-        .map(|(name, file)| (name, json!(file)))
-        .collect();
-    let index = json!({"metadata": {"total_size": report.tensor_bytes}, "weight_map": weight_map});
-    let path = folder.join(format!("{base}.safetensors.index.json"));
-    replace_file(&path, options.save.sync, |file| {
-        file.write_all(format!("{index:#}\n").as_bytes())
-    })?;
-    written.push(path);
-    Ok(report)
+    Ok((report, weight_map))
 }
 
 /// Runs of tensors that fit into one shard each.

@@ -14,7 +14,7 @@ use safetensors::SafeTensors;
 
 use crate::edit::{self, EditOptions, Strategy};
 use crate::sys::faults::{DIE_AT, DIE_BELOW};
-use crate::{Checkpoint, PageCache, SaveOptions, Writer, save};
+use crate::{Checkpoint, PageCache, SaveOptions, Writer, save, save_sharded};
 
 /// The variable that names the case a child runs.
 const CASE: &str = "SAFELIGHT_TEST_CASE";
@@ -29,7 +29,21 @@ struct Case {
     change: fn(&Path),
 }
 
-const CASES: [Case; 12] = [
+impl Case {
+    fn is_sharded(&self) -> bool {
+        self.name.contains("shards")
+    }
+
+    /// What is opened afterwards: the file, or the folder.
+    fn opened(&self, path: &Path) -> PathBuf {
+        match self.is_sharded() {
+            true => path.parent().unwrap().to_owned(),
+            false => path.to_owned(),
+        }
+    }
+}
+
+const CASES: [Case; 14] = [
     Case {
         name: "save over",
         for_all_readers: true,
@@ -97,6 +111,16 @@ const CASES: [Case; 12] = [
         change: |path| append(path, Strategy::Auto),
     },
     Case {
+        name: "shards over shards",
+        for_all_readers: true,
+        change: |path| sharded(path, 2, 13_000),
+    },
+    Case {
+        name: "one file over shards",
+        for_all_readers: true,
+        change: |path| sharded(path, 2, 1 << 30),
+    },
+    Case {
         name: "drop",
         for_all_readers: true,
         change: |path| {
@@ -162,8 +186,18 @@ fn append(path: &Path, strategy: Strategy) {
     edit::append(path, &[big("more", 2)], &options(strategy, true)).unwrap();
 }
 
+/// Saves two tensors of one byte each in the folder, or all shards beside `path`.
+fn sharded(path: &Path, byte: u8, max_shard_bytes: u64) {
+    let tensors = [big("big", byte), big("more", byte)];
+    let folder = path.parent().unwrap();
+    save_sharded(folder, &tensors, None, max_shard_bytes, &synced()).unwrap();
+}
+
 /// The file before each case: many names, so that its header has several pages, and room.
-fn old_file(path: &Path) {
+fn old_file(path: &Path, case: &Case) {
+    if case.is_sharded() {
+        return sharded(path, 1, 13_000);
+    }
     let names: Vec<String> = (0..200).map(|i| format!("layer.{i}")).collect();
     let mut tensors = vec![big("big", 1)];
     tensors.extend(names.iter().map(|name| TensorView {
@@ -254,41 +288,63 @@ fn run_child(case: &Case, folder: &Path, die_at: usize) -> bool {
     output.status.success()
 }
 
+/// All files of a folder.
+type Files = BTreeMap<String, Vec<u8>>;
+
+fn files(folder: &Path) -> Files {
+    let entries = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap());
+    let files = entries.map(|entry| {
+        let name = entry.file_name().into_string().unwrap();
+        (name, fs::read(entry.path()).unwrap())
+    });
+    files.collect()
+}
+
 fn check(case: &Case) {
     let folder = fresh_folder(&case.name.replace(' ', "-"));
     let path = folder.join("model");
-    old_file(&path);
-    let old_bytes = fs::read(&path).unwrap();
-    let old = seen_by_us(&path);
+    let opened = case.opened(&path);
+    old_file(&path, case);
+    let old_files = files(&folder);
+    let old = seen_by_us(&opened);
     (case.change)(&path);
-    let new = seen_by_us(&path);
+    let new = seen_by_us(&opened);
     assert!(old != new, "{}: the case changes nothing", case.name);
+    let new_count_of_files = files(&folder).len();
 
     let (mut old_count, mut new_count) = (0, 0);
     for die_at in 0..CALLS_MAX {
         fs::remove_dir_all(&folder).unwrap();
         fs::create_dir_all(&folder).unwrap();
-        fs::write(&path, &old_bytes).unwrap();
+        for (name, bytes) in &old_files {
+            fs::write(folder.join(name), bytes).unwrap();
+        }
         let lived = run_child(case, &folder, die_at);
         let place = format!("{}, died at call {die_at}", case.name);
-        if case.for_all_readers {
+        if case.for_all_readers && !case.is_sharded() {
             let content = seen_by_others(&path);
             assert!(
                 content == old || content == new,
                 "{place}: others see neither"
             );
         }
-        let content = seen_by_us(&path);
+        let content = seen_by_us(&opened);
         assert!(content == old || content == new, "{place}: we see neither");
         assert!(!lived || content == new, "{place}: nothing was done");
-        assert!(
-            content == seen_by_others(&path),
-            "{place}: not mended for others"
-        );
+        if !case.is_sharded() {
+            assert!(
+                content == seen_by_others(&path),
+                "{place}: not mended for others"
+            );
+        }
         if lived {
             assert!(old_count > 0, "{}: died nowhere", case.name);
-            let names = fs::read_dir(&folder).unwrap();
-            assert_eq!(names.count(), 1, "{}: something is left behind", case.name);
+            let left = files(&folder).len();
+            assert_eq!(
+                left, new_count_of_files,
+                "{}: something is left behind",
+                case.name
+            );
             println!(
                 "{}: died at {die_at} places, {old_count} old, {new_count} new",
                 case.name
@@ -304,7 +360,7 @@ fn check(case: &Case) {
         // What the dead left does not stand in the way of the living.
         (case.change)(&path);
         assert!(
-            seen_by_us(&path) == new,
+            seen_by_us(&opened) == new,
             "{place}: not done when tried again"
         );
     }

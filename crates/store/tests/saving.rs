@@ -394,3 +394,56 @@ fn one_shard_is_one_file() {
         b"1"
     );
 }
+
+#[test]
+fn a_save_replaces_an_earlier_one_as_a_whole() {
+    let folder = Folder::new();
+    folder.write("notes.txt", "mine");
+    folder.write("model-00007-of-00009.safetensors", "not of any index");
+    let options = SaveOptions::default();
+    let bytes = [7u8; 6];
+    let tensors = ["a", "b", "c"].map(|name| u8s(name, &[2], &bytes[..2]));
+    let save = |count: usize, max| {
+        let saved = save_sharded(folder.path(), &tensors[..count], None, max, &options).unwrap();
+        let checkpoint = Checkpoint::open(&saved.path).unwrap();
+        assert_eq!(checkpoint.len(), count);
+        let mut names = folder.list();
+        names.retain(|name| name.starts_with("model") && !name.contains("-of-00009"));
+        names
+    };
+    let index = "model.safetensors.index.json";
+    let names = |infix: &str, count| -> Vec<String> {
+        let shards = (1..=count).map(|i| format!("model{infix}-{i:05}-of-{count:05}.safetensors"));
+        shards.chain([index.to_owned()]).collect()
+    };
+    assert_eq!(save(3, 100), ["model.safetensors"]);
+    assert_eq!(save(3, 2), names("", 3), "the single file is gone");
+    assert_eq!(
+        save(3, 2),
+        names("-r2", 3),
+        "other names, so that nothing is mixed"
+    );
+    assert_eq!(save(3, 2), names("", 3));
+    assert_eq!(save(2, 2), names("", 2));
+    assert_eq!(save(3, 100), ["model.safetensors"], "the shards are gone");
+    assert_eq!(fs::read(folder.join("notes.txt")).unwrap(), b"mine");
+    assert_eq!(folder.list().len(), 3);
+}
+
+#[test]
+fn shards_that_cannot_all_be_written_leave_the_earlier_save() {
+    let folder = Folder::new();
+    let options = SaveOptions::default();
+    let tensors = [u8s("a", &[2], b"aa"), u8s("b", &[2], b"bb")];
+    let saved = save_sharded(folder.path(), &tensors, None, 2, &options).unwrap();
+    let before = folder.list();
+    // The second shard's place is taken by a folder.
+    fs::create_dir(folder.join("model-r2-00002-of-00002.safetensors")).unwrap();
+    let changed = [u8s("a", &[2], b"AA"), u8s("b", &[2], b"BB")];
+    let error = save_sharded(folder.path(), &changed, None, 2, &options).unwrap_err();
+    assert!(matches!(error, StoreError::NotAFile { .. }), "{error}");
+    fs::remove_dir(folder.join("model-r2-00002-of-00002.safetensors")).unwrap();
+    assert_eq!(folder.list(), before);
+    let checkpoint = Checkpoint::open(&saved.path).unwrap();
+    assert_eq!(checkpoint.read_bytes("a").unwrap(), b"aa");
+}
