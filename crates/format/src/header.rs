@@ -282,7 +282,7 @@ fn told_apart(error: FormatError, json: &[u8], prefix: &[u8]) -> FormatError {
     }
 }
 
-fn other_kind(prefix: &[u8]) -> Option<FormatError> {
+pub(crate) fn other_kind(prefix: &[u8]) -> Option<FormatError> {
     sniff(prefix).map(|kind| FormatError::OtherKind { kind })
 }
 

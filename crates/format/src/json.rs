@@ -62,6 +62,16 @@ impl<'a> Scanner<'a> {
         self.at += 1;
     }
 
+    /// How many bytes of the text are consumed.
+    pub(crate) fn at(&self) -> usize {
+        self.at
+    }
+
+    /// Back to where [`Scanner::at`] was.
+    pub(crate) fn seek(&mut self, at: usize) {
+        self.at = at;
+    }
+
     /// What has not been consumed.
     pub(crate) fn rest(&self) -> &'a [u8] {
         &self.text[self.at..]

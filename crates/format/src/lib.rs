@@ -9,7 +9,7 @@
 //!
 //! [`Header::parse`] checks and indexes the first two parts, [`HeaderPlan::new`] writes them, and
 //! [`decode_f32`] turns one tensor's bytes into numbers. [`sniff`] says what a file that is *not*
-//! safetensors really is. Opening, reading and replacing files is the next room, `safelight-store`.
+//! safetensors really is, and [`lint`] lists all that is wrong or odd about one that is. Opening, reading and replacing files is the next room, `safelight-store`.
 //!
 //! ```
 //! use safelight_format::{Dtype, Header, HeaderPlan, Limits, Order, Strictness, TensorView};
@@ -33,6 +33,7 @@ mod error;
 mod header;
 mod index;
 mod json;
+mod lint;
 mod show;
 mod slice;
 mod sniff;
@@ -49,6 +50,7 @@ pub use header::{
     Header, Limits, Metadata, OpaqueTensor, ParseOptions, Strictness, TensorInfo, Tensors,
     TensorsIter, header_bytes,
 };
+pub use lint::{Finding, LintOptions, LintReport, Rule, Severity, lint};
 pub use show::shown;
 pub use slice::{
     Batch, Batches, Index, IndexSyntaxError, Piece, ReadRange, SliceError, SliceOptions, SlicePlan,

@@ -37,7 +37,7 @@ impl fmt::Display for Shown<'_> {
 
 /// Characters that change what a terminal or a reader sees without being seen themselves
 /// (Unicode Technical Report 36, §2 and the bidirectional controls of Unicode Annex 9, §2).
-fn hides_something(c: char) -> bool {
+pub(crate) fn hides_something(c: char) -> bool {
     c.is_control()
         || matches!(c,
             '\u{ad}' | '\u{34f}' | '\u{61c}' | '\u{115f}' | '\u{1160}' | '\u{17b4}' | '\u{17b5}' | '\u{180b}'..='\u{180f}'

@@ -9,7 +9,7 @@ use std::collections::HashMap;
 
 use common::{Rng, file};
 use safelight_format::{
-    Dtype, Header, HeaderPlan, Limits, Metadata, Order, Strictness, TensorView,
+    Dtype, Header, HeaderPlan, Limits, LintOptions, Metadata, Order, Strictness, TensorView, lint,
 };
 use safetensors::SafeTensors;
 
@@ -21,6 +21,7 @@ fn agree(file: &[u8], seed: u64) -> bool {
         Strictness::Compat,
         &Limits::default(),
     );
+    lint_agrees(file, seed);
     let theirs = SafeTensors::read_metadata(file);
     let text = || format!("seed {seed}: {}", file.escape_ascii());
     let (ours, (n, theirs)) = match (ours, theirs) {
@@ -66,6 +67,22 @@ fn agree(file: &[u8], seed: u64) -> bool {
         );
     }
     true
+}
+
+/// The linter's verdicts are the parser's, in both modes.
+fn lint_agrees(file: &[u8], seed: u64) {
+    let report = lint(file, file.len() as u64, &LintOptions::default()).expect("the file is whole");
+    for strictness in [Strictness::Compat, Strictness::Spec] {
+        let parsed = Header::parse(file, file.len() as u64, strictness, &Limits::default());
+        assert_eq!(
+            report.accepted_by(strictness),
+            parsed.is_ok(),
+            "seed {seed}, {strictness:?}: {}\n{:?}\n{:#?}",
+            file.escape_ascii(),
+            parsed.err(),
+            report.findings
+        );
+    }
 }
 
 /// Writes headers, most of them right or a little odd.
