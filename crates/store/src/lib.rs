@@ -35,6 +35,8 @@ mod hash;
 mod index_file;
 pub mod location;
 mod map;
+#[cfg(feature = "remote")]
+pub mod remote;
 mod save;
 mod sharded;
 mod shards;

@@ -10,8 +10,8 @@ use crate::checkpoint::{Checkpoint, OpenOptions};
 use crate::error::StoreError;
 
 /// The schemes of URLs that are read here.
-pub const SCHEMES: [&str; 10] = [
-    "https", "http", "s3", "s3a", "gs", "az", "azure", "abfs", "abfss", "hf",
+pub const SCHEMES: [&str; 9] = [
+    "https", "http", "s3", "s3a", "gs", "az", "abfs", "abfss", "hf",
 ];
 
 /// A path or a URL.

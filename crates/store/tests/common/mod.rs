@@ -1,6 +1,8 @@
 //! Folders that clean up behind themselves, and small files to put there.
 #![allow(dead_code)] // each test file uses its part
 
+pub(crate) mod http;
+
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
