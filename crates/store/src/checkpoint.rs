@@ -9,6 +9,7 @@ use safelight_format::{
 };
 
 use crate::error::{StoreError, path_text};
+use crate::load::{self, LoadOptions};
 use crate::shards;
 use crate::source::{Bytes, FileSource, ReadAt, Source};
 
@@ -323,7 +324,7 @@ impl Checkpoint {
         file.header.get(name).map(|tensor| (file, tensor))
     }
 
-    fn find(&self, name: &str) -> Result<(&ShardFile, TensorInfo<'_>), StoreError> {
+    pub(crate) fn find(&self, name: &str) -> Result<(&ShardFile, TensorInfo<'_>), StoreError> {
         let missing = || StoreError::NoSuchTensor {
             file: self.label.clone(),
             tensor: name.to_owned(),
@@ -410,6 +411,20 @@ impl Checkpoint {
         })
     }
 
+    /// Copies all files into memory of their own, in parallel, after which [`Checkpoint::view`] gives tensors
+    /// without a copy and the files are not needed any more.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::read_bytes`].
+    pub fn load(mut self, options: &LoadOptions) -> Result<Checkpoint, StoreError> {
+        for file in &mut self.files {
+            if file.source.memory().is_none() {
+                file.source.source = Source::Loaded(load::load(&file.source, options)?);
+            }
+        }
+        Ok(self)
+    }
+
     /// A tensor's bytes where they lie, without a copy: for buffers and for [`crate::map`]ped files.
     ///
     /// # Errors
@@ -466,7 +481,7 @@ impl ShardFile {
 
     /// An empty vector with room for `count` elements, or an error where a plain allocation would
     /// end the program.
-    fn reserve<T>(&self, tensor: &str, count: u64) -> Result<Vec<T>, StoreError> {
+    pub(crate) fn reserve<T>(&self, tensor: &str, count: u64) -> Result<Vec<T>, StoreError> {
         let mut vec = Vec::new();
         let len = usize::try_from(count).ok();
         if len.is_some_and(|len| vec.try_reserve_exact(len).is_ok()) {
@@ -481,7 +496,7 @@ impl ShardFile {
         })
     }
 
-    fn view(&self, tensor: &TensorInfo) -> Option<&[u8]> {
+    pub(crate) fn view(&self, tensor: &TensorInfo) -> Option<&[u8]> {
         let start = usize::try_from(self.header.data_start() + tensor.data_offsets.0).ok()?;
         let end = usize::try_from(self.header.data_start() + tensor.data_offsets.1).ok()?;
         self.source.memory()?.get(start..end)
@@ -514,11 +529,11 @@ impl ShardFile {
     }
 
     /// Whether the dtype can be read as `f32`s at all; asked before anything is reserved or read.
-    fn check_readable(&self, tensor: &TensorInfo) -> Result<(), StoreError> {
+    pub(crate) fn check_readable(&self, tensor: &TensorInfo) -> Result<(), StoreError> {
         decode_f32_into(tensor.dtype, &[], &mut []).map_err(|error| self.undecodable(tensor, error))
     }
 
-    fn undecodable(&self, tensor: &TensorInfo, error: DecodeError) -> StoreError {
+    pub(crate) fn undecodable(&self, tensor: &TensorInfo, error: DecodeError) -> StoreError {
         let (file, tensor) = (self.source.label.clone(), tensor.name.to_owned());
         StoreError::Decode {
             file,

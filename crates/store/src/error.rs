@@ -4,7 +4,7 @@ use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use safelight_format::{DecodeError, FormatError, WriteError, shown};
+use safelight_format::{DecodeError, FormatError, SliceError, WriteError, shown};
 
 /// As many missing things as a message lists.
 const LISTED_MAX: usize = 8;
@@ -72,6 +72,15 @@ pub enum StoreError {
         tensor: String,
         /// Why not.
         error: DecodeError,
+    },
+    /// An index does not fit the tensor.
+    Slice {
+        /// The file.
+        file: String,
+        /// The tensor.
+        tensor: String,
+        /// Why not.
+        error: SliceError,
     },
     /// A tensor's bytes lie in a file that is not mapped, so there is nothing to look at.
     NotInMemory {
@@ -237,6 +246,7 @@ impl std::error::Error for StoreError {
             StoreError::Io { error, .. } => Some(error),
             StoreError::Format { error, .. } => Some(error),
             StoreError::Decode { error, .. } => Some(error),
+            StoreError::Slice { error, .. } => Some(error),
             StoreError::Write { error, .. } => Some(error),
             _ => None,
         }
@@ -272,6 +282,13 @@ impl fmt::Display for StoreError {
                 write!(f, "{}: there is no tensor `{}`", shown(file), shown(tensor))
             }
             StoreError::Decode {
+                file,
+                tensor,
+                error,
+            } => {
+                write!(f, "{}: tensor `{}`: {error}", shown(file), shown(tensor))
+            }
+            StoreError::Slice {
                 file,
                 tensor,
                 error,

@@ -33,6 +33,7 @@ pub mod edit;
 mod error;
 mod hash;
 mod index_file;
+mod load;
 pub mod location;
 mod map;
 #[cfg(feature = "remote")]
@@ -40,6 +41,7 @@ pub mod remote;
 mod save;
 mod sharded;
 mod shards;
+mod slices;
 mod source;
 mod sys;
 #[cfg(test)]
@@ -52,9 +54,11 @@ pub use bulk::PageCache;
 pub use checkpoint::{Checkpoint, OpenOptions, Place};
 pub use error::StoreError;
 pub use hash::{HashOptions, Hashes, hash, sha256_hex};
+pub use load::LoadOptions;
 pub use map::map;
 pub use save::{SaveOptions, save, save_to};
 pub use sharded::{ShardSet, ShardedSave, save_sharded};
+pub use slices::SliceRead;
 pub use source::{Bytes, ReadAt};
 pub use verify::{FileVerdict, Unreadable, Verdict, verify};
 pub use writer::{TensorWriter, Writer};

@@ -6,7 +6,7 @@ use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
-use memmap2::Mmap;
+use memmap2::{Mmap, MmapMut};
 use safelight_format::{FormatError, header_bytes};
 
 use crate::checkpoint::OpenOptions;
@@ -96,6 +96,7 @@ pub(crate) enum Source {
     Reader(Box<dyn ReadAt>),
     Memory(Bytes),
     Mapped(Mmap),
+    Loaded(MmapMut),
 }
 
 /// One file: its bytes and what to call it.
@@ -127,6 +128,8 @@ impl FileSource {
             Source::Memory(Bytes::Shared(bytes)) => Some(bytes),
             Source::Memory(Bytes::Static(bytes)) => Some(bytes),
             Source::Mapped(map) => Some(map),
+            // Memory of at least a byte was asked for.
+            Source::Loaded(memory) => memory.get(..self.file_bytes as usize),
         }
     }
 
@@ -149,7 +152,9 @@ impl FileSource {
         let reader: &dyn ReadAt = match &self.source {
             Source::File(file) => file,
             Source::Reader(reader) => &**reader,
-            Source::Memory(_) | Source::Mapped(_) => return self.copy_exact_at(buffer, offset),
+            Source::Memory(_) | Source::Mapped(_) | Source::Loaded(_) => {
+                return self.copy_exact_at(buffer, offset);
+            }
         };
         while !buffer.is_empty() {
             match reader.read_at(buffer, offset) {

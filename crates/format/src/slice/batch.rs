@@ -104,6 +104,11 @@ impl Batch {
         start..(self.elements.end * self.bits).div_ceil(8)
     }
 
+    /// How many elements of the result it fills.
+    pub fn element_count(&self) -> usize {
+        (self.elements.end - self.elements.start) as usize
+    }
+
     /// The reads, in the order of the tensor's bytes.
     pub fn reads(&self) -> &[ReadRange] {
         &self.reads
