@@ -185,6 +185,13 @@ pub enum StoreError {
         /// All such tensors, with the number of bytes that are missing.
         tensors: Vec<(String, u64)>,
     },
+    /// A tensor's strides do not fit its shape or its memory.
+    BadStrides {
+        /// The tensor.
+        tensor: String,
+        /// What is wrong, with numbers.
+        problem: String,
+    },
     /// A change in place was asked for that the header has no room for.
     NoRoom {
         /// The file.
@@ -449,6 +456,9 @@ impl StoreError {
                         .iter()
                         .map(|(name, missing)| format!("`{}` lacks {missing} bytes", shown(name))),
                 )
+            }
+            StoreError::BadStrides { tensor, problem } => {
+                write!(f, "tensor `{}` cannot be packed: {problem}", shown(tensor))
             }
             StoreError::NoRoom {
                 file,

@@ -43,6 +43,7 @@ mod sharded;
 mod shards;
 mod slices;
 mod source;
+mod strided;
 mod sys;
 #[cfg(test)]
 mod testing;
@@ -60,5 +61,6 @@ pub use save::{SaveOptions, save, save_to};
 pub use sharded::{ShardSet, ShardedSave, save_sharded};
 pub use slices::SliceRead;
 pub use source::{Bytes, ReadAt};
+pub use strided::StridedView;
 pub use verify::{FileVerdict, Unreadable, Verdict, verify};
 pub use writer::{TensorWriter, Writer};
