@@ -112,7 +112,7 @@ pub(crate) fn dtype(text: &str) -> Result<Dtype, String> {
 }
 
 /// A number of bytes such as `500MB` or `2GiB`.
-fn size(text: &str) -> Result<u64, String> {
+pub(crate) fn size(text: &str) -> Result<u64, String> {
     let text = text.trim();
     let split = text
         .find(|c: char| !c.is_ascii_digit() && c != '.')
@@ -174,7 +174,7 @@ impl Run for ConvertArgs {
             let mut options = CastOptions::to(dtype);
             options.keep_vectors &= !self.cast_vectors;
             options.keep_names = self.keep.clone();
-            let adapter = Arc::new(Cast::new(source, options)?);
+            let adapter = Arc::new(Cast::new(source, &options)?);
             source = adapter.clone();
             cast = Some(adapter);
         }

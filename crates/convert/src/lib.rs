@@ -26,11 +26,13 @@
 mod adapt;
 mod bytes;
 mod checkpoint;
+mod diff;
 mod error;
 mod flax;
 mod gguf;
 mod input;
 pub mod layout;
+mod numbers;
 mod npy;
 mod npz;
 mod open;
@@ -38,6 +40,7 @@ mod pickle;
 mod sharded;
 mod sink;
 mod source;
+mod stats;
 #[cfg(test)]
 mod testing;
 mod torch;
@@ -45,8 +48,11 @@ mod write;
 mod zip;
 mod zip_write;
 
-pub use adapt::{Arranged, Cast, CastOptions, CastReport, Keep, PruneOptions, prune, rename};
+pub use adapt::{
+    Arranged, Cast, CastOptions, CastReport, Keep, Merge, MergeOptions, Method, Missing, PruneOptions, join, prune, rename,
+};
 pub use checkpoint::CheckpointSource;
+pub use diff::{Diff, MetadataDiff, NumberDiff, TensorDiff, Tolerance, diff};
 pub use error::ConvertError;
 pub use flax::FlaxSource;
 pub use gguf::{GgmlType, GgufOptions, GgufSource, GgufWeights, Quantized, write_gguf};
@@ -55,4 +61,5 @@ pub use npz::{NpzOptions, NpzSource, write_npz};
 pub use open::{OpenOptions, SharedTensors, UnknownObjects, open, open_with};
 pub use sharded::{ShardedReport, write_sharded};
 pub use source::{Limits, Note, PIECE_BYTES, Source};
+pub use stats::{Histogram, Numbers, TensorStats, stats};
 pub use write::{Report, WriteOptions, write_safetensors};

@@ -88,7 +88,6 @@ impl CastReport {
 /// F64 goes by way of F32.
 pub struct Cast {
     inner: Arc<dyn Source>,
-    options: CastOptions,
     tensors: Vec<TensorSpec>,
     reports: Mutex<BTreeMap<usize, CastReport>>,
 }
@@ -98,7 +97,7 @@ impl Cast {
     ///
     /// # Errors
     /// [`ConvertError::Request`] if nothing can be cast to this dtype.
-    pub fn new(inner: Arc<dyn Source>, options: CastOptions) -> Result<Cast, ConvertError> {
+    pub fn new(inner: Arc<dyn Source>, options: &CastOptions) -> Result<Cast, ConvertError> {
         if !can_encode(options.dtype) {
             let problem =
                 "weights cannot be cast to this; choose F32, F16, BF16, F8_E4M3 or F8_E5M2".into();
@@ -127,7 +126,6 @@ impl Cast {
         let tensors = inner.tensors().iter().map(cast).collect();
         Ok(Cast {
             inner,
-            options,
             tensors,
             reports: Mutex::default(),
         })
@@ -208,7 +206,7 @@ mod tests {
     use crate::testing::Memory;
 
     fn cast(options: CastOptions, tensors: Vec<(&str, Dtype, Vec<u64>, Vec<u8>)>) -> Cast {
-        Cast::new(Arc::new(Memory::new(tensors)), options).unwrap()
+        Cast::new(Arc::new(Memory::new(tensors)), &options).unwrap()
     }
 
     fn read(source: &dyn Source, index: usize) -> Vec<u8> {
@@ -285,14 +283,14 @@ mod tests {
         for piece in [1, 3, 5, 33, 1001] {
             let memory =
                 Memory::new(vec![("w", Dtype::F32, vec![10, 100], f32s(&values))]).in_pieces(piece);
-            let source = Cast::new(Arc::new(memory), CastOptions::to(Dtype::Bf16)).unwrap();
+            let source = Cast::new(Arc::new(memory), &CastOptions::to(Dtype::Bf16)).unwrap();
             assert_eq!(read(&source, 0), expected, "pieces of {piece}");
         }
     }
 
     #[test]
     fn what_weights_cannot_be_is_refused() {
-        let refused = Cast::new(Arc::new(Memory::new(vec![])), CastOptions::to(Dtype::I8));
+        let refused = Cast::new(Arc::new(Memory::new(vec![])), &CastOptions::to(Dtype::I8));
         assert!(matches!(refused, Err(ConvertError::Request { .. })));
     }
 }

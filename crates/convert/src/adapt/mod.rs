@@ -2,9 +2,13 @@
 
 pub(crate) mod arrange;
 mod cast;
+mod join;
+mod merge;
 pub(crate) mod pieces;
 pub(crate) mod prune;
 
 pub use arrange::Arranged;
 pub use cast::{Cast, CastOptions, CastReport};
+pub use join::join;
+pub use merge::{Merge, MergeOptions, Method, Missing};
 pub use prune::{Keep, PruneOptions, prune, rename};

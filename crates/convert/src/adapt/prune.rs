@@ -1,6 +1,6 @@
 //! What a checkpoint holds besides its model: averaged weights, the optimizer's state, counters. Told from names.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use safelight_format::TensorSpec;
@@ -220,11 +220,54 @@ pub fn rename(
     Arranged::new(source, entries, metadata, notes, 0)
 }
 
-/// Names that appear in only one of two sets, for messages.
-pub(crate) fn names_of(source: &dyn Source) -> BTreeSet<&str> {
-    source
-        .tensors()
-        .iter()
-        .map(|tensor| tensor.name.as_str())
-        .collect()
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::Memory;
+    use safelight_format::Dtype;
+
+    fn source(names: &[&'static str]) -> Arc<dyn Source> {
+        Arc::new(Memory::new(names.iter().enumerate().map(|(index, name)| (*name, Dtype::U8, vec![1], vec![index as u8]))))
+    }
+
+    fn found(source: &dyn Source) -> Vec<(&str, u8)> {
+        let bytes = |index| super::super::arrange::read_whole(source, index, 9).unwrap()[0];
+        source.tensors().iter().enumerate().map(|(index, tensor)| (tensor.name.as_str(), bytes(index))).collect()
+    }
+
+    const NAMES: [&str; 7] = [
+        "model.diffusion_model.out.2.bias", "model_ema.diffusion_modelout2bias", "model_ema.decay", "optimizer_states.0.state.0.exp_avg",
+        "global_step", "first_stage_model.loss.logvar", "betas",
+    ];
+
+    #[test]
+    fn the_model_stays_and_the_rest_is_counted() {
+        let pruned = prune(source(&NAMES), &PruneOptions::default()).unwrap();
+        assert_eq!(found(&pruned), [(NAMES[0], 0), (NAMES[6], 6)]);
+        let notes: Vec<String> = pruned.notes().iter().map(|note| note.to_string()).collect();
+        assert_eq!(notes.len(), 3, "{notes:?}");
+        assert!(notes[0].contains("EMA") && notes[0].contains("2 tensors, 2 bytes"), "{notes:?}");
+    }
+
+    #[test]
+    fn averaged_weights_take_the_others_place() {
+        let keep = |keep| prune(source(&NAMES), &PruneOptions { keep }).unwrap();
+        assert_eq!(found(&keep(Keep::Averaged)), [(NAMES[0], 1), (NAMES[6], 6)]);
+        assert_eq!(found(&keep(Keep::Both)).len(), 4);
+    }
+
+    #[test]
+    fn averaged_weights_that_are_not_there_are_refused() {
+        for (names, says) in [(&["model.a", "betas"][..], "no averaged weights"), (&["model.a", "model_ema.a", "model_ema.b"], "`model_ema.b` stands for no tensor")] {
+            let refused = prune(source(names), &PruneOptions { keep: Keep::Averaged }).err().unwrap().to_string();
+            assert!(refused.contains(says), "{refused}");
+        }
+    }
+
+    #[test]
+    fn names_change_and_must_stay_apart() {
+        let renamed = rename(source(&["a.x", "b"]), |name| name.strip_prefix("a.").map(String::from)).unwrap();
+        assert_eq!((found(&renamed), renamed.notes().len()), (vec![("x", 0)], 1));
+        assert!(matches!(rename(source(&["a", "b"]), |_| Some("c".into())), Err(ConvertError::Request { .. })));
+    }
 }

@@ -1,0 +1,198 @@
+//! `safelight diff`: what differs between two files of tensors, in structure and in numbers.
+
+use std::path::PathBuf;
+
+use clap::{Args, ValueHint};
+use safelight_convert::{Diff, Limits, NumberDiff, TensorDiff, Tolerance, diff, open};
+use safelight_format::{TensorSpec, shown};
+use serde_json::{Value, json};
+
+use crate::error::Failure;
+use crate::files::{Codes, Outcome, Run};
+use crate::pattern::Pattern;
+use crate::progress::BytesProgress;
+use crate::say;
+
+pub(crate) const HELP: &str = "\
+Examples:
+  safelight diff a.safetensors b.safetensors
+  safelight diff model.ckpt model.safetensors --only-different
+  safelight diff full.safetensors half.safetensors --rtol 1e-3 --atol 1e-5 --ignore-dtype
+  safelight diff a.safetensors shards/model.safetensors.index.json --structure
+
+Tensors are paired by name. Numbers differ if |a - b| > atol + rtol * |b| (with neither given: if they are not equal;
+NaN equals NaN). Files may be of different kinds. `max abs`, `max rel` (of the larger of the two), `max ulp` (floats of
+the dtype from one to the other), `rms` and `cosine` are told of each tensor that differs.
+
+JSON: a, b, different, only_a [{name, dtype, shape}], only_b, metadata [{key, a, b}], tensors [{name, different, dtype_a,
+dtype_b, shape_a, shape_b, numbers {count, different, beyond, unlike, max_abs, max_at, max_rel, max_ulp, rms, cosine}}],
+same_count (tensors without any difference). `beyond`: pairs beyond the tolerance; `unlike`: NaN or infinite in one alone.";
+
+/// The arguments of `diff`.
+#[derive(Debug, Args)]
+pub(crate) struct DiffArgs {
+    /// One file, shards (*.index.json) or a folder
+    #[arg(value_hint = ValueHint::AnyPath)]
+    a: PathBuf,
+    /// The other
+    #[arg(value_hint = ValueHint::AnyPath)]
+    b: PathBuf,
+    /// Numbers may differ by this share of the second
+    #[arg(long, value_name = "NUMBER", default_value = "0", value_parser = tolerance)]
+    rtol: f64,
+    /// Numbers may differ by this
+    #[arg(long, value_name = "NUMBER", default_value = "0", value_parser = tolerance)]
+    atol: f64,
+    /// Compare names, dtypes, shapes and metadata only
+    #[arg(long, conflicts_with_all = ["rtol", "atol"])]
+    structure: bool,
+    /// Equal numbers of another dtype are no difference
+    #[arg(long)]
+    ignore_dtype: bool,
+    /// Leave metadata out
+    #[arg(long)]
+    ignore_metadata: bool,
+    /// Only tensors whose names fit: a glob, or the first parts of names (repeatable)
+    #[arg(short, long, value_name = "GLOB", value_parser = Pattern::glob)]
+    name: Vec<Pattern>,
+    /// Do not count what is the same
+    #[arg(long)]
+    only_different: bool,
+    /// Print nothing, the exit code says it
+    #[arg(short, long)]
+    quiet: bool,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+fn tolerance(text: &str) -> Result<f64, String> {
+    text.parse::<f64>().ok().filter(|number| number.is_finite() && *number >= 0.0).ok_or_else(|| "expected a number such as 1e-3, not below 0".into())
+}
+
+impl Run for DiffArgs {
+    fn wants_json(&self) -> bool {
+        self.json
+    }
+
+    fn codes(&self) -> Codes {
+        Codes::Finding
+    }
+
+    fn run(&self) -> Result<Outcome, Failure> {
+        let limits = Limits::default();
+        let (a, b) = (open(&self.a, &limits)?, open(&self.b, &limits)?);
+        let numbers = (!self.structure).then_some(Tolerance { relative: self.rtol, absolute: self.atol });
+        let all = a.tensors().iter().filter_map(TensorSpec::byte_count).fold(0, u64::saturating_add);
+        let bar = BytesProgress::new(self.quiet || self.json, "comparing", all);
+        let found = {
+            let wants = |tensor: &TensorSpec| self.name.is_empty() || self.name.iter().any(|pattern| pattern.fits(&tensor.name));
+            diff(&*a, &*b, numbers, &wants, &|bytes| bar.forward(bytes))?
+        };
+        drop(bar);
+        let found = self.wanted(found);
+        let different = found.both.iter().filter(|tensor| self.is_different(tensor)).count();
+        let outcome = if different > 0 || found.is_different_in_structure() { Outcome::Found } else { Outcome::Clean };
+        if self.json {
+            say::answer_json_line(&self.json(&found, outcome == Outcome::Found))?;
+        } else if !self.quiet {
+            say::answer(&self.text(&found))?;
+        }
+        Ok(outcome)
+    }
+}
+
+impl DiffArgs {
+    fn wanted(&self, mut found: Diff) -> Diff {
+        if self.ignore_metadata {
+            found.metadata.clear();
+        }
+        found
+    }
+
+    fn is_different(&self, tensor: &TensorDiff) -> bool {
+        match (&tensor.numbers, self.ignore_dtype) {
+            (Some(numbers), true) => numbers.beyond > 0,
+            _ => tensor.is_different(),
+        }
+    }
+
+    fn json(&self, found: &Diff, different: bool) -> Value {
+        let spec = |spec: &TensorSpec| json!({"name": spec.name, "dtype": spec.dtype.name(), "shape": spec.shape});
+        let specs = |specs: &[TensorSpec]| specs.iter().map(spec).collect::<Vec<_>>();
+        let tensor = |tensor: &TensorDiff| {
+            json!({
+                "name": tensor.a.name, "different": self.is_different(tensor),
+                "dtype_a": tensor.a.dtype.name(), "dtype_b": tensor.b.dtype.name(), "shape_a": tensor.a.shape, "shape_b": tensor.b.shape,
+                "numbers": tensor.numbers.as_ref().map(|n| json!({
+                    "count": n.count, "different": n.different, "beyond": n.beyond, "unlike": n.unlike, "max_abs": n.max_absolute,
+                    "max_at": n.max_at, "max_rel": n.max_relative, "max_ulp": n.max_ulp, "rms": n.rms, "cosine": n.cosine,
+                })),
+            })
+        };
+        let tensors = found.both.iter().filter(|tensor| !self.only_different || self.is_different(tensor));
+        let metadata = found.metadata.iter().map(|(key, a, b)| json!({"key": key, "a": a, "b": b}));
+        json!({
+            "a": self.a.to_string_lossy(), "b": self.b.to_string_lossy(), "different": different,
+            "only_a": specs(&found.only_a), "only_b": specs(&found.only_b), "metadata": metadata.collect::<Vec<_>>(),
+            "tensors": tensors.map(tensor).collect::<Vec<_>>(),
+            "same_count": found.both.iter().filter(|tensor| !self.is_different(tensor)).count(),
+        })
+    }
+
+    fn text(&self, found: &Diff) -> String {
+        let mut text = String::new();
+        for (sign, specs) in [('-', &found.only_a), ('+', &found.only_b)] {
+            for spec in specs {
+                text += &format!("{sign} {}  {} {:?}\n", shown(&spec.name), spec.dtype, spec.shape);
+            }
+        }
+        for (key, a, b) in &found.metadata {
+            let side = |value: &Option<String>| value.as_ref().map_or("(none)".into(), |value| format!("{:?}", say::tame(value, 60)));
+            text += &format!("~ metadata {}: {} → {}\n", shown(key), side(a), side(b));
+        }
+        let mut rows = Vec::new();
+        for tensor in found.both.iter().filter(|tensor| self.is_different(tensor)) {
+            let mut row = vec![format!("~ {}", shown(&tensor.a.name)), changed(tensor)];
+            match &tensor.numbers {
+                Some(numbers) if numbers.different > 0 => row.extend(measures(numbers)),
+                Some(_) => row.push("equal numbers".into()),
+                None => {}
+            }
+            rows.push(row);
+        }
+        text += &say::table(&rows, &[2]);
+        let same = found.both.len() - rows.len();
+        if !self.only_different {
+            let how = match (self.structure, self.rtol, self.atol) {
+                (true, ..) => " in structure",
+                (_, 0.0, 0.0) => "",
+                _ => " within the tolerance",
+            };
+            text += &format!("{same} tensors the same{how}, {} different, {} only in A, {} only in B\n", rows.len(), found.only_a.len(), found.only_b.len());
+        }
+        text
+    }
+}
+
+/// What changed of a tensor besides its numbers.
+fn changed(tensor: &TensorDiff) -> String {
+    let dtype = if tensor.a.dtype == tensor.b.dtype { tensor.a.dtype.to_string() } else { format!("{} → {}", tensor.a.dtype, tensor.b.dtype) };
+    let shape = if tensor.a.shape == tensor.b.shape { format!("{:?}", tensor.a.shape) } else { format!("{:?} → {:?}", tensor.a.shape, tensor.b.shape) };
+    format!("{dtype} {shape}")
+}
+
+fn measures(numbers: &NumberDiff) -> Vec<String> {
+    let mut cells = vec![
+        format!("{} of {} differ", numbers.beyond, numbers.count),
+        format!("max abs {:.3e}", numbers.max_absolute),
+        format!("rel {:.3e}", numbers.max_relative),
+        numbers.max_ulp.map_or("ulp –".into(), |ulp| format!("ulp {ulp}")),
+        format!("rms {:.3e}", numbers.rms),
+        format!("cosine {:.6}", numbers.cosine),
+    ];
+    if numbers.unlike > 0 {
+        cells.push(format!("{} NaN or infinite in one alone", numbers.unlike));
+    }
+    cells
+}

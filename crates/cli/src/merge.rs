@@ -1,0 +1,166 @@
+//! `safelight merge`: shards into one file, or models into one.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Instant;
+
+use clap::{Args, ValueHint};
+use safelight_convert::{
+    Limits, Merge, MergeOptions, Method, Missing, Source, WriteOptions, join, open, write_safetensors, write_sharded,
+};
+use safelight_format::{Dtype, shown};
+use serde_json::json;
+
+use crate::convert::{dtype, size};
+use crate::error::Failure;
+use crate::files::{Outcome, Run};
+use crate::progress::BytesProgress;
+use crate::say;
+
+pub(crate) const HELP: &str = "\
+Examples:
+  safelight merge model.safetensors.index.json -o model.safetensors
+  safelight merge part-1.safetensors part-2.safetensors -o whole.safetensors
+  safelight merge --weighted a.safetensors b.safetensors --alpha 0.3 -o mix.safetensors
+  safelight merge --add-difference inpaint.safetensors mine.safetensors base.safetensors -o mine-inpaint.safetensors
+
+Weighted: (1 - alpha) * A + alpha * B. Difference: A + alpha * (B - C). Both are computed in f32 and written in A's
+dtypes or --dtype, one tensor at a time; names, metadata and what is no weight (positions, the noise schedule) are A's.
+If A is an inpainting model and B is none, A's further input channels stay. Inputs may be of any kind that `convert`
+reads.
+
+JSON: file, method, inputs, tensor_count, tensor_bytes, seconds, notes [{at, what}].";
+
+/// The arguments of `merge`.
+#[derive(Debug, Args)]
+pub(crate) struct MergeArgs {
+    /// Shards (an index, a folder, or each of them), or the models A, B and C
+    #[arg(required = true, value_name = "FILE", value_hint = ValueHint::AnyPath)]
+    inputs: Vec<PathBuf>,
+    /// Where to
+    #[arg(short, long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    output: PathBuf,
+    /// A weighted sum of two models
+    #[arg(long, conflicts_with = "add_difference")]
+    weighted: bool,
+    /// The difference of the second and the third model, added to the first
+    #[arg(long)]
+    add_difference: bool,
+    /// B's share of a weighted sum (0.5 if not given), or how much of a difference (1 if not given)
+    #[arg(long, value_name = "NUMBER", allow_negative_numbers = true)]
+    alpha: Option<f64>,
+    /// Numbers instead of --alpha for each block of a single-file UNet: inputs, middle, outputs (25 for SD 1 and 2, 19 for XL)
+    #[arg(long, value_name = "N,N,…", value_delimiter = ',', allow_hyphen_values = true)]
+    blocks: Option<Vec<f64>>,
+    /// What to do with tensors that not all models have
+    #[arg(long, value_name = "WHAT", default_value = "keep")]
+    missing: MissingArg,
+    /// Write weights as this dtype
+    #[arg(long, value_name = "DTYPE", value_parser = dtype)]
+    dtype: Option<Dtype>,
+    /// Files of at most this size, such as 5GB, and an index
+    #[arg(long, value_name = "SIZE", value_parser = size)]
+    shard_size: Option<u64>,
+    /// Wait until the bytes are on the disk
+    #[arg(long)]
+    sync: bool,
+    /// No progress bar
+    #[arg(short, long)]
+    quiet: bool,
+    /// Print the report as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// [`Missing`] on the command line.
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+enum MissingArg {
+    /// Those of A stay as they are, others' are left out
+    Keep,
+    /// As keep, but those only B has come along
+    Take,
+    /// Merge nothing, and name them all
+    Refuse,
+}
+
+impl Run for MergeArgs {
+    fn wants_json(&self) -> bool {
+        self.json
+    }
+
+    fn run(&self) -> Result<Outcome, Failure> {
+        let started = Instant::now();
+        let method = self.method()?;
+        let limits = Limits::default();
+        let sources: Vec<Arc<dyn Source>> = self.inputs.iter().map(|path| Ok(open(path, &limits)?.into())).collect::<Result<_, Failure>>()?;
+        let source: Arc<dyn Source> = match method.clone() {
+            None => join(sources)?,
+            Some(method) => {
+                let missing = match self.missing {
+                    MissingArg::Keep => Missing::KeepFirst,
+                    MissingArg::Take => Missing::TakeAll,
+                    MissingArg::Refuse => Missing::Refuse,
+                };
+                let blocks = self.blocks.clone();
+                Arc::new(Merge::new(sources, MergeOptions { method, blocks, dtype: self.dtype, missing, memory_bytes_max: limits.memory_bytes_max })?)
+            }
+        };
+        let bar = BytesProgress::new(self.quiet || self.json, "merging", 0);
+        let mut options = WriteOptions::default();
+        options.save.sync = self.sync;
+        let mut progress = |done, all| bar.at(done, all);
+        let report = match self.shard_size {
+            None => write_safetensors(&*source, &self.output, &options, &mut progress)?,
+            Some(bytes) => {
+                let folder = self.output.parent().unwrap_or(std::path::Path::new(""));
+                let base = self.output.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+                write_sharded(&*source, folder, &base, bytes, &options, &mut progress)?.report
+            }
+        };
+        drop(bar);
+        let (file, seconds) = (self.output.to_string_lossy(), started.elapsed().as_secs_f64());
+        if self.json {
+            let method = match method {
+                None => json!("shards"),
+                Some(Method::Weighted { alpha }) => json!({"weighted": {"alpha": alpha}}),
+                Some(Method::AddDifference { multiplier }) => json!({"add_difference": {"alpha": multiplier}}),
+            };
+            let notes: Vec<_> = report.notes.iter().map(|note| json!({"at": note.at, "what": note.what})).collect();
+            let inputs: Vec<_> = self.inputs.iter().map(|path| path.to_string_lossy()).collect();
+            say::answer_json_line(&json!({
+                "file": file, "method": method, "inputs": inputs, "tensor_count": report.tensor_count,
+                "tensor_bytes": report.tensor_bytes, "seconds": seconds, "notes": notes,
+            }))?;
+        } else {
+            let mut text: String = report.notes.iter().take(20).map(|note| match note.at.as_str() {
+                "" => format!("{}\n", shown(&note.what)),
+                at => format!("{}: {}\n", shown(at), shown(&note.what)),
+            }).collect();
+            text += &format!("{}: {} tensors, {} in {seconds:.1} s\n", shown(&file), report.tensor_count, say::bytes(report.tensor_bytes));
+            say::answer(&text)?;
+        }
+        Ok(Outcome::Clean)
+    }
+}
+
+impl MergeArgs {
+    /// The formula, or none for shards.
+    fn method(&self) -> Result<Option<Method>, Failure> {
+        let wrong = |what: String| Err(Failure::Usage(what));
+        let formula = self.weighted || self.add_difference;
+        if !formula && (self.alpha.is_some() || self.blocks.is_some() || self.dtype.is_some()) {
+            return wrong("--alpha, --blocks and --dtype belong to --weighted or --add-difference; without these, FILEs are shards of one model".into());
+        }
+        let (wanted, name) = if self.weighted { (2, "--weighted takes two models, A and B") } else { (3, "--add-difference takes three models, A, B and C") };
+        if formula && self.inputs.len() != wanted {
+            return wrong(format!("{name}, not {}", self.inputs.len()));
+        }
+        if self.alpha.iter().chain(self.blocks.iter().flatten()).any(|alpha| !alpha.is_finite()) {
+            return wrong("--alpha and --blocks take plain numbers".into());
+        }
+        if self.weighted {
+            return Ok(Some(Method::Weighted { alpha: self.alpha.unwrap_or(0.5) }));
+        }
+        Ok(self.add_difference.then(|| Method::AddDifference { multiplier: self.alpha.unwrap_or(1.0) }))
+    }
+}

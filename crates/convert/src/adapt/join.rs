@@ -1,0 +1,105 @@
+//! Several sources as one: the shards of a model.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use safelight_format::{TensorSpec, shown};
+
+use crate::error::ConvertError;
+use crate::source::{Note, Source};
+
+/// The tensors of several sources behind each other; metadata of the first that has a key.
+struct Joined {
+    label: String,
+    sources: Vec<Arc<dyn Source>>,
+    tensors: Vec<TensorSpec>,
+    places: Vec<(usize, usize)>,
+    metadata: BTreeMap<String, String>,
+    notes: Vec<Note>,
+}
+
+/// All tensors of `sources` as one source.
+///
+/// # Errors
+/// [`ConvertError::Request`] if there are none, naming the tensors that stand in more than one.
+pub fn join(sources: Vec<Arc<dyn Source>>) -> Result<Arc<dyn Source>, ConvertError> {
+    let label = match &sources[..] {
+        [] => return Err(ConvertError::Request { at: String::new(), problem: "nothing to join".into() }),
+        [only] => return Ok(only.clone()),
+        [first, ..] => format!("{} and {} more", first.label(), sources.len() - 1),
+    };
+    let mut seen = BTreeMap::<&str, usize>::new();
+    let mut twice = Vec::new();
+    let (mut tensors, mut places, mut metadata, mut notes) = (vec![], vec![], BTreeMap::new(), vec![]);
+    for (source, joined) in sources.iter().enumerate() {
+        for (index, tensor) in joined.tensors().iter().enumerate() {
+            if let Some(before) = seen.insert(&tensor.name, source) {
+                twice.push(format!("`{}` in {} and {}", shown(&tensor.name), sources[before].label(), joined.label()));
+            }
+            tensors.push(tensor.clone());
+            places.push((source, index));
+        }
+        for (key, value) in joined.metadata() {
+            metadata.entry(key.clone()).or_insert_with(|| value.clone());
+        }
+        notes.extend_from_slice(joined.notes());
+    }
+    if !twice.is_empty() {
+        let problem = format!("{} tensors stand in more than one file: {}; these are no shards of one model (models are merged with --weighted or --add-difference)", twice.len(), twice.join("; "));
+        return Err(ConvertError::Request { at: String::new(), problem });
+    }
+    Ok(Arc::new(Joined { label, sources, tensors, places, metadata, notes }))
+}
+
+impl Source for Joined {
+    fn label(&self) -> &str {
+        &self.label
+    }
+
+    fn tensors(&self) -> &[TensorSpec] {
+        &self.tensors
+    }
+
+    fn metadata(&self) -> &BTreeMap<String, String> {
+        &self.metadata
+    }
+
+    fn notes(&self) -> &[Note] {
+        &self.notes
+    }
+
+    fn read(
+        &self,
+        index: usize,
+        out: &mut dyn FnMut(&[u8]) -> Result<(), ConvertError>,
+    ) -> Result<(), ConvertError> {
+        let (source, index) = self.places[index];
+        self.sources[source].read(index, out)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::Memory;
+    use safelight_format::Dtype;
+
+    fn shard(name: &str, byte: u8) -> Arc<dyn Source> {
+        Arc::new(Memory::new([(name, Dtype::U8, vec![1], vec![byte])]))
+    }
+
+    #[test]
+    fn shards_become_one() {
+        let joined = join(vec![shard("a", 1), shard("b", 2)]).unwrap();
+        let names: Vec<&str> = joined.tensors().iter().map(|tensor| tensor.name.as_str()).collect();
+        assert_eq!(names, ["a", "b"]);
+        assert_eq!(crate::adapt::arrange::read_whole(&joined, 1, 9).unwrap(), [2]);
+    }
+
+    #[test]
+    fn the_same_name_twice_is_refused() {
+        let refused = join(vec![shard("a", 1), shard("a", 2)]).err().unwrap().to_string();
+        assert!(refused.contains("`a` in memory"), "{refused}");
+        assert!(join(vec![]).is_err());
+    }
+}

@@ -1,0 +1,281 @@
+//! What numbers a tensor holds: NaN, infinities, zeros, range, mean, spread and a histogram of magnitudes, in one pass.
+
+use std::ops::ControlFlow;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use rayon::prelude::*;
+use safelight_format::TensorSpec;
+
+use crate::adapt::pieces::for_each_run;
+use crate::error::ConvertError;
+use crate::numbers::{Decoder, eight_bytes, number_count, numbers_in};
+use crate::source::Source;
+
+/// The largest power of two a histogram tells apart; beyond it everything falls into the last bin.
+const EXPONENT_MAX: i32 = 128;
+/// The smallest.
+const EXPONENT_MIN: i32 = -150;
+const BINS: usize = (EXPONENT_MAX - EXPONENT_MIN + 1) as usize;
+/// Numbers whose mean is taken together.
+const BLOCK: usize = 8192;
+
+/// How many numbers have which magnitude: finite ones other than 0, by sign and by power of two.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Histogram {
+    negative: Vec<u64>,
+    positive: Vec<u64>,
+}
+
+impl Histogram {
+    fn new() -> Histogram {
+        Histogram { negative: vec![0; BINS], positive: vec![0; BINS] }
+    }
+
+    /// The bins from the least to the greatest magnitude that is there: exponent `e`, how many numbers have a magnitude
+    /// in `[2^e, 2^(e+1))` and are negative, and how many are positive. Magnitudes beyond 2^-150 and 2^128 are counted
+    /// in the outermost bins.
+    pub fn bins(&self) -> Vec<(i32, u64, u64)> {
+        let filled = |index: &usize| self.negative[*index] + self.positive[*index] > 0;
+        let (Some(first), Some(last)) = ((0..BINS).find(filled), (0..BINS).rfind(filled)) else {
+            return vec![];
+        };
+        (first..=last).map(|index| (index as i32 + EXPONENT_MIN, self.negative[index], self.positive[index])).collect()
+    }
+
+    fn add(&mut self, value: f64) {
+        // A denormal f64 is far below the first bin.
+        let exponent = ((value.to_bits() >> 52) & 0x7ff) as i32 - 1023;
+        let index = (exponent.clamp(EXPONENT_MIN, EXPONENT_MAX) - EXPONENT_MIN) as usize;
+        if value < 0.0 { self.negative[index] += 1 } else { self.positive[index] += 1 }
+    }
+
+    fn merge(&mut self, other: &Histogram) {
+        for (mine, others) in [(&mut self.negative, &other.negative), (&mut self.positive, &other.positive)] {
+            for (mine, others) in mine.iter_mut().zip(others) {
+                *mine += others;
+            }
+        }
+    }
+}
+
+/// What the numbers of one tensor, or of several, are.
+///
+/// Range, mean and spread are of the finite numbers; a complex number counts as two.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Numbers {
+    /// How many numbers.
+    pub count: u64,
+    /// Of them NaN.
+    pub nan: u64,
+    /// Plus infinity.
+    pub positive_infinity: u64,
+    /// Minus infinity.
+    pub negative_infinity: u64,
+    /// Zero, of either sign.
+    pub zero: u64,
+    /// The least; NaN if none is finite.
+    pub min: f64,
+    /// The greatest; NaN if none is finite.
+    pub max: f64,
+    /// NaN if none is finite.
+    pub mean: f64,
+    /// Σ(x − mean)², from which the spread follows.
+    squares: f64,
+    /// By magnitude.
+    pub histogram: Histogram,
+}
+
+impl Default for Numbers {
+    fn default() -> Numbers {
+        Numbers {
+            count: 0, nan: 0, positive_infinity: 0, negative_infinity: 0, zero: 0,
+            min: f64::NAN, max: f64::NAN, mean: f64::NAN, squares: 0.0, histogram: Histogram::new(),
+        }
+    }
+}
+
+impl Numbers {
+    /// Finite numbers.
+    pub fn finite(&self) -> u64 {
+        self.count - self.nan - self.positive_infinity - self.negative_infinity
+    }
+
+    /// Infinities of both signs.
+    pub fn infinite(&self) -> u64 {
+        self.positive_infinity + self.negative_infinity
+    }
+
+    /// The standard deviation of the finite numbers (divided by their count, as numpy's default); NaN if there are none.
+    pub fn std(&self) -> f64 {
+        (self.squares / self.finite() as f64).sqrt()
+    }
+
+    fn add_block(&mut self, values: &[f64]) {
+        let mut block = Numbers { count: values.len() as u64, histogram: Histogram { negative: vec![], positive: vec![] }, ..Numbers::default() };
+        let mut sum = 0.0;
+        for &value in values {
+            if value == 0.0 {
+                block.zero += 1;
+            } else if value.is_finite() {
+                self.histogram.add(value);
+            } else if value.is_nan() {
+                block.nan += 1;
+                continue;
+            } else {
+                let side = if value > 0.0 { &mut block.positive_infinity } else { &mut block.negative_infinity };
+                *side += 1;
+                continue;
+            }
+            sum += value;
+            block.min = block.min.min(value);
+            block.max = block.max.max(value);
+        }
+        block.mean = sum / block.finite() as f64;
+        let finite = values.iter().filter(|value| value.is_finite());
+        block.squares = finite.map(|value| (value - block.mean) * (value - block.mean)).sum();
+        self.join(&block);
+    }
+
+    /// Takes the numbers of another tensor or piece in: mean and squares by Chan, Golub and LeVeque 1979, eq. 2.1.
+    pub fn merge(&mut self, other: &Numbers) {
+        self.histogram.merge(&other.histogram);
+        self.join(other);
+    }
+
+    fn join(&mut self, other: &Numbers) {
+        let (mine, others) = (self.finite() as f64, other.finite() as f64);
+        if mine == 0.0 {
+            (self.mean, self.squares) = (other.mean, other.squares);
+        } else if others > 0.0 {
+            let apart = other.mean - self.mean;
+            self.squares += other.squares + apart * apart * mine * others / (mine + others);
+            self.mean += apart * others / (mine + others);
+        }
+        self.min = self.min.min(other.min);
+        self.max = self.max.max(other.max);
+        self.count += other.count;
+        self.nan += other.nan;
+        self.positive_infinity += other.positive_infinity;
+        self.negative_infinity += other.negative_infinity;
+        self.zero += other.zero;
+    }
+}
+
+/// One tensor and its numbers.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TensorStats {
+    /// Name, dtype and shape.
+    pub tensor: TensorSpec,
+    /// Its numbers.
+    pub numbers: Numbers,
+}
+
+/// The numbers of every tensor of `source` that is wanted, in the source's order; several tensors at a time.
+///
+/// `progress` hears of bytes that are done, from several threads, and stops the work by [`ControlFlow::Break`]. Memory:
+/// a piece for each thread.
+///
+/// # Errors
+/// [`ConvertError::Cancelled`]; what the source says.
+pub fn stats(
+    source: &dyn Source,
+    wanted: &(dyn Fn(&TensorSpec) -> bool + Sync),
+    progress: &(dyn Fn(u64) -> ControlFlow<()> + Sync),
+) -> Result<Vec<TensorStats>, ConvertError> {
+    let stopped = AtomicBool::new(false);
+    let tensors: Vec<usize> = (0..source.tensors().len()).filter(|&index| wanted(&source.tensors()[index])).collect();
+    tensors.into_par_iter().map(|index| {
+        let numbers = numbers_of(source, index, &mut |bytes| {
+            if stopped.load(Ordering::Relaxed) || progress(bytes).is_break() {
+                stopped.store(true, Ordering::Relaxed);
+                return Err(ConvertError::Cancelled);
+            }
+            Ok(())
+        })?;
+        Ok(TensorStats { tensor: source.tensors()[index].clone(), numbers })
+    }).collect()
+}
+
+fn numbers_of(
+    source: &dyn Source,
+    index: usize,
+    done: &mut dyn FnMut(u64) -> Result<(), ConvertError>,
+) -> Result<Numbers, ConvertError> {
+    let tensor = &source.tensors()[index];
+    let mut numbers = Numbers::default();
+    let mut left = number_count(tensor.dtype, tensor.element_count().unwrap_or(u64::MAX));
+    let (mut decoder, mut values) = (Decoder::default(), Vec::with_capacity(BLOCK));
+    let eight = eight_bytes(tensor.dtype);
+    for_each_run(source, index, eight, &mut |run| {
+        for block in run.chunks(eight * (BLOCK / 8)) {
+            let count = numbers_in(tensor.dtype, block.len()).min(usize::try_from(left).unwrap_or(usize::MAX));
+            left -= count as u64;
+            let decoded = decoder.decode(tensor.dtype, block, count, &mut values);
+            decoded.map_err(|error| ConvertError::unsupported(source.label(), &tensor.name, error.to_string()))?;
+            numbers.add_block(&values);
+        }
+        done(run.len() as u64)
+    })?;
+    Ok(numbers)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::Memory;
+    use safelight_format::{Dtype, encode_f32};
+
+    fn numbers(dtype: Dtype, shape: Vec<u64>, bytes: Vec<u8>, piece: usize) -> Numbers {
+        let memory = Memory::new(vec![("t", dtype, shape, bytes)]).in_pieces(piece);
+        stats(&memory, &|_| true, &|_| ControlFlow::Continue(())).unwrap().remove(0).numbers
+    }
+
+    #[test]
+    fn every_kind_of_number_is_counted() {
+        let values = [1.0, -2.0, 0.0, -0.0, f32::NAN, f32::INFINITY, f32::NEG_INFINITY, 1e-40];
+        let found = numbers(Dtype::F32, vec![8], encode_f32(&values), 5);
+        assert_eq!((found.count, found.nan, found.infinite(), found.zero, found.finite()), (8, 1, 2, 2, 5));
+        assert_eq!((found.min, found.max), (-2.0, 1.0));
+        let bins = found.histogram.bins();
+        assert_eq!((bins[0], bins[bins.len() - 1]), ((-133, 0, 1), (1, 1, 0)));
+        assert_eq!(bins.iter().map(|(_, negative, positive)| negative + positive).sum::<u64>(), 3);
+    }
+
+    /// numpy: `x = numpy.arange(100000, dtype="f4") / 7 + 1e6; x.astype("f8").mean(), x.astype("f8").std()`.
+    #[test]
+    fn mean_and_spread_survive_a_large_offset() {
+        let values: Vec<f32> = (0..100_000).map(|i| i as f32 / 7.0 + 1e6).collect();
+        let exact: Vec<f64> = values.iter().map(|&value| f64::from(value)).collect();
+        let mean = exact.iter().sum::<f64>() / 1e5;
+        let std = (exact.iter().map(|value| (value - mean).powi(2)).sum::<f64>() / 1e5).sqrt();
+        for piece in [7, 4096, 1 << 20] {
+            let found = numbers(Dtype::F32, vec![100_000], encode_f32(&values), piece);
+            assert!((found.mean - mean).abs() < 1e-7 && (found.std() - std).abs() < 1e-7, "{} {mean}, {} {std}", found.mean, found.std());
+        }
+    }
+
+    #[test]
+    fn every_dtype_has_numbers() {
+        for dtype in Dtype::ALL {
+            let found = numbers(dtype, vec![8], vec![0; dtype.bits() as usize], 3);
+            assert_eq!(found.count, if dtype == Dtype::C64 { 16 } else { 8 }, "{dtype}");
+        }
+        assert_eq!(numbers(Dtype::F4, vec![2], vec![0x22], 1).mean, 1.0);
+    }
+
+    #[test]
+    fn nothing_has_no_mean() {
+        let found = numbers(Dtype::F32, vec![0], vec![], 1);
+        assert!(found.mean.is_nan() && found.std().is_nan() && found.min.is_nan() && found.histogram.bins().is_empty());
+        let mut all = found.clone();
+        all.merge(&numbers(Dtype::U8, vec![2], vec![1, 3], 1));
+        assert_eq!((all.count, all.mean, all.std()), (2, 2.0, 1.0));
+    }
+
+    #[test]
+    fn it_stops_when_asked() {
+        let memory = Memory::new(vec![("t", Dtype::U8, vec![100], vec![0; 100])]).in_pieces(8);
+        let stopped = stats(&memory, &|_| true, &|_| ControlFlow::Break(()));
+        assert!(matches!(stopped, Err(ConvertError::Cancelled)));
+    }
+}
