@@ -8,8 +8,9 @@ use std::time::Instant;
 use clap::{Args, ValueEnum, ValueHint};
 use safelight_convert::layout::{FolderOptions, Layout, Model, Prediction, is_diffusers_folder};
 use safelight_convert::{
-    Cast, CastOptions, Keep, Limits, Note, OpenOptions, PruneOptions, Report, Source,
-    UnknownObjects, WriteOptions, open_with, prune, write_safetensors, write_sharded,
+    Cast, CastOptions, GgufOptions, GgufWeights, Keep, Limits, Note, NpzOptions, OpenOptions,
+    PruneOptions, Report, SharedTensors, Source, UnknownObjects, WriteOptions, open_with, prune,
+    write_gguf, write_npz, write_safetensors, write_sharded,
 };
 use safelight_format::{Dtype, shown};
 use serde_json::{Value, json};
@@ -26,6 +27,7 @@ Examples:
   safelight convert model.safetensors model-folder --to diffusers
   safelight convert model-folder model.safetensors
   safelight convert big.safetensors shards --shard-size 5GB
+  safelight convert model.safetensors model.gguf --quant q8_0 --architecture sd1
 
 Nothing in a file is ever executed: pickles are read as data, and what is not on the list of what tensors need is
 refused by name. SRC is a file of any kind known here, shards (*.index.json or a folder), or a diffusers folder. The
@@ -66,12 +68,24 @@ pub(crate) struct ConvertArgs {
     /// Files of at most this size, such as 5GB, and an index
     #[arg(long, value_name = "SIZE", value_parser = size)]
     shard_size: Option<u64>,
+    /// For GGUF: what weights become (f32, f16, bf16, q8_0); by default they stay what they are
+    #[arg(long, value_name = "TYPE", value_parser = quant)]
+    quant: Option<GgufWeights>,
+    /// For GGUF: `general.architecture`, such as sd1, sdxl or llama
+    #[arg(long, value_name = "NAME")]
+    architecture: Option<String>,
+    /// For npz: deflate the arrays
+    #[arg(long)]
+    deflate: bool,
     /// What the model predicts, where the file does not say it (SD 2.x): epsilon or v
     #[arg(long, value_name = "WHAT", value_parser = prediction)]
     prediction: Option<Prediction>,
     /// Leave out objects in pickles that are not on the list, instead of refusing the file; known attacks are always refused
     #[arg(long)]
     drop_unknown: bool,
+    /// Tensors that have several names are written once; the metadata says which names are meant
+    #[arg(long)]
+    share: bool,
     /// Wait until the bytes are on the disk
     #[arg(long)]
     sync: bool,
@@ -92,6 +106,10 @@ enum Kind {
     Ldm,
     /// Stable Diffusion in a folder, as diffusers loads it
     Diffusers,
+    /// numpy's archive of arrays
+    Npz,
+    /// llama.cpp's and ggml's file
+    Gguf,
 }
 
 /// A dtype by any of its usual names.
@@ -139,6 +157,16 @@ pub(crate) fn size(text: &str) -> Result<u64, String> {
     }
 }
 
+fn quant(text: &str) -> Result<GgufWeights, String> {
+    match text.to_ascii_lowercase().as_str() {
+        "f32" => Ok(GgufWeights::F32),
+        "f16" => Ok(GgufWeights::F16),
+        "bf16" => Ok(GgufWeights::Bf16),
+        "q8_0" => Ok(GgufWeights::Q8_0),
+        _ => Err("expected f32, f16, bf16 or q8_0".into()),
+    }
+}
+
 fn prediction(text: &str) -> Result<Prediction, String> {
     Prediction::from_name(text).ok_or_else(|| "expected epsilon or v".into())
 }
@@ -156,8 +184,14 @@ impl Run for ConvertArgs {
         } else {
             UnknownObjects::Refuse
         };
+        let shared = if self.share {
+            SharedTensors::Once
+        } else {
+            SharedTensors::Copies
+        };
         let options = OpenOptions {
             unknown_objects,
+            shared,
             ..OpenOptions::default()
         };
         let mut source: Arc<dyn Source> = open_with(&self.src, &options)?.into();
@@ -207,18 +241,39 @@ impl ConvertArgs {
             .extension()
             .map(|ending| ending.to_string_lossy().to_ascii_lowercase())
             .unwrap_or_default();
-        let is_file = ending == "safetensors";
+        let by_name = match ending.as_str() {
+            "safetensors" if is_diffusers_folder(&self.src) => Some(Kind::Ldm),
+            "safetensors" => Some(Kind::Safetensors),
+            "npz" => Some(Kind::Npz),
+            "gguf" => Some(Kind::Gguf),
+            _ => self.shard_size.map(|_| Kind::Safetensors),
+        };
         let shown = shown(&self.dst.to_string_lossy()).to_string();
-        match self.to {
-            Some(Kind::Diffusers) if is_file => Err(Failure::Usage(format!(
-                "{shown}: --to diffusers writes a folder; leave the ending away"
-            ))),
-            Some(kind) => Ok(kind),
-            None if is_file && is_diffusers_folder(&self.src) => Ok(Kind::Ldm),
-            None if is_file || self.shard_size.is_some() => Ok(Kind::Safetensors),
-            None => Err(Failure::Usage(format!(
-                "{shown}: the name does not say what to write; end it with .safetensors, or add --to diffusers or --shard-size 5GB for a folder"
-            ))),
+        let Some(kind) = self.to.or(by_name) else {
+            return Err(Failure::Usage(format!(
+                "{shown}: the name does not say what to write; end it with .safetensors, .npz or .gguf, or add \
+                 --to diffusers or --shard-size 5GB for a folder"
+            )));
+        };
+        let wrong = |what: &str| Err(Failure::Usage(format!("{shown}: {what}")));
+        match kind {
+            Kind::Diffusers
+                if by_name.is_some_and(|by_name| {
+                    by_name != Kind::Safetensors || ending == "safetensors"
+                }) =>
+            {
+                wrong("--to diffusers writes a folder; leave the ending away")
+            }
+            Kind::Npz | Kind::Gguf if self.shard_size.is_some() => {
+                wrong("--shard-size is for safetensors")
+            }
+            kind if kind != Kind::Gguf && (self.quant.is_some() || self.architecture.is_some()) => {
+                wrong(
+                    "--quant and --architecture are for GGUF; --dtype casts weights of other files",
+                )
+            }
+            kind if kind != Kind::Npz && self.deflate => wrong("--deflate is for npz"),
+            kind => Ok(kind),
         }
     }
 
@@ -234,6 +289,25 @@ impl ConvertArgs {
         let mut progress = |done, all| bar.at(done, all);
         if kind == Kind::Safetensors {
             return self.write_tensors(&*source, &options, &mut progress);
+        }
+        if kind == Kind::Npz {
+            let options = NpzOptions {
+                deflate: self.deflate,
+                sync: self.sync,
+            };
+            let report = write_npz(&*source, &self.dst, &options, &mut progress)?;
+            return Ok(self.one_file(report));
+        }
+        if kind == Kind::Gguf {
+            let (weights, architecture) =
+                (self.quant.unwrap_or_default(), self.architecture.clone());
+            let options = GgufOptions {
+                weights,
+                architecture,
+                sync: self.sync,
+            };
+            let report = write_gguf(&*source, &self.dst, &options, &mut progress)?;
+            return Ok(self.one_file(report));
         }
         let model = Model::find(source, self.prediction, Limits::default().memory_bytes_max)?;
         let mut written = match kind {
@@ -267,6 +341,14 @@ impl ConvertArgs {
         Ok(written)
     }
 
+    fn one_file(&self, report: Report) -> Written {
+        Written {
+            report,
+            files: vec![self.dst.clone()],
+            ..Written::default()
+        }
+    }
+
     /// One file, or shards in a folder.
     fn write_tensors(
         &self,
@@ -276,11 +358,7 @@ impl ConvertArgs {
     ) -> Result<Written, Failure> {
         let Some(shard_bytes) = self.shard_size else {
             let report = write_safetensors(source, &self.dst, options, progress)?;
-            return Ok(Written {
-                report,
-                files: vec![self.dst.clone()],
-                ..Written::default()
-            });
+            return Ok(self.one_file(report));
         };
         // `shards/model.safetensors` names the shards, `shards` alone leaves them their usual name.
         let (folder, base) = match self.dst.extension() {

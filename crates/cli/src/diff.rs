@@ -67,7 +67,10 @@ pub(crate) struct DiffArgs {
 }
 
 fn tolerance(text: &str) -> Result<f64, String> {
-    text.parse::<f64>().ok().filter(|number| number.is_finite() && *number >= 0.0).ok_or_else(|| "expected a number such as 1e-3, not below 0".into())
+    text.parse::<f64>()
+        .ok()
+        .filter(|number| number.is_finite() && *number >= 0.0)
+        .ok_or_else(|| "expected a number such as 1e-3, not below 0".into())
 }
 
 impl Run for DiffArgs {
@@ -82,17 +85,34 @@ impl Run for DiffArgs {
     fn run(&self) -> Result<Outcome, Failure> {
         let limits = Limits::default();
         let (a, b) = (open(&self.a, &limits)?, open(&self.b, &limits)?);
-        let numbers = (!self.structure).then_some(Tolerance { relative: self.rtol, absolute: self.atol });
-        let all = a.tensors().iter().filter_map(TensorSpec::byte_count).fold(0, u64::saturating_add);
+        let numbers = (!self.structure).then_some(Tolerance {
+            relative: self.rtol,
+            absolute: self.atol,
+        });
+        let all = a
+            .tensors()
+            .iter()
+            .filter_map(TensorSpec::byte_count)
+            .fold(0, u64::saturating_add);
         let bar = BytesProgress::new(self.quiet || self.json, "comparing", all);
         let found = {
-            let wants = |tensor: &TensorSpec| self.name.is_empty() || self.name.iter().any(|pattern| pattern.fits(&tensor.name));
+            let wants = |tensor: &TensorSpec| {
+                self.name.is_empty() || self.name.iter().any(|pattern| pattern.fits(&tensor.name))
+            };
             diff(&*a, &*b, numbers, &wants, &|bytes| bar.forward(bytes))?
         };
         drop(bar);
         let found = self.wanted(found);
-        let different = found.both.iter().filter(|tensor| self.is_different(tensor)).count();
-        let outcome = if different > 0 || found.is_different_in_structure() { Outcome::Found } else { Outcome::Clean };
+        let different = found
+            .both
+            .iter()
+            .filter(|tensor| self.is_different(tensor))
+            .count();
+        let outcome = if different > 0 || found.is_different_in_structure() {
+            Outcome::Found
+        } else {
+            Outcome::Clean
+        };
         if self.json {
             say::answer_json_line(&self.json(&found, outcome == Outcome::Found))?;
         } else if !self.quiet {
@@ -130,8 +150,14 @@ impl DiffArgs {
                 })),
             })
         };
-        let tensors = found.both.iter().filter(|tensor| !self.only_different || self.is_different(tensor));
-        let metadata = found.metadata.iter().map(|(key, a, b)| json!({"key": key, "a": a, "b": b}));
+        let tensors = found
+            .both
+            .iter()
+            .filter(|tensor| !self.only_different || self.is_different(tensor));
+        let metadata = found
+            .metadata
+            .iter()
+            .map(|(key, a, b)| json!({"key": key, "a": a, "b": b}));
         json!({
             "a": self.a.to_string_lossy(), "b": self.b.to_string_lossy(), "different": different,
             "only_a": specs(&found.only_a), "only_b": specs(&found.only_b), "metadata": metadata.collect::<Vec<_>>(),
@@ -144,11 +170,20 @@ impl DiffArgs {
         let mut text = String::new();
         for (sign, specs) in [('-', &found.only_a), ('+', &found.only_b)] {
             for spec in specs {
-                text += &format!("{sign} {}  {} {:?}\n", shown(&spec.name), spec.dtype, spec.shape);
+                text += &format!(
+                    "{sign} {}  {} {:?}\n",
+                    shown(&spec.name),
+                    spec.dtype,
+                    spec.shape
+                );
             }
         }
         for (key, a, b) in &found.metadata {
-            let side = |value: &Option<String>| value.as_ref().map_or("(none)".into(), |value| format!("{:?}", say::tame(value, 60)));
+            let side = |value: &Option<String>| {
+                value.as_ref().map_or("(none)".into(), |value| {
+                    format!("{:?}", say::tame(value, 60))
+                })
+            };
             text += &format!("~ metadata {}: {} → {}\n", shown(key), side(a), side(b));
         }
         let mut rows = Vec::new();
@@ -169,7 +204,12 @@ impl DiffArgs {
                 (_, 0.0, 0.0) => "",
                 _ => " within the tolerance",
             };
-            text += &format!("{same} tensors the same{how}, {} different, {} only in A, {} only in B\n", rows.len(), found.only_a.len(), found.only_b.len());
+            text += &format!(
+                "{same} tensors the same{how}, {} different, {} only in A, {} only in B\n",
+                rows.len(),
+                found.only_a.len(),
+                found.only_b.len()
+            );
         }
         text
     }
@@ -177,8 +217,16 @@ impl DiffArgs {
 
 /// What changed of a tensor besides its numbers.
 fn changed(tensor: &TensorDiff) -> String {
-    let dtype = if tensor.a.dtype == tensor.b.dtype { tensor.a.dtype.to_string() } else { format!("{} → {}", tensor.a.dtype, tensor.b.dtype) };
-    let shape = if tensor.a.shape == tensor.b.shape { format!("{:?}", tensor.a.shape) } else { format!("{:?} → {:?}", tensor.a.shape, tensor.b.shape) };
+    let dtype = if tensor.a.dtype == tensor.b.dtype {
+        tensor.a.dtype.to_string()
+    } else {
+        format!("{} → {}", tensor.a.dtype, tensor.b.dtype)
+    };
+    let shape = if tensor.a.shape == tensor.b.shape {
+        format!("{:?}", tensor.a.shape)
+    } else {
+        format!("{:?} → {:?}", tensor.a.shape, tensor.b.shape)
+    };
     format!("{dtype} {shape}")
 }
 
@@ -187,7 +235,9 @@ fn measures(numbers: &NumberDiff) -> Vec<String> {
         format!("{} of {} differ", numbers.beyond, numbers.count),
         format!("max abs {:.3e}", numbers.max_absolute),
         format!("rel {:.3e}", numbers.max_relative),
-        numbers.max_ulp.map_or("ulp –".into(), |ulp| format!("ulp {ulp}")),
+        numbers
+            .max_ulp
+            .map_or("ulp –".into(), |ulp| format!("ulp {ulp}")),
         format!("rms {:.3e}", numbers.rms),
         format!("cosine {:.6}", numbers.cosine),
     ];

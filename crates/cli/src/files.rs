@@ -13,7 +13,7 @@ use safelight_store::Checkpoint;
 use safelight_store::location::{self, Location};
 
 use crate::error::Failure;
-use crate::{convert, interrupt, ls, meta, say};
+use crate::{convert, diff, interrupt, ls, merge, meta, say, stats};
 
 /// Exit codes of commands that do something.
 pub(crate) const CODES: &str = "\
@@ -30,6 +30,15 @@ pub(crate) enum FileCommand {
     /// Convert files of tensors, models and their layouts
     #[command(after_help = help(convert::HELP, CODES))]
     Convert(convert::ConvertArgs),
+    /// Compare two files of tensors, in structure and in numbers
+    #[command(after_help = help(diff::HELP, FINDING_CODES))]
+    Diff(diff::DiffArgs),
+    /// Merge shards into one file, or models into one
+    #[command(after_help = help(merge::HELP, CODES))]
+    Merge(merge::MergeArgs),
+    /// Show what numbers tensors hold: range, mean, NaN, zeros, magnitudes
+    #[command(after_help = help(stats::HELP, CODES))]
+    Stats(stats::StatsArgs),
     /// List the tensors of a file
     #[command(after_help = help(ls::HELP, CODES))]
     Ls(ls::LsArgs),
@@ -42,6 +51,9 @@ impl FileCommand {
     fn command(&self) -> &dyn Run {
         match self {
             FileCommand::Convert(args) => args,
+            FileCommand::Diff(args) => args,
+            FileCommand::Merge(args) => args,
+            FileCommand::Stats(args) => args,
             FileCommand::Ls(args) => args,
             FileCommand::Meta(args) => args,
         }

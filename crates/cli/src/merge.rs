@@ -6,7 +6,8 @@ use std::time::Instant;
 
 use clap::{Args, ValueHint};
 use safelight_convert::{
-    Limits, Merge, MergeOptions, Method, Missing, Source, WriteOptions, join, open, write_safetensors, write_sharded,
+    Limits, Merge, MergeOptions, Method, Missing, Source, WriteOptions, join, open,
+    write_safetensors, write_sharded,
 };
 use safelight_format::{Dtype, shown};
 use serde_json::json;
@@ -50,7 +51,12 @@ pub(crate) struct MergeArgs {
     #[arg(long, value_name = "NUMBER", allow_negative_numbers = true)]
     alpha: Option<f64>,
     /// Numbers instead of --alpha for each block of a single-file UNet: inputs, middle, outputs (25 for SD 1 and 2, 19 for XL)
-    #[arg(long, value_name = "N,N,…", value_delimiter = ',', allow_hyphen_values = true)]
+    #[arg(
+        long,
+        value_name = "N,N,…",
+        value_delimiter = ',',
+        allow_hyphen_values = true
+    )]
     blocks: Option<Vec<f64>>,
     /// What to do with tensors that not all models have
     #[arg(long, value_name = "WHAT", default_value = "keep")]
@@ -92,7 +98,11 @@ impl Run for MergeArgs {
         let started = Instant::now();
         let method = self.method()?;
         let limits = Limits::default();
-        let sources: Vec<Arc<dyn Source>> = self.inputs.iter().map(|path| Ok(open(path, &limits)?.into())).collect::<Result<_, Failure>>()?;
+        let sources: Vec<Arc<dyn Source>> = self
+            .inputs
+            .iter()
+            .map(|path| Ok(open(path, &limits)?.into()))
+            .collect::<Result<_, Failure>>()?;
         let source: Arc<dyn Source> = match method.clone() {
             None => join(sources)?,
             Some(method) => {
@@ -102,7 +112,16 @@ impl Run for MergeArgs {
                     MissingArg::Refuse => Missing::Refuse,
                 };
                 let blocks = self.blocks.clone();
-                Arc::new(Merge::new(sources, MergeOptions { method, blocks, dtype: self.dtype, missing, memory_bytes_max: limits.memory_bytes_max })?)
+                Arc::new(Merge::new(
+                    sources,
+                    MergeOptions {
+                        method,
+                        blocks,
+                        dtype: self.dtype,
+                        missing,
+                        memory_bytes_max: limits.memory_bytes_max,
+                    },
+                )?)
             }
         };
         let bar = BytesProgress::new(self.quiet || self.json, "merging", 0);
@@ -113,30 +132,58 @@ impl Run for MergeArgs {
             None => write_safetensors(&*source, &self.output, &options, &mut progress)?,
             Some(bytes) => {
                 let folder = self.output.parent().unwrap_or(std::path::Path::new(""));
-                let base = self.output.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+                let base = self
+                    .output
+                    .file_stem()
+                    .unwrap_or_default()
+                    .to_string_lossy()
+                    .into_owned();
                 write_sharded(&*source, folder, &base, bytes, &options, &mut progress)?.report
             }
         };
         drop(bar);
-        let (file, seconds) = (self.output.to_string_lossy(), started.elapsed().as_secs_f64());
+        let (file, seconds) = (
+            self.output.to_string_lossy(),
+            started.elapsed().as_secs_f64(),
+        );
         if self.json {
             let method = match method {
                 None => json!("shards"),
                 Some(Method::Weighted { alpha }) => json!({"weighted": {"alpha": alpha}}),
-                Some(Method::AddDifference { multiplier }) => json!({"add_difference": {"alpha": multiplier}}),
+                Some(Method::AddDifference { multiplier }) => {
+                    json!({"add_difference": {"alpha": multiplier}})
+                }
             };
-            let notes: Vec<_> = report.notes.iter().map(|note| json!({"at": note.at, "what": note.what})).collect();
-            let inputs: Vec<_> = self.inputs.iter().map(|path| path.to_string_lossy()).collect();
+            let notes: Vec<_> = report
+                .notes
+                .iter()
+                .map(|note| json!({"at": note.at, "what": note.what}))
+                .collect();
+            let inputs: Vec<_> = self
+                .inputs
+                .iter()
+                .map(|path| path.to_string_lossy())
+                .collect();
             say::answer_json_line(&json!({
                 "file": file, "method": method, "inputs": inputs, "tensor_count": report.tensor_count,
                 "tensor_bytes": report.tensor_bytes, "seconds": seconds, "notes": notes,
             }))?;
         } else {
-            let mut text: String = report.notes.iter().take(20).map(|note| match note.at.as_str() {
-                "" => format!("{}\n", shown(&note.what)),
-                at => format!("{}: {}\n", shown(at), shown(&note.what)),
-            }).collect();
-            text += &format!("{}: {} tensors, {} in {seconds:.1} s\n", shown(&file), report.tensor_count, say::bytes(report.tensor_bytes));
+            let mut text: String = report
+                .notes
+                .iter()
+                .take(20)
+                .map(|note| match note.at.as_str() {
+                    "" => format!("{}\n", shown(&note.what)),
+                    at => format!("{}: {}\n", shown(at), shown(&note.what)),
+                })
+                .collect();
+            text += &format!(
+                "{}: {} tensors, {} in {seconds:.1} s\n",
+                shown(&file),
+                report.tensor_count,
+                say::bytes(report.tensor_bytes)
+            );
             say::answer(&text)?;
         }
         Ok(Outcome::Clean)
@@ -151,16 +198,29 @@ impl MergeArgs {
         if !formula && (self.alpha.is_some() || self.blocks.is_some() || self.dtype.is_some()) {
             return wrong("--alpha, --blocks and --dtype belong to --weighted or --add-difference; without these, FILEs are shards of one model".into());
         }
-        let (wanted, name) = if self.weighted { (2, "--weighted takes two models, A and B") } else { (3, "--add-difference takes three models, A, B and C") };
+        let (wanted, name) = if self.weighted {
+            (2, "--weighted takes two models, A and B")
+        } else {
+            (3, "--add-difference takes three models, A, B and C")
+        };
         if formula && self.inputs.len() != wanted {
             return wrong(format!("{name}, not {}", self.inputs.len()));
         }
-        if self.alpha.iter().chain(self.blocks.iter().flatten()).any(|alpha| !alpha.is_finite()) {
+        if self
+            .alpha
+            .iter()
+            .chain(self.blocks.iter().flatten())
+            .any(|alpha| !alpha.is_finite())
+        {
             return wrong("--alpha and --blocks take plain numbers".into());
         }
         if self.weighted {
-            return Ok(Some(Method::Weighted { alpha: self.alpha.unwrap_or(0.5) }));
+            return Ok(Some(Method::Weighted {
+                alpha: self.alpha.unwrap_or(0.5),
+            }));
         }
-        Ok(self.add_difference.then(|| Method::AddDifference { multiplier: self.alpha.unwrap_or(1.0) }))
+        Ok(self.add_difference.then(|| Method::AddDifference {
+            multiplier: self.alpha.unwrap_or(1.0),
+        }))
     }
 }

@@ -132,6 +132,16 @@ impl BytesProgress {
         interrupt::check()
     }
 
+    /// As [`BytesProgress::add`]; break if someone asked to end (Ctrl-C).
+    pub(crate) fn forward(&self, bytes: u64) -> ControlFlow<()> {
+        self.bar.inc(bytes);
+        if interrupt::asked() {
+            ControlFlow::Break(())
+        } else {
+            ControlFlow::Continue(())
+        }
+    }
+
     /// So many bytes of so many are done; break if someone asked to end (Ctrl-C).
     pub(crate) fn at(&self, bytes_done: u64, bytes_all: u64) -> ControlFlow<()> {
         self.bar.set_length(bytes_all);

@@ -75,37 +75,77 @@ impl Run for StatsArgs {
 impl StatsArgs {
     fn tell(&self, path: &Path) -> Result<Outcome, Failure> {
         let source = open(path, &Limits::default())?;
-        let wanted = |tensor: &TensorSpec| self.name.is_empty() || self.name.iter().any(|pattern| pattern.fits(&tensor.name));
-        let all = source.tensors().iter().filter(|tensor| wanted(tensor)).filter_map(TensorSpec::byte_count).fold(0, u64::saturating_add);
+        let wanted = |tensor: &TensorSpec| {
+            self.name.is_empty() || self.name.iter().any(|pattern| pattern.fits(&tensor.name))
+        };
+        let all = source
+            .tensors()
+            .iter()
+            .filter(|tensor| wanted(tensor))
+            .filter_map(TensorSpec::byte_count)
+            .fold(0, u64::saturating_add);
         let bar = BytesProgress::new(self.quiet || self.files.json, &path.to_string_lossy(), all);
         let tensors = stats(&*source, &wanted, &|bytes| bar.forward(bytes))?;
         drop(bar);
         let mut total = Numbers::default();
-        tensors.iter().for_each(|tensor| total.merge(&tensor.numbers));
-        let failed: Vec<&str> = self.fail_on.iter().filter_map(|kind| kind.found(&tensors)).collect();
+        tensors
+            .iter()
+            .for_each(|tensor| total.merge(&tensor.numbers));
+        let failed: Vec<&str> = self
+            .fail_on
+            .iter()
+            .filter_map(|kind| kind.found(&tensors))
+            .collect();
         if self.files.json {
-            let each: Vec<Value> = if self.total { vec![] } else { tensors.iter().map(tensor_json).collect() };
+            let each: Vec<Value> = if self.total {
+                vec![]
+            } else {
+                tensors.iter().map(tensor_json).collect()
+            };
             let answer = json!({"file": path.to_string_lossy(), "tensor_count": tensors.len(), "tensors": each, "total": numbers_json(&total), "failed_on": failed});
             say::answer_json_line(&answer)?;
         } else {
             say::answer(&self.text(path, &tensors, &total, &failed))?;
         }
-        Ok(if failed.is_empty() { Outcome::Clean } else { Outcome::Found })
+        Ok(if failed.is_empty() {
+            Outcome::Clean
+        } else {
+            Outcome::Found
+        })
     }
 
-    fn text(&self, path: &Path, tensors: &[TensorStats], total: &Numbers, failed: &[&str]) -> String {
+    fn text(
+        &self,
+        path: &Path,
+        tensors: &[TensorStats],
+        total: &Numbers,
+        failed: &[&str],
+    ) -> String {
         let mut text = String::new();
         if self.files.files.len() > 1 {
             text += &format!("{}:\n", shown(&path.to_string_lossy()));
         }
-        let headings = ["tensor", "", "count", "min", "max", "mean", "std", "zeros", ""];
+        let headings = [
+            "tensor", "", "count", "min", "max", "mean", "std", "zeros", "",
+        ];
         let mut rows = vec![headings.map(String::from).to_vec()];
         for tensor in tensors.iter().filter(|_| !self.total) {
             if self.histogram {
-                text += &say::table(&[row(&shown(&tensor.tensor.name).to_string(), &tensor.tensor.dtype.to_string(), &tensor.numbers)], &[]);
+                text += &say::table(
+                    &[row(
+                        &shown(&tensor.tensor.name).to_string(),
+                        &tensor.tensor.dtype.to_string(),
+                        &tensor.numbers,
+                    )],
+                    &[],
+                );
                 text += &drawn(&tensor.numbers);
             } else {
-                rows.push(row(&shown(&tensor.tensor.name).to_string(), &tensor.tensor.dtype.to_string(), &tensor.numbers));
+                rows.push(row(
+                    &shown(&tensor.tensor.name).to_string(),
+                    &tensor.tensor.dtype.to_string(),
+                    &tensor.numbers,
+                ));
             }
         }
         rows.push(row(&format!("all {} tensors", tensors.len()), "", total));
@@ -126,13 +166,21 @@ impl FailOn {
         match self {
             FailOn::Nan => any(|numbers| numbers.nan > 0).then_some("nan"),
             FailOn::Inf => any(|numbers| numbers.infinite() > 0).then_some("inf"),
-            FailOn::Zero => any(|numbers| numbers.count > 0 && numbers.zero == numbers.count).then_some("zero"),
+            FailOn::Zero => {
+                any(|numbers| numbers.count > 0 && numbers.zero == numbers.count).then_some("zero")
+            }
         }
     }
 }
 
 fn row(name: &str, dtype: &str, numbers: &Numbers) -> Vec<String> {
-    let number = |value: f64| if value.is_nan() { "–".to_string() } else { format!("{value:.4e}") };
+    let number = |value: f64| {
+        if value.is_nan() {
+            "–".to_string()
+        } else {
+            format!("{value:.4e}")
+        }
+    };
     let share = numbers.zero as f64 / numbers.count.max(1) as f64;
     let mut odd = Vec::new();
     for (count, what) in [(numbers.nan, "NaN"), (numbers.infinite(), "infinite")] {
@@ -141,8 +189,19 @@ fn row(name: &str, dtype: &str, numbers: &Numbers) -> Vec<String> {
         }
     }
     vec![
-        name.into(), dtype.into(), say::count(numbers.count), number(numbers.min), number(numbers.max), number(numbers.mean),
-        number(numbers.std()), if numbers.zero == 0 { "0".into() } else { format!("{:.2} %", share * 100.0) }, odd.join(", "),
+        name.into(),
+        dtype.into(),
+        say::count(numbers.count),
+        number(numbers.min),
+        number(numbers.max),
+        number(numbers.mean),
+        number(numbers.std()),
+        if numbers.zero == 0 {
+            "0".into()
+        } else {
+            format!("{:.2} %", share * 100.0)
+        },
+        odd.join(", "),
     ]
 }
 
@@ -152,13 +211,20 @@ const BAR_COLUMNS: f64 = 40.0;
 /// Magnitudes as bars, the largest on top; both signs together.
 fn drawn(numbers: &Numbers) -> String {
     let bins = numbers.histogram.bins();
-    let most = bins.iter().map(|(_, negative, positive)| negative + positive).max().unwrap_or(0);
+    let most = bins
+        .iter()
+        .map(|(_, negative, positive)| negative + positive)
+        .max()
+        .unwrap_or(0);
     let mut text = String::new();
     for (exponent, negative, positive) in bins.iter().rev() {
         let count = negative + positive;
         let eighths = (count as f64 / most as f64 * BAR_COLUMNS * 8.0).ceil() as usize;
         let part = ["", "▏", "▎", "▍", "▌", "▋", "▊", "▉"][eighths % 8];
-        text += &format!("  2^{exponent:<5}{}{part} {count}\n", "█".repeat(eighths / 8));
+        text += &format!(
+            "  2^{exponent:<5}{}{part} {count}\n",
+            "█".repeat(eighths / 8)
+        );
     }
     text
 }

@@ -63,7 +63,10 @@ impl TensorDiff {
     pub fn is_different(&self) -> bool {
         self.a.dtype != self.b.dtype
             || self.a.shape != self.b.shape
-            || self.numbers.as_ref().is_some_and(|numbers| numbers.beyond > 0)
+            || self
+                .numbers
+                .as_ref()
+                .is_some_and(|numbers| numbers.beyond > 0)
     }
 }
 
@@ -84,13 +87,19 @@ pub struct Diff {
 }
 
 impl Diff {
+    /// Whether one has tensors or metadata that the other has not.
+    pub fn is_different_in_structure(&self) -> bool {
+        !self.only_a.is_empty() || !self.only_b.is_empty() || !self.metadata.is_empty()
+    }
+
     /// Whether anything differs.
     pub fn is_different(&self) -> bool {
-        !self.only_a.is_empty() || !self.only_b.is_empty() || !self.metadata.is_empty() || self.both.iter().any(TensorDiff::is_different)
+        self.is_different_in_structure() || self.both.iter().any(TensorDiff::is_different)
     }
 }
 
-/// Compares two sources, of whatever formats: structure always, numbers if `numbers` asks for a comparison.
+/// Compares two sources, of whatever formats: structure always, numbers if `numbers` asks for a comparison;
+/// tensors that are not `wanted` are left out.
 ///
 /// `progress` hears of bytes that are done (of `a`), from several threads, and stops the work by [`ControlFlow::Break`].
 ///
@@ -100,13 +109,29 @@ pub fn diff(
     a: &dyn Source,
     b: &dyn Source,
     numbers: Option<Tolerance>,
+    wanted: &(dyn Fn(&TensorSpec) -> bool + Sync),
     progress: &(dyn Fn(u64) -> ControlFlow<()> + Sync),
 ) -> Result<Diff, ConvertError> {
-    let [mine, theirs] = [a, b].map(|source| source.tensors().iter().enumerate().map(|(index, tensor)| (tensor.name.as_str(), index)).collect::<BTreeMap<_, _>>());
-    let only = |source: &dyn Source, here: &BTreeMap<&str, usize>, there: &BTreeMap<&str, usize>| {
-        here.iter().filter(|(name, _)| !there.contains_key(*name)).map(|(_, &index)| source.tensors()[index].clone()).collect()
-    };
-    let both: Vec<(usize, usize)> = mine.iter().filter_map(|(name, &index)| Some((index, *theirs.get(name)?))).collect();
+    let [mine, theirs] = [a, b].map(|source| {
+        source
+            .tensors()
+            .iter()
+            .enumerate()
+            .filter(|(_, tensor)| wanted(tensor))
+            .map(|(index, tensor)| (tensor.name.as_str(), index))
+            .collect::<BTreeMap<_, _>>()
+    });
+    let only =
+        |source: &dyn Source, here: &BTreeMap<&str, usize>, there: &BTreeMap<&str, usize>| {
+            here.iter()
+                .filter(|(name, _)| !there.contains_key(*name))
+                .map(|(_, &index)| source.tensors()[index].clone())
+                .collect()
+        };
+    let both: Vec<(usize, usize)> = mine
+        .iter()
+        .filter_map(|(name, &index)| Some((index, *theirs.get(name)?)))
+        .collect();
     let stopped = AtomicBool::new(false);
     let compare = |&(in_a, in_b): &(usize, usize)| {
         let mut done = |bytes: u64| {
@@ -121,14 +146,23 @@ pub fn diff(
     Ok(Diff {
         only_a: only(a, &mine, &theirs),
         only_b: only(b, &theirs, &mine),
-        both: both.par_iter().map(compare).collect::<Result<_, ConvertError>>()?,
+        both: both
+            .par_iter()
+            .map(compare)
+            .collect::<Result<_, ConvertError>>()?,
         metadata: metadata(a.metadata(), b.metadata()),
     })
 }
 
 fn metadata(a: &BTreeMap<String, String>, b: &BTreeMap<String, String>) -> Vec<MetadataDiff> {
-    let changed = a.iter().filter(|(key, value)| b.get(*key) != Some(value)).map(|(key, value)| (key.clone(), Some(value.clone()), b.get(key).cloned()));
-    let added = b.iter().filter(|(key, _)| !a.contains_key(*key)).map(|(key, value)| (key.clone(), None, Some(value.clone())));
+    let changed = a
+        .iter()
+        .filter(|(key, value)| b.get(*key) != Some(value))
+        .map(|(key, value)| (key.clone(), Some(value.clone()), b.get(key).cloned()));
+    let added = b
+        .iter()
+        .filter(|(key, _)| !a.contains_key(*key))
+        .map(|(key, value)| (key.clone(), None, Some(value.clone())));
     let mut all: Vec<MetadataDiff> = changed.chain(added).collect();
     all.sort();
     all
@@ -141,14 +175,20 @@ fn compare(
     done: &mut dyn FnMut(u64) -> Result<(), ConvertError>,
 ) -> Result<TensorDiff, ConvertError> {
     let specs = [a, b].map(|(source, index)| source.tensors()[index].clone());
-    let mut found = TensorDiff { a: specs[0].clone(), b: specs[1].clone(), numbers: None };
+    let mut found = TensorDiff {
+        a: specs[0].clone(),
+        b: specs[1].clone(),
+        numbers: None,
+    };
     let Some(tolerance) = tolerance.filter(|_| specs[0].shape == specs[1].shape) else {
         return Ok(found);
     };
     let mut sums = Sums::new(&specs, tolerance);
     let labels = [a.0.label(), b.0.label()];
     side_by_side(&[a, b], &mut |runs| {
-        sums.add(runs).map_err(|error| ConvertError::unsupported(labels[0], &specs[0].name, error.to_string()))?;
+        sums.add(runs).map_err(|error| {
+            ConvertError::unsupported(labels[0], &specs[0].name, error.to_string())
+        })?;
         done(runs[0].len() as u64)
     })?;
     found.numbers = Some(sums.finish());
@@ -171,13 +211,26 @@ struct Sums {
 impl Sums {
     fn new(specs: &[TensorSpec; 2], tolerance: Tolerance) -> Sums {
         let count = number_count(specs[0].dtype, specs[0].element_count().unwrap_or(0));
-        let ulp = specs[0].dtype == specs[1].dtype && ordinal(specs[0].dtype, &[0; 8][..(specs[0].dtype.bits() / 8) as usize]).is_some();
+        let ulp = specs[0].dtype == specs[1].dtype
+            && ordinal(
+                specs[0].dtype,
+                &[0; 8][..(specs[0].dtype.bits() / 8) as usize],
+            )
+            .is_some();
         Sums {
             dtypes: [specs[0].dtype, specs[1].dtype],
             tolerance,
-            found: NumberDiff { count, max_ulp: ulp.then_some(0), ..NumberDiff::default() },
-            position: 0, finite: 0, products: [0.0; 3], squares: 0.0,
-            decoder: Decoder::default(), values: [vec![], vec![]],
+            found: NumberDiff {
+                count,
+                max_ulp: ulp.then_some(0),
+                ..NumberDiff::default()
+            },
+            position: 0,
+            finite: 0,
+            products: [0.0; 3],
+            squares: 0.0,
+            decoder: Decoder::default(),
+            values: [vec![], vec![]],
         }
     }
 
@@ -186,16 +239,22 @@ impl Sums {
         let mut values = std::mem::take(&mut self.values);
         for side in 0..2 {
             let count = numbers_in(self.dtypes[side], runs[side].len());
-            self.decoder.decode(self.dtypes[side], runs[side], count, &mut values[side])?;
+            self.decoder
+                .decode(self.dtypes[side], runs[side], count, &mut values[side])?;
         }
         for (index, (&x, &y)) in values[0].iter().zip(&values[1]).enumerate() {
             self.pair(x, y, index as u64);
         }
         if self.found.max_ulp.is_some() && runs[0] != runs[1] {
-            let elements = runs[0].chunks_exact(bytes).zip(runs[1].chunks_exact(bytes)).zip(values[0].iter().zip(&values[1]));
-            let apart = elements.filter(|(_, (x, y))| x.is_finite() && y.is_finite()).filter_map(|((x, y), _)| {
-                Some(ordinal(self.dtypes[0], x)?.abs_diff(ordinal(self.dtypes[1], y)?))
-            });
+            let elements = runs[0]
+                .chunks_exact(bytes)
+                .zip(runs[1].chunks_exact(bytes))
+                .zip(values[0].iter().zip(&values[1]));
+            let apart = elements
+                .filter(|(_, (x, y))| x.is_finite() && y.is_finite())
+                .filter_map(|((x, y), _)| {
+                    Some(ordinal(self.dtypes[0], x)?.abs_diff(ordinal(self.dtypes[1], y)?))
+                });
             self.found.max_ulp = self.found.max_ulp.max(apart.max());
         }
         self.position += values[0].len() as u64;
@@ -221,11 +280,16 @@ impl Sums {
             return;
         }
         self.found.different += 1;
-        self.found.beyond += u64::from(apart > self.tolerance.absolute + self.tolerance.relative * y.abs());
+        self.found.beyond +=
+            u64::from(apart > self.tolerance.absolute + self.tolerance.relative * y.abs());
         self.squares += apart * apart;
         if apart > self.found.max_absolute {
             let position = self.position + index;
-            self.found.max_at = if self.dtypes[0] == Dtype::C64 { position / 2 } else { position };
+            self.found.max_at = if self.dtypes[0] == Dtype::C64 {
+                position / 2
+            } else {
+                position
+            };
             self.found.max_absolute = apart;
         }
         self.found.max_relative = self.found.max_relative.max(apart / x.abs().max(y.abs()));
@@ -233,8 +297,18 @@ impl Sums {
 
     fn finish(mut self) -> NumberDiff {
         let [product, mine, theirs] = self.products;
-        self.found.rms = if self.finite == 0 { 0.0 } else { (self.squares / self.finite as f64).sqrt() };
-        self.found.cosine = if self.found.different == 0 || (mine == 0.0 && theirs == 0.0) { 1.0 } else if mine == 0.0 || theirs == 0.0 { 0.0 } else { product / (mine.sqrt() * theirs.sqrt()) };
+        self.found.rms = if self.finite == 0 {
+            0.0
+        } else {
+            (self.squares / self.finite as f64).sqrt()
+        };
+        self.found.cosine = if self.found.different == 0 || (mine == 0.0 && theirs == 0.0) {
+            1.0
+        } else if mine == 0.0 || theirs == 0.0 {
+            0.0
+        } else {
+            product / (mine.sqrt() * theirs.sqrt())
+        };
         self.found
     }
 }
@@ -246,7 +320,12 @@ mod tests {
     use safelight_format::encode_f32;
 
     fn f32s(values: &[f32]) -> (&'static str, Dtype, Vec<u64>, Vec<u8>) {
-        ("t", Dtype::F32, vec![values.len() as u64], encode_f32(values))
+        (
+            "t",
+            Dtype::F32,
+            vec![values.len() as u64],
+            encode_f32(values),
+        )
     }
 
     fn go_on(_: u64) -> ControlFlow<()> {
@@ -254,21 +333,49 @@ mod tests {
     }
 
     fn numbers(a: &[f32], b: &[f32], tolerance: Tolerance) -> NumberDiff {
-        let (a, b) = (Memory::new([f32s(a)]).in_pieces(7), Memory::new([f32s(b)]).in_pieces(9));
-        diff(&a, &b, Some(tolerance), &go_on).unwrap().both.remove(0).numbers.unwrap()
+        let (a, b) = (
+            Memory::new([f32s(a)]).in_pieces(7),
+            Memory::new([f32s(b)]).in_pieces(9),
+        );
+        diff(&a, &b, Some(tolerance), &|_| true, &go_on)
+            .unwrap()
+            .both
+            .remove(0)
+            .numbers
+            .unwrap()
     }
 
     #[test]
     fn numbers_are_measured() {
-        let found = numbers(&[1.0, 2.0, 0.0, 4.0], &[1.0, 2.5, 0.0, 4.0f32.next_up()], Tolerance::default());
-        assert_eq!((found.count, found.different, found.beyond, found.max_absolute, found.max_at), (4, 2, 2, 0.5, 1));
+        let found = numbers(
+            &[1.0, 2.0, 0.0, 4.0],
+            &[1.0, 2.5, 0.0, 4.0f32.next_up()],
+            Tolerance::default(),
+        );
+        assert_eq!(
+            (
+                found.count,
+                found.different,
+                found.beyond,
+                found.max_absolute,
+                found.max_at
+            ),
+            (4, 2, 2, 0.5, 1)
+        );
         assert_eq!((found.max_relative, found.max_ulp), (0.2, Some(1 << 21)));
-        assert!((found.rms - 0.25).abs() < 1e-9 && (found.cosine - 22.0 / (21f64 * 23.25).sqrt()).abs() < 1e-6, "{found:?}");
+        assert!(
+            (found.rms - 0.25).abs() < 1e-9
+                && (found.cosine - 22.0 / (21f64 * 23.25).sqrt()).abs() < 1e-6,
+            "{found:?}"
+        );
     }
 
     #[test]
     fn tolerance_is_that_of_isclose() {
-        let tolerance = Tolerance { relative: 0.1, absolute: 0.5 };
+        let tolerance = Tolerance {
+            relative: 0.1,
+            absolute: 0.5,
+        };
         // numpy.isclose([0, 10, 10], [0.6, 11.6, 11.5], 0.1, 0.5) is [False, True, True]
         let found = numbers(&[0.0, 10.0, 10.0], &[0.6, 11.6, 11.5], tolerance);
         assert_eq!((found.different, found.beyond), (3, 1));
@@ -277,34 +384,97 @@ mod tests {
     #[test]
     fn nan_equals_nan_and_infinities_equal_themselves() {
         let (nan, inf) = (f32::NAN, f32::INFINITY);
-        let found = numbers(&[nan, inf, nan, inf, inf], &[nan, inf, 1.0, -inf, 1.0], Tolerance { absolute: 1e9, relative: 1.0 });
-        assert_eq!((found.different, found.unlike, found.beyond, found.max_absolute), (3, 3, 3, 0.0));
-        assert_eq!(numbers(&[0.0, -0.0], &[-0.0, 0.0], Tolerance::default()).different, 0);
+        let found = numbers(
+            &[nan, inf, nan, inf, inf],
+            &[nan, inf, 1.0, -inf, 1.0],
+            Tolerance {
+                absolute: 1e9,
+                relative: 1.0,
+            },
+        );
+        assert_eq!(
+            (
+                found.different,
+                found.unlike,
+                found.beyond,
+                found.max_absolute
+            ),
+            (3, 3, 3, 0.0)
+        );
+        assert_eq!(
+            numbers(&[0.0, -0.0], &[-0.0, 0.0], Tolerance::default()).different,
+            0
+        );
     }
 
     #[test]
     fn structure_is_compared_by_name() {
-        let a = Memory::new([("x", Dtype::F32, vec![1], vec![0; 4]), ("y", Dtype::F32, vec![2, 1], vec![0; 8]), ("z", Dtype::U8, vec![1], vec![1])]);
-        let mut b = Memory::new([("w", Dtype::F32, vec![1], vec![0; 4]), ("y", Dtype::F32, vec![1, 2], vec![0; 8]), ("z", Dtype::I8, vec![1], vec![1])]);
+        let a = Memory::new([
+            ("x", Dtype::F32, vec![1], vec![0; 4]),
+            ("y", Dtype::F32, vec![2, 1], vec![0; 8]),
+            ("z", Dtype::U8, vec![1], vec![1]),
+        ]);
+        let mut b = Memory::new([
+            ("w", Dtype::F32, vec![1], vec![0; 4]),
+            ("y", Dtype::F32, vec![1, 2], vec![0; 8]),
+            ("z", Dtype::I8, vec![1], vec![1]),
+        ]);
         b.metadata.insert("k".into(), "v".into());
-        let found = diff(&a, &b, Some(Tolerance::default()), &go_on).unwrap();
-        assert_eq!((found.only_a[0].name.as_str(), found.only_b[0].name.as_str(), found.both.len()), ("x", "w", 2));
+        let found = diff(&a, &b, Some(Tolerance::default()), &|_| true, &go_on).unwrap();
+        assert_eq!(
+            (
+                found.only_a[0].name.as_str(),
+                found.only_b[0].name.as_str(),
+                found.both.len()
+            ),
+            ("x", "w", 2)
+        );
         assert!(found.both.iter().all(TensorDiff::is_different) && found.both[0].numbers.is_none());
         assert_eq!(found.both[1].numbers.as_ref().unwrap().different, 0);
-        assert_eq!(found.metadata, [("k".to_string(), None, Some("v".to_string()))]);
+        assert_eq!(
+            found.metadata,
+            [("k".to_string(), None, Some("v".to_string()))]
+        );
     }
 
     #[test]
     fn the_same_is_the_same_and_other_dtypes_are_compared_as_numbers() {
         let a = Memory::new([f32s(&[1.5, -2.0])]);
-        assert!(!diff(&a, &a, Some(Tolerance::default()), &go_on).unwrap().is_different());
+        assert!(
+            !diff(&a, &a, Some(Tolerance::default()), &|_| true, &go_on)
+                .unwrap()
+                .is_different()
+        );
         let half = Memory::new([("t", Dtype::F16, vec![2], vec![0x00, 0x3e, 0x00, 0xc0])]);
-        let found = diff(&a, &half, Some(Tolerance::default()), &go_on).unwrap();
+        let found = diff(&a, &half, Some(Tolerance::default()), &|_| true, &go_on).unwrap();
         let numbers = found.both[0].numbers.as_ref().unwrap();
-        assert_eq!((numbers.different, numbers.max_ulp, numbers.cosine), (0, None, 1.0));
+        assert_eq!(
+            (numbers.different, numbers.max_ulp, numbers.cosine),
+            (0, None, 1.0)
+        );
         assert!(found.is_different());
         let four = |byte| Memory::new([("t", Dtype::F4, vec![2], vec![byte])]);
-        assert!(diff(&four(1), &four(2), Some(Tolerance::default()), &go_on).unwrap().is_different());
-        assert!(!diff(&four(1), &four(1), Some(Tolerance::default()), &go_on).unwrap().is_different());
+        assert!(
+            diff(
+                &four(1),
+                &four(2),
+                Some(Tolerance::default()),
+                &|_| true,
+                &go_on
+            )
+            .unwrap()
+            .is_different()
+        );
+        assert!(
+            !diff(
+                &four(1),
+                &four(1),
+                Some(Tolerance::default()),
+                &|_| true,
+                &go_on
+            )
+            .unwrap()
+            .is_different()
+        );
     }
 }

@@ -32,9 +32,9 @@ mod flax;
 mod gguf;
 mod input;
 pub mod layout;
-mod numbers;
 mod npy;
 mod npz;
+mod numbers;
 mod open;
 mod pickle;
 mod sharded;
@@ -49,7 +49,8 @@ mod zip;
 mod zip_write;
 
 pub use adapt::{
-    Arranged, Cast, CastOptions, CastReport, Keep, Merge, MergeOptions, Method, Missing, PruneOptions, join, prune, rename,
+    Arranged, Cast, CastOptions, CastReport, Keep, Merge, MergeOptions, Method, Missing,
+    PruneOptions, join, prune, rename,
 };
 pub use checkpoint::CheckpointSource;
 pub use diff::{Diff, MetadataDiff, NumberDiff, TensorDiff, Tolerance, diff};

@@ -28,7 +28,10 @@ pub struct Histogram {
 
 impl Histogram {
     fn new() -> Histogram {
-        Histogram { negative: vec![0; BINS], positive: vec![0; BINS] }
+        Histogram {
+            negative: vec![0; BINS],
+            positive: vec![0; BINS],
+        }
     }
 
     /// The bins from the least to the greatest magnitude that is there: exponent `e`, how many numbers have a magnitude
@@ -39,18 +42,33 @@ impl Histogram {
         let (Some(first), Some(last)) = ((0..BINS).find(filled), (0..BINS).rfind(filled)) else {
             return vec![];
         };
-        (first..=last).map(|index| (index as i32 + EXPONENT_MIN, self.negative[index], self.positive[index])).collect()
+        (first..=last)
+            .map(|index| {
+                (
+                    index as i32 + EXPONENT_MIN,
+                    self.negative[index],
+                    self.positive[index],
+                )
+            })
+            .collect()
     }
 
     fn add(&mut self, value: f64) {
         // A denormal f64 is far below the first bin.
         let exponent = ((value.to_bits() >> 52) & 0x7ff) as i32 - 1023;
         let index = (exponent.clamp(EXPONENT_MIN, EXPONENT_MAX) - EXPONENT_MIN) as usize;
-        if value < 0.0 { self.negative[index] += 1 } else { self.positive[index] += 1 }
+        if value < 0.0 {
+            self.negative[index] += 1
+        } else {
+            self.positive[index] += 1
+        }
     }
 
     fn merge(&mut self, other: &Histogram) {
-        for (mine, others) in [(&mut self.negative, &other.negative), (&mut self.positive, &other.positive)] {
+        for (mine, others) in [
+            (&mut self.negative, &other.negative),
+            (&mut self.positive, &other.positive),
+        ] {
             for (mine, others) in mine.iter_mut().zip(others) {
                 *mine += others;
             }
@@ -88,8 +106,16 @@ pub struct Numbers {
 impl Default for Numbers {
     fn default() -> Numbers {
         Numbers {
-            count: 0, nan: 0, positive_infinity: 0, negative_infinity: 0, zero: 0,
-            min: f64::NAN, max: f64::NAN, mean: f64::NAN, squares: 0.0, histogram: Histogram::new(),
+            count: 0,
+            nan: 0,
+            positive_infinity: 0,
+            negative_infinity: 0,
+            zero: 0,
+            min: f64::NAN,
+            max: f64::NAN,
+            mean: f64::NAN,
+            squares: 0.0,
+            histogram: Histogram::new(),
         }
     }
 }
@@ -111,7 +137,14 @@ impl Numbers {
     }
 
     fn add_block(&mut self, values: &[f64]) {
-        let mut block = Numbers { count: values.len() as u64, histogram: Histogram { negative: vec![], positive: vec![] }, ..Numbers::default() };
+        let mut block = Numbers {
+            count: values.len() as u64,
+            histogram: Histogram {
+                negative: vec![],
+                positive: vec![],
+            },
+            ..Numbers::default()
+        };
         let mut sum = 0.0;
         for &value in values {
             if value == 0.0 {
@@ -122,7 +155,11 @@ impl Numbers {
                 block.nan += 1;
                 continue;
             } else {
-                let side = if value > 0.0 { &mut block.positive_infinity } else { &mut block.negative_infinity };
+                let side = if value > 0.0 {
+                    &mut block.positive_infinity
+                } else {
+                    &mut block.negative_infinity
+                };
                 *side += 1;
                 continue;
             }
@@ -132,7 +169,9 @@ impl Numbers {
         }
         block.mean = sum / block.finite() as f64;
         let finite = values.iter().filter(|value| value.is_finite());
-        block.squares = finite.map(|value| (value - block.mean) * (value - block.mean)).sum();
+        block.squares = finite
+            .map(|value| (value - block.mean) * (value - block.mean))
+            .sum();
         self.join(&block);
     }
 
@@ -183,17 +222,25 @@ pub fn stats(
     progress: &(dyn Fn(u64) -> ControlFlow<()> + Sync),
 ) -> Result<Vec<TensorStats>, ConvertError> {
     let stopped = AtomicBool::new(false);
-    let tensors: Vec<usize> = (0..source.tensors().len()).filter(|&index| wanted(&source.tensors()[index])).collect();
-    tensors.into_par_iter().map(|index| {
-        let numbers = numbers_of(source, index, &mut |bytes| {
-            if stopped.load(Ordering::Relaxed) || progress(bytes).is_break() {
-                stopped.store(true, Ordering::Relaxed);
-                return Err(ConvertError::Cancelled);
-            }
-            Ok(())
-        })?;
-        Ok(TensorStats { tensor: source.tensors()[index].clone(), numbers })
-    }).collect()
+    let tensors: Vec<usize> = (0..source.tensors().len())
+        .filter(|&index| wanted(&source.tensors()[index]))
+        .collect();
+    tensors
+        .into_par_iter()
+        .map(|index| {
+            let numbers = numbers_of(source, index, &mut |bytes| {
+                if stopped.load(Ordering::Relaxed) || progress(bytes).is_break() {
+                    stopped.store(true, Ordering::Relaxed);
+                    return Err(ConvertError::Cancelled);
+                }
+                Ok(())
+            })?;
+            Ok(TensorStats {
+                tensor: source.tensors()[index].clone(),
+                numbers,
+            })
+        })
+        .collect()
 }
 
 fn numbers_of(
@@ -208,10 +255,13 @@ fn numbers_of(
     let eight = eight_bytes(tensor.dtype);
     for_each_run(source, index, eight, &mut |run| {
         for block in run.chunks(eight * (BLOCK / 8)) {
-            let count = numbers_in(tensor.dtype, block.len()).min(usize::try_from(left).unwrap_or(usize::MAX));
+            let count = numbers_in(tensor.dtype, block.len())
+                .min(usize::try_from(left).unwrap_or(usize::MAX));
             left -= count as u64;
             let decoded = decoder.decode(tensor.dtype, block, count, &mut values);
-            decoded.map_err(|error| ConvertError::unsupported(source.label(), &tensor.name, error.to_string()))?;
+            decoded.map_err(|error| {
+                ConvertError::unsupported(source.label(), &tensor.name, error.to_string())
+            })?;
             numbers.add_block(&values);
         }
         done(run.len() as u64)
@@ -227,18 +277,44 @@ mod tests {
 
     fn numbers(dtype: Dtype, shape: Vec<u64>, bytes: Vec<u8>, piece: usize) -> Numbers {
         let memory = Memory::new(vec![("t", dtype, shape, bytes)]).in_pieces(piece);
-        stats(&memory, &|_| true, &|_| ControlFlow::Continue(())).unwrap().remove(0).numbers
+        stats(&memory, &|_| true, &|_| ControlFlow::Continue(()))
+            .unwrap()
+            .remove(0)
+            .numbers
     }
 
     #[test]
     fn every_kind_of_number_is_counted() {
-        let values = [1.0, -2.0, 0.0, -0.0, f32::NAN, f32::INFINITY, f32::NEG_INFINITY, 1e-40];
+        let values = [
+            1.0,
+            -2.0,
+            0.0,
+            -0.0,
+            f32::NAN,
+            f32::INFINITY,
+            f32::NEG_INFINITY,
+            1e-40,
+        ];
         let found = numbers(Dtype::F32, vec![8], encode_f32(&values), 5);
-        assert_eq!((found.count, found.nan, found.infinite(), found.zero, found.finite()), (8, 1, 2, 2, 5));
+        assert_eq!(
+            (
+                found.count,
+                found.nan,
+                found.infinite(),
+                found.zero,
+                found.finite()
+            ),
+            (8, 1, 2, 2, 5)
+        );
         assert_eq!((found.min, found.max), (-2.0, 1.0));
         let bins = found.histogram.bins();
         assert_eq!((bins[0], bins[bins.len() - 1]), ((-133, 0, 1), (1, 1, 0)));
-        assert_eq!(bins.iter().map(|(_, negative, positive)| negative + positive).sum::<u64>(), 3);
+        assert_eq!(
+            bins.iter()
+                .map(|(_, negative, positive)| negative + positive)
+                .sum::<u64>(),
+            3
+        );
     }
 
     /// numpy: `x = numpy.arange(100000, dtype="f4") / 7 + 1e6; x.astype("f8").mean(), x.astype("f8").std()`.
@@ -247,10 +323,20 @@ mod tests {
         let values: Vec<f32> = (0..100_000).map(|i| i as f32 / 7.0 + 1e6).collect();
         let exact: Vec<f64> = values.iter().map(|&value| f64::from(value)).collect();
         let mean = exact.iter().sum::<f64>() / 1e5;
-        let std = (exact.iter().map(|value| (value - mean).powi(2)).sum::<f64>() / 1e5).sqrt();
+        let std = (exact
+            .iter()
+            .map(|value| (value - mean).powi(2))
+            .sum::<f64>()
+            / 1e5)
+            .sqrt();
         for piece in [7, 4096, 1 << 20] {
             let found = numbers(Dtype::F32, vec![100_000], encode_f32(&values), piece);
-            assert!((found.mean - mean).abs() < 1e-7 && (found.std() - std).abs() < 1e-7, "{} {mean}, {} {std}", found.mean, found.std());
+            assert!(
+                (found.mean - mean).abs() < 1e-7 && (found.std() - std).abs() < 1e-7,
+                "{} {mean}, {} {std}",
+                found.mean,
+                found.std()
+            );
         }
     }
 
@@ -258,7 +344,11 @@ mod tests {
     fn every_dtype_has_numbers() {
         for dtype in Dtype::ALL {
             let found = numbers(dtype, vec![8], vec![0; dtype.bits() as usize], 3);
-            assert_eq!(found.count, if dtype == Dtype::C64 { 16 } else { 8 }, "{dtype}");
+            assert_eq!(
+                found.count,
+                if dtype == Dtype::C64 { 16 } else { 8 },
+                "{dtype}"
+            );
         }
         assert_eq!(numbers(Dtype::F4, vec![2], vec![0x22], 1).mean, 1.0);
     }
@@ -266,7 +356,12 @@ mod tests {
     #[test]
     fn nothing_has_no_mean() {
         let found = numbers(Dtype::F32, vec![0], vec![], 1);
-        assert!(found.mean.is_nan() && found.std().is_nan() && found.min.is_nan() && found.histogram.bins().is_empty());
+        assert!(
+            found.mean.is_nan()
+                && found.std().is_nan()
+                && found.min.is_nan()
+                && found.histogram.bins().is_empty()
+        );
         let mut all = found.clone();
         all.merge(&numbers(Dtype::U8, vec![2], vec![1, 3], 1));
         assert_eq!((all.count, all.mean, all.std()), (2, 2.0, 1.0));

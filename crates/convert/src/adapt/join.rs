@@ -24,17 +24,28 @@ struct Joined {
 /// [`ConvertError::Request`] if there are none, naming the tensors that stand in more than one.
 pub fn join(sources: Vec<Arc<dyn Source>>) -> Result<Arc<dyn Source>, ConvertError> {
     let label = match &sources[..] {
-        [] => return Err(ConvertError::Request { at: String::new(), problem: "nothing to join".into() }),
+        [] => {
+            return Err(ConvertError::Request {
+                at: String::new(),
+                problem: "nothing to join".into(),
+            });
+        }
         [only] => return Ok(only.clone()),
         [first, ..] => format!("{} and {} more", first.label(), sources.len() - 1),
     };
     let mut seen = BTreeMap::<&str, usize>::new();
     let mut twice = Vec::new();
-    let (mut tensors, mut places, mut metadata, mut notes) = (vec![], vec![], BTreeMap::new(), vec![]);
+    let (mut tensors, mut places, mut metadata, mut notes) =
+        (vec![], vec![], BTreeMap::new(), vec![]);
     for (source, joined) in sources.iter().enumerate() {
         for (index, tensor) in joined.tensors().iter().enumerate() {
             if let Some(before) = seen.insert(&tensor.name, source) {
-                twice.push(format!("`{}` in {} and {}", shown(&tensor.name), sources[before].label(), joined.label()));
+                twice.push(format!(
+                    "`{}` in {} and {}",
+                    shown(&tensor.name),
+                    sources[before].label(),
+                    joined.label()
+                ));
             }
             tensors.push(tensor.clone());
             places.push((source, index));
@@ -45,10 +56,24 @@ pub fn join(sources: Vec<Arc<dyn Source>>) -> Result<Arc<dyn Source>, ConvertErr
         notes.extend_from_slice(joined.notes());
     }
     if !twice.is_empty() {
-        let problem = format!("{} tensors stand in more than one file: {}; these are no shards of one model (models are merged with --weighted or --add-difference)", twice.len(), twice.join("; "));
-        return Err(ConvertError::Request { at: String::new(), problem });
+        let problem = format!(
+            "{} tensors stand in more than one file: {}; these are no shards of one model (models are merged with --weighted or --add-difference)",
+            twice.len(),
+            twice.join("; ")
+        );
+        return Err(ConvertError::Request {
+            at: String::new(),
+            problem,
+        });
     }
-    Ok(Arc::new(Joined { label, sources, tensors, places, metadata, notes }))
+    Ok(Arc::new(Joined {
+        label,
+        sources,
+        tensors,
+        places,
+        metadata,
+        notes,
+    }))
 }
 
 impl Source for Joined {
@@ -91,14 +116,24 @@ mod tests {
     #[test]
     fn shards_become_one() {
         let joined = join(vec![shard("a", 1), shard("b", 2)]).unwrap();
-        let names: Vec<&str> = joined.tensors().iter().map(|tensor| tensor.name.as_str()).collect();
+        let names: Vec<&str> = joined
+            .tensors()
+            .iter()
+            .map(|tensor| tensor.name.as_str())
+            .collect();
         assert_eq!(names, ["a", "b"]);
-        assert_eq!(crate::adapt::arrange::read_whole(&joined, 1, 9).unwrap(), [2]);
+        assert_eq!(
+            crate::adapt::arrange::read_whole(&joined, 1, 9).unwrap(),
+            [2]
+        );
     }
 
     #[test]
     fn the_same_name_twice_is_refused() {
-        let refused = join(vec![shard("a", 1), shard("a", 2)]).err().unwrap().to_string();
+        let refused = join(vec![shard("a", 1), shard("a", 2)])
+            .err()
+            .unwrap()
+            .to_string();
         assert!(refused.contains("`a` in memory"), "{refused}");
         assert!(join(vec![]).is_err());
     }

@@ -64,14 +64,23 @@ pub(crate) fn side_by_side(
     tensors: &[(&dyn Source, usize)],
     out: &mut dyn FnMut(&[&[u8]]) -> Result<(), ConvertError>,
 ) -> Result<(), ConvertError> {
-    let dtypes: Vec<Dtype> = tensors.iter().map(|(source, index)| source.tensors()[*index].dtype).collect();
-    let bytes = |&(source, index): &(&dyn Source, usize)| source.tensors()[index].byte_count().unwrap_or(u64::MAX);
+    let dtypes: Vec<Dtype> = tensors
+        .iter()
+        .map(|(source, index)| source.tensors()[*index].dtype)
+        .collect();
+    let bytes = |&(source, index): &(&dyn Source, usize)| {
+        source.tensors()[index].byte_count().unwrap_or(u64::MAX)
+    };
     if tensors.iter().all(|tensor| bytes(tensor) <= SMALL_BYTES) {
         let read = |&(source, index): &(&dyn Source, usize)| read_whole(source, index, SMALL_BYTES);
         let all = tensors.iter().map(read).collect::<Result<Vec<_>, _>>()?;
         let runs: Vec<&[u8]> = all.iter().map(Vec::as_slice).collect();
         check_lengths(&runs, &dtypes);
-        return if runs[0].is_empty() { Ok(()) } else { out(&runs) };
+        return if runs[0].is_empty() {
+            Ok(())
+        } else {
+            out(&runs)
+        };
     }
     thread::scope(|scope| {
         let mut readers: Vec<Pull> = tensors
@@ -79,7 +88,11 @@ pub(crate) fn side_by_side(
             .map(|&(source, index)| {
                 let (send, receive) = sync_channel(2);
                 scope.spawn(move || push(source, index, &send));
-                Pull { receive, piece: vec![], used: 0 }
+                Pull {
+                    receive,
+                    piece: vec![],
+                    used: 0,
+                }
             })
             .collect();
         let mut buffers: Vec<Vec<u8>> = dtypes.iter().map(|_| Vec::new()).collect();
@@ -99,9 +112,15 @@ pub(crate) fn side_by_side(
 
 /// Runs are of equally many elements, if the tensors are and their sources keep their word.
 fn check_lengths(runs: &[&[u8]], dtypes: &[Dtype]) {
-    let counts = runs.iter().zip(dtypes).map(|(run, dtype)| run.len() * 8 / dtype.bits() as usize);
+    let counts = runs
+        .iter()
+        .zip(dtypes)
+        .map(|(run, dtype)| run.len() * 8 / dtype.bits() as usize);
     let counts: Vec<usize> = counts.collect();
-    assert!(counts.iter().all(|count| *count == counts[0]), "tensors side by side have equally many elements: {counts:?}");
+    assert!(
+        counts.iter().all(|count| *count == counts[0]),
+        "tensors side by side have equally many elements: {counts:?}"
+    );
 }
 
 type Piece = Result<Vec<u8>, ConvertError>;
@@ -170,8 +189,10 @@ mod tests {
     #[test]
     fn tensors_go_side_by_side_small_and_large() {
         for count in [0, 10, 2_000_000] {
-            let narrow = Memory::new([("t", Dtype::U8, vec![count as u64], bytes(count))]).in_pieces(99_999);
-            let wide = Memory::new([("t", Dtype::U16, vec![count as u64], bytes(2 * count))]).in_pieces(1 << 20);
+            let narrow =
+                Memory::new([("t", Dtype::U8, vec![count as u64], bytes(count))]).in_pieces(99_999);
+            let wide = Memory::new([("t", Dtype::U16, vec![count as u64], bytes(2 * count))])
+                .in_pieces(1 << 20);
             let (mut first, mut second) = (Vec::new(), Vec::new());
             side_by_side(&[(&narrow, 0), (&wide, 0)], &mut |runs| {
                 assert_eq!(2 * runs[0].len(), runs[1].len());
@@ -180,14 +201,19 @@ mod tests {
                 Ok(())
             })
             .unwrap();
-            assert!(first == bytes(count) && second == bytes(2 * count), "{count} elements");
+            assert!(
+                first == bytes(count) && second == bytes(2 * count),
+                "{count} elements"
+            );
         }
     }
 
     #[test]
     fn an_error_of_the_taker_ends_it() {
         let memory = Memory::new([("t", Dtype::U8, vec![4_000_000], bytes(4_000_000))]);
-        let ended = side_by_side(&[(&memory, 0), (&memory, 0)], &mut |_| Err(ConvertError::Cancelled));
+        let ended = side_by_side(&[(&memory, 0), (&memory, 0)], &mut |_| {
+            Err(ConvertError::Cancelled)
+        });
         assert!(matches!(ended, Err(ConvertError::Cancelled)));
     }
 }

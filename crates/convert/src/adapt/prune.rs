@@ -227,17 +227,29 @@ mod tests {
     use safelight_format::Dtype;
 
     fn source(names: &[&'static str]) -> Arc<dyn Source> {
-        Arc::new(Memory::new(names.iter().enumerate().map(|(index, name)| (*name, Dtype::U8, vec![1], vec![index as u8]))))
+        Arc::new(Memory::new(names.iter().enumerate().map(
+            |(index, name)| (*name, Dtype::U8, vec![1], vec![index as u8]),
+        )))
     }
 
     fn found(source: &dyn Source) -> Vec<(&str, u8)> {
         let bytes = |index| super::super::arrange::read_whole(source, index, 9).unwrap()[0];
-        source.tensors().iter().enumerate().map(|(index, tensor)| (tensor.name.as_str(), bytes(index))).collect()
+        source
+            .tensors()
+            .iter()
+            .enumerate()
+            .map(|(index, tensor)| (tensor.name.as_str(), bytes(index)))
+            .collect()
     }
 
     const NAMES: [&str; 7] = [
-        "model.diffusion_model.out.2.bias", "model_ema.diffusion_modelout2bias", "model_ema.decay", "optimizer_states.0.state.0.exp_avg",
-        "global_step", "first_stage_model.loss.logvar", "betas",
+        "model.diffusion_model.out.2.bias",
+        "model_ema.diffusion_modelout2bias",
+        "model_ema.decay",
+        "optimizer_states.0.state.0.exp_avg",
+        "global_step",
+        "first_stage_model.loss.logvar",
+        "betas",
     ];
 
     #[test]
@@ -246,7 +258,10 @@ mod tests {
         assert_eq!(found(&pruned), [(NAMES[0], 0), (NAMES[6], 6)]);
         let notes: Vec<String> = pruned.notes().iter().map(|note| note.to_string()).collect();
         assert_eq!(notes.len(), 3, "{notes:?}");
-        assert!(notes[0].contains("EMA") && notes[0].contains("2 tensors, 2 bytes"), "{notes:?}");
+        assert!(
+            notes[0].contains("EMA") && notes[0].contains("2 tensors, 2 bytes"),
+            "{notes:?}"
+        );
     }
 
     #[test]
@@ -258,16 +273,39 @@ mod tests {
 
     #[test]
     fn averaged_weights_that_are_not_there_are_refused() {
-        for (names, says) in [(&["model.a", "betas"][..], "no averaged weights"), (&["model.a", "model_ema.a", "model_ema.b"], "`model_ema.b` stands for no tensor")] {
-            let refused = prune(source(names), &PruneOptions { keep: Keep::Averaged }).err().unwrap().to_string();
+        for (names, says) in [
+            (&["model.a", "betas"][..], "no averaged weights"),
+            (
+                &["model.a", "model_ema.a", "model_ema.b"],
+                "`model_ema.b` stands for no tensor",
+            ),
+        ] {
+            let refused = prune(
+                source(names),
+                &PruneOptions {
+                    keep: Keep::Averaged,
+                },
+            )
+            .err()
+            .unwrap()
+            .to_string();
             assert!(refused.contains(says), "{refused}");
         }
     }
 
     #[test]
     fn names_change_and_must_stay_apart() {
-        let renamed = rename(source(&["a.x", "b"]), |name| name.strip_prefix("a.").map(String::from)).unwrap();
-        assert_eq!((found(&renamed), renamed.notes().len()), (vec![("x", 0)], 1));
-        assert!(matches!(rename(source(&["a", "b"]), |_| Some("c".into())), Err(ConvertError::Request { .. })));
+        let renamed = rename(source(&["a.x", "b"]), |name| {
+            name.strip_prefix("a.").map(String::from)
+        })
+        .unwrap();
+        assert_eq!(
+            (found(&renamed), renamed.notes().len()),
+            (vec![("x", 0)], 1)
+        );
+        assert!(matches!(
+            rename(source(&["a", "b"]), |_| Some("c".into())),
+            Err(ConvertError::Request { .. })
+        ));
     }
 }
