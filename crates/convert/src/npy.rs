@@ -203,6 +203,7 @@ fn element(descr: &Literal) -> Element {
 
 fn element_without_counterpart(text: &str, rest: &str, big_endian: bool) -> Element {
     let count = rest.get(1..).and_then(|count| count.parse().ok());
+    let shown = shown(text);
     let what = match (rest.as_bytes().first(), count) {
         (Some(b'U'), Some(chars)) => {
             return Element::Text {
@@ -223,16 +224,13 @@ fn element_without_counterpart(text: &str, rest: &str, big_endian: bool) -> Elem
                 .to_owned()
         }
         (Some(b'c'), _) => {
-            format!("complex numbers of {text}; safetensors has c8 only, cast before saving")
+            format!("complex numbers of {shown}; safetensors has c8 only, cast before saving")
         }
         (Some(b'f'), _) => {
-            format!("floats of {text}; safetensors has 16, 32 and 64 bits, cast before saving")
+            format!("floats of {shown}; safetensors has 16, 32 and 64 bits, cast before saving")
         }
-        (Some(b'M' | b'm'), _) => format!("dates or durations ({text}), which no tensor holds"),
-        _ => format!(
-            "elements of type `{}`, which safetensors has not",
-            shown(text)
-        ),
+        (Some(b'M' | b'm'), _) => format!("dates or durations ({shown}), which no tensor holds"),
+        _ => format!("elements of type `{shown}`, which safetensors has not"),
     };
     Element::Other { what }
 }

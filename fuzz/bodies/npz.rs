@@ -1,0 +1,12 @@
+//! NumPy's files: one array, or an archive of them.
+
+use safelight_convert::{NpzSource, Source};
+
+use super::foreign::{Memory, check, limits};
+
+/// The input is a file.
+pub(crate) fn run(input: &[u8]) {
+    let reader = Box::new(Memory(input.to_vec()));
+    let opened = NpzSource::from_reader("fuzz", reader, &limits());
+    check(opened.map(|source| Box::new(source) as Box<dyn Source>));
+}
