@@ -13,7 +13,7 @@ use safelight_store::Checkpoint;
 use safelight_store::location::{self, Location};
 
 use crate::error::Failure;
-use crate::{convert, diff, interrupt, ls, merge, meta, say, stats};
+use crate::{convert, diff, interrupt, ls, merge, meta, say, scan, stats};
 
 /// Exit codes of commands that do something.
 pub(crate) const CODES: &str = "\
@@ -45,6 +45,9 @@ pub(crate) enum FileCommand {
     /// Read, set and remove a file's metadata
     #[command(after_help = help(meta::HELP, CODES))]
     Meta(meta::MetaArgs),
+    /// Look for what files would run if they were loaded
+    #[command(after_help = help(scan::HELP, FINDING_CODES))]
+    Scan(scan::ScanArgs),
 }
 
 impl FileCommand {
@@ -56,6 +59,7 @@ impl FileCommand {
             FileCommand::Stats(args) => args,
             FileCommand::Ls(args) => args,
             FileCommand::Meta(args) => args,
+            FileCommand::Scan(args) => args,
         }
     }
 

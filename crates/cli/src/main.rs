@@ -24,6 +24,7 @@ mod pattern;
 mod picture;
 mod progress;
 mod say;
+mod scan;
 mod stats;
 mod trace;
 

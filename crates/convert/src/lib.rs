@@ -37,6 +37,7 @@ mod npz;
 mod numbers;
 mod open;
 mod pickle;
+pub mod scan;
 mod sharded;
 mod sink;
 mod source;

@@ -184,8 +184,12 @@ fn is_numpy_type(module: &str, name: &str) -> bool {
     }
 }
 
-/// Classes of `torch.nn.modules`: a whole model that was saved is a tree of them, with its tensors in dicts.
+/// Classes of `torch.nn.modules`: a whole model that was saved is a tree of them, with its tensors in dicts. And TorchScript's
+/// names, which no Python module has.
 fn is_plain_module(module: &str, name: &str) -> bool {
+    if module == "__torch__" || module.starts_with("__torch__.") {
+        return !name.contains('.');
+    }
     const FILES: &str = "activation batchnorm container conv dropout flatten instancenorm linear module normalization \
     padding pixelshuffle pooling rnn sparse transformer upsampling loss";
     let plain = name.starts_with(|c: char| c.is_ascii_uppercase())

@@ -13,6 +13,9 @@ const NAME_BYTES_MAX: u64 = 4096;
 /// What an entry of the memo costs, hash table and all.
 const MEMO_ENTRY_BYTES: u64 = 32;
 
+/// As far as [`sweep`] goes.
+const SWEPT_BYTES_MAX: u64 = 64 * 1024 * 1024;
+
 /// Someone who sees what a pickle asks for, as it is asked for.
 pub(crate) trait Watch {
     /// The pickle names a global.
@@ -435,6 +438,44 @@ impl<'a> Machine<'a> {
             _ => return Err(Problem::Bad("items for something that is no dict")),
         }
         Ok(())
+    }
+}
+
+/// Reads on where a machine had to stop, without a stack: tells the globals that instructions name, and guesses those of
+/// STACK_GLOBAL from the two texts before it. For scanners; ends where nothing can be decoded any more.
+pub(crate) fn sweep(input: &mut Input<'_>, watch: &mut dyn Watch) {
+    let mut heap = Heap::default();
+    let mut texts: [Option<(Blob, super::Coding)>; 2] = [None; 2];
+    let mut at = input.at();
+    let end = at.saturating_add(SWEPT_BYTES_MAX);
+    while let Ok(op) = decode(input) {
+        if at > end {
+            return;
+        }
+        let mut read = |blob: Blob, coding| {
+            heap.nodes.clear();
+            heap.nodes.push(Node::Text(blob, coding));
+            heap.text(0, input, NAME_BYTES_MAX).ok().flatten()
+        };
+        let named = match op {
+            Op::Text(blob, coding) => {
+                texts = [texts[1], Some((blob, coding))];
+                None
+            }
+            Op::Global(module, name) | Op::Inst(module, name) => {
+                let plain = super::Coding::Plain;
+                read(module, plain).zip(read(name, plain))
+            }
+            Op::StackGlobal => match texts {
+                [Some(module), Some(name)] => read(module.0, module.1).zip(read(name.0, name.1)),
+                _ => None,
+            },
+            _ => None,
+        };
+        if let Some((module, name)) = named {
+            let _ = watch.global(at, &module, &name);
+        }
+        at = input.at();
     }
 }
 

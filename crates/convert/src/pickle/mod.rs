@@ -21,7 +21,7 @@ use safelight_format::shown;
 pub(crate) use globals::{Standing, standing};
 pub(crate) use heap::{Call, Coding, Heap, Id, Node};
 pub(crate) use input::{Blob, Input};
-pub(crate) use machine::{Machine, Watch};
+pub(crate) use machine::{Machine, Watch, sweep};
 pub(crate) use show::show;
 
 use crate::error::ConvertError;
@@ -124,16 +124,13 @@ impl Fault {
 pub(crate) struct Doorkeeper {
     /// Whether objects of unknown classes are let through, to be dropped.
     pub(crate) lets_unknown_in: bool,
-    /// Whether TorchScript's own class names are let through.
-    pub(crate) is_torch_script: bool,
 }
 
 impl Watch for Doorkeeper {
     fn global(&mut self, _at: u64, module: &str, name: &str) -> Result<(), Problem> {
-        let torch_script = module == "__torch__" || module.starts_with("__torch__.");
         let fine = match standing(module, name) {
             Standing::Allowed | Standing::Inert => true,
-            Standing::Unknown => self.lets_unknown_in || (self.is_torch_script && torch_script),
+            Standing::Unknown => self.lets_unknown_in,
             Standing::Dangerous => false,
         };
         if fine {

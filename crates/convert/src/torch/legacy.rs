@@ -36,7 +36,6 @@ pub(crate) fn open_pickle(
     let mut machine = Machine::new(input, memory_of(limits));
     let mut doorkeeper = Doorkeeper {
         lets_unknown_in: context.options.unknown_objects == UnknownObjects::Drop,
-        is_torch_script: false,
     };
     let mut run = |machine: &mut Machine<'_>, what: &str| {
         let value = machine.run(&mut doorkeeper);

@@ -74,7 +74,6 @@ pub(crate) fn open_zip(
     let mut machine = Machine::new(input, memory_of(limits));
     let mut doorkeeper = Doorkeeper {
         lets_unknown_in: context.options.unknown_objects == UnknownObjects::Drop,
-        is_torch_script,
     };
     let root = machine.run(&mut doorkeeper);
     let root = root.map_err(|fault| fault.of(&context.label, "data.pkl"))?;

@@ -1,0 +1,415 @@
+//! What a file would do if it were loaded: every global a pickle names, every call it would make, wherever it hides.
+//!
+//! Nothing is executed. A file is judged by its content, never by its name; archives are opened, and whatever
+//! cannot be looked into is a finding itself, so that nothing passes in silence.
+
+mod archive;
+mod data;
+mod pickles;
+mod sarif;
+
+use std::fmt;
+use std::fs::File;
+use std::path::Path;
+
+use safelight_format::{FileKind, sniff};
+use safelight_store::ReadAt;
+
+pub use sarif::sarif;
+
+use crate::bytes::read_up_to;
+use crate::error::ConvertError;
+use crate::source::Limits;
+
+/// As many first bytes as tell every kind.
+const SNIFFED_BYTES: usize = 64 * 1024;
+
+/// Archives in archives, pickles in pickles: no deeper than this.
+const DEPTH_MAX: u32 = 8;
+
+/// Findings beyond this many are counted only.
+const FINDING_COUNT_MAX: usize = 2000;
+
+/// How bad a finding is, the worst last.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Severity {
+    /// Known to be harmless: how tensors and plain data are written.
+    Allowed,
+    /// Unknown, broken, contradictory or impossible to look into.
+    Suspicious,
+    /// Known to run code, open files or reach the network.
+    Dangerous,
+}
+
+impl Severity {
+    /// The word for it: `allowed`, `suspicious`, `dangerous`.
+    pub fn word(self) -> &'static str {
+        match self {
+            Severity::Allowed => "allowed",
+            Severity::Suspicious => "suspicious",
+            Severity::Dangerous => "dangerous",
+        }
+    }
+}
+
+impl fmt::Display for Severity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.word())
+    }
+}
+
+/// What a finding is about. The names are stable.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[non_exhaustive]
+pub enum Rule {
+    /// A pickle names a class or function.
+    Global,
+    /// A pickle would call something.
+    Call,
+    /// A pickle would set the attributes of something that is no object of its own.
+    Attributes,
+    /// A pickle cannot be followed to its end.
+    BrokenPickle,
+    /// Something honest pickles do not have.
+    Oddity,
+    /// Bytes where a file should have ended.
+    TrailingData,
+    /// An archive that contradicts itself.
+    Archive,
+    /// A file that is two kinds of file at once.
+    Polyglot,
+    /// Nothing here can look into it.
+    NotScannable,
+    /// A safetensors file that breaks the format's rules.
+    Safetensors,
+    /// Text that a careless program could take for code.
+    Text,
+    /// A model whose layers hold code.
+    CodeLayer,
+}
+
+impl Rule {
+    /// Every rule.
+    pub const ALL: [Rule; 12] = [
+        Rule::Global,
+        Rule::Call,
+        Rule::Attributes,
+        Rule::BrokenPickle,
+        Rule::Oddity,
+        Rule::TrailingData,
+        Rule::Archive,
+        Rule::Polyglot,
+        Rule::NotScannable,
+        Rule::Safetensors,
+        Rule::Text,
+        Rule::CodeLayer,
+    ];
+
+    /// Its stable name, such as `pickle-call`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Rule::Global => "pickle-global",
+            Rule::Call => "pickle-call",
+            Rule::Attributes => "pickle-attributes",
+            Rule::BrokenPickle => "pickle-broken",
+            Rule::Oddity => "pickle-oddity",
+            Rule::TrailingData => "trailing-data",
+            Rule::Archive => "archive-contradiction",
+            Rule::Polyglot => "two-kinds-at-once",
+            Rule::NotScannable => "not-scannable",
+            Rule::Safetensors => "safetensors-rule",
+            Rule::Text => "text-like-code",
+            Rule::CodeLayer => "code-in-model",
+        }
+    }
+
+    /// One sentence about it.
+    pub fn description(self) -> &'static str {
+        match self {
+            Rule::Global => "A pickle names a class or function, which loading it would import.",
+            Rule::Call => "Loading the pickle would call this.",
+            Rule::Attributes => "Loading the pickle would change a class, function or module.",
+            Rule::BrokenPickle => {
+                "The pickle cannot be followed to its end; loaders run what comes before."
+            }
+            Rule::Oddity => "Something in the pickle that honest ones do not have.",
+            Rule::TrailingData => "Bytes behind the end of the content.",
+            Rule::Archive => {
+                "The archive contradicts itself: two programs can see two different contents."
+            }
+            Rule::Polyglot => "The file is two kinds of file at once.",
+            Rule::NotScannable => "Nothing here can look into it.",
+            Rule::Safetensors => "The file breaks a rule of the safetensors format.",
+            Rule::Text => "Metadata that a careless program could take for code.",
+            Rule::CodeLayer => "The model has layers that hold code, which loading it would run.",
+        }
+    }
+}
+
+/// Something found in a file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Finding {
+    /// How bad.
+    pub severity: Severity,
+    /// What it is about.
+    pub rule: Rule,
+    /// Where in the file: members of archives, one within the other, joined by `!`; empty for the file itself. Foreign text.
+    pub member: String,
+    /// The byte within the member.
+    pub at_byte: u64,
+    /// What, such as ``would have run: os.system('id')``. Foreign text in part.
+    pub message: String,
+    /// How often (globals are told once).
+    pub count: u64,
+}
+
+/// What a file is and what was found in it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ScanReport {
+    /// The file's path.
+    pub file: String,
+    /// What the file is, in words.
+    pub kind: String,
+    /// All findings, the worst first.
+    pub findings: Vec<Finding>,
+    /// How many more findings there were than are listed.
+    pub unlisted_count: u64,
+}
+
+impl ScanReport {
+    /// How bad the worst finding is; `None` without any.
+    pub fn worst(&self) -> Option<Severity> {
+        self.findings.iter().map(|finding| finding.severity).max()
+    }
+
+    /// Whether nothing worse than allowed was found.
+    pub fn is_clean(&self) -> bool {
+        self.worst() <= Some(Severity::Allowed)
+    }
+}
+
+/// Scans a file. The limits bound what is unpacked and remembered; what goes beyond is a finding.
+///
+/// # Errors
+/// [`ConvertError::Io`] if the file cannot be read.
+pub fn scan(path: &Path, limits: &Limits) -> Result<ScanReport, ConvertError> {
+    let file = File::open(path).map_err(ConvertError::io("open", path))?;
+    let is_file = file.metadata().map(|metadata| metadata.is_file());
+    if !is_file.map_err(ConvertError::io("open", path))? {
+        let what = "a folder, device or pipe, where a file is expected";
+        return Err(ConvertError::unsupported(&path.to_string_lossy(), "", what));
+    }
+    scan_bytes(&path.to_string_lossy(), &file, limits)
+}
+
+/// As [`scan`], of anything that can be read at positions. `label` is its name, whose ending counts only where the
+/// content says nothing.
+///
+/// # Errors
+/// As [`scan`].
+pub fn scan_bytes(
+    label: &str,
+    bytes: &dyn ReadAt,
+    limits: &Limits,
+) -> Result<ScanReport, ConvertError> {
+    let mut scanner = Scanner {
+        limits,
+        findings: Vec::new(),
+        unlisted_count: 0,
+        error: None,
+    };
+    let kind = scanner.blob(bytes, label, "", 0);
+    if let Some(error) = scanner.error {
+        let (doing, file) = ("read", label.to_owned());
+        return Err(ConvertError::Io { doing, file, error });
+    }
+    let mut findings = scanner.findings;
+    findings.sort_by_key(|finding| std::cmp::Reverse(finding.severity));
+    Ok(ScanReport {
+        file: label.to_owned(),
+        kind,
+        findings,
+        unlisted_count: scanner.unlisted_count,
+    })
+}
+
+/// Collects findings, however deep they lie.
+struct Scanner<'l> {
+    limits: &'l Limits,
+    findings: Vec<Finding>,
+    unlisted_count: u64,
+    error: Option<std::io::Error>,
+}
+
+impl Scanner<'_> {
+    fn find(
+        &mut self,
+        severity: Severity,
+        rule: Rule,
+        member: &str,
+        at_byte: u64,
+        message: impl Into<String>,
+    ) {
+        self.add(Finding {
+            severity,
+            rule,
+            member: member.to_owned(),
+            at_byte,
+            message: message.into(),
+            count: 1,
+        });
+    }
+
+    fn add(&mut self, finding: Finding) {
+        // What is worse is never left out for what is not.
+        let room = match finding.severity {
+            Severity::Allowed => FINDING_COUNT_MAX / 2,
+            _ => FINDING_COUNT_MAX,
+        };
+        if self.findings.len() < room {
+            self.findings.push(finding);
+            return;
+        }
+        self.unlisted_count += 1;
+        let milder = |listed: &Finding| listed.severity < finding.severity;
+        if let Some(position) = self.findings.iter().position(milder) {
+            self.findings[position] = finding;
+        }
+    }
+
+    fn suspicious(&mut self, rule: Rule, member: &str, at_byte: u64, message: impl Into<String>) {
+        self.find(Severity::Suspicious, rule, member, at_byte, message);
+    }
+
+    /// Looks into some bytes, whatever they are; says what they are.
+    fn blob(&mut self, bytes: &dyn ReadAt, name: &str, member: &str, depth: u32) -> String {
+        let mut start = vec![0; SNIFFED_BYTES];
+        let len = match read_up_to(bytes, &mut start, 0) {
+            Ok(len) => len,
+            Err(error) => {
+                self.error.get_or_insert(error);
+                return "unreadable".into();
+            }
+        };
+        start.truncate(len);
+        if depth > DEPTH_MAX {
+            let message = format!("packed {DEPTH_MAX} times in one another: not looked into");
+            self.suspicious(Rule::NotScannable, member, 0, message);
+            return "packed too deep".into();
+        }
+        if start.is_empty() {
+            return "empty".into();
+        }
+        let is_safetensors = start.get(8) == Some(&b'{') && start[4..8] == [0; 4];
+        let kind = if is_safetensors { None } else { sniff(&start) };
+        let is_zip = matches!(kind, Some(FileKind::TorchZip | FileKind::Zip));
+        let holds_zip = archive::ends_as_zip(bytes);
+        if holds_zip && !is_zip {
+            let message = "a zip archive hangs at its end: programs that look for one will find it";
+            self.suspicious(Rule::Polyglot, member, 0, message);
+        }
+        if is_zip || holds_zip {
+            self.zip(bytes, member, depth);
+        }
+        match kind {
+            _ if is_safetensors => {
+                self.hidden_pickle(bytes, member, depth);
+                self.safetensors(bytes, &start, member);
+                "safetensors".into()
+            }
+            Some(FileKind::TorchZip) => "PyTorch zip".into(),
+            Some(FileKind::Zip) => "zip archive".into(),
+            Some(FileKind::Pickle) => self.pickle_file(bytes, member, depth),
+            Some(kind) => self.known(kind, bytes, &start, (name, member, depth)),
+            None => self.unknown(bytes, &start, (name, member, depth)),
+        }
+    }
+
+    /// A kind of file that is neither zip nor pickle.
+    fn known(
+        &mut self,
+        kind: FileKind,
+        bytes: &dyn ReadAt,
+        start: &[u8],
+        at: (&str, &str, u32),
+    ) -> String {
+        let (_, member, depth) = at;
+        match kind {
+            FileKind::Gzip => self.compressed(bytes, archive::Packing::Gzip, member, depth),
+            FileKind::Tar => self.tar(bytes, member, depth),
+            FileKind::Npy => self.npy(bytes, start, member, depth),
+            FileKind::SevenZip | FileKind::Rar | FileKind::Xz | FileKind::Zstd => {
+                let message = format!(
+                    "{kind}: nothing here can look into it; unpack it and scan what is inside"
+                );
+                self.suspicious(Rule::NotScannable, member, 0, message);
+            }
+            FileKind::Executable => {
+                let message = "an executable program among model files";
+                self.suspicious(Rule::NotScannable, member, 0, message);
+            }
+            FileKind::Hdf5 | FileKind::Json => self.lambda_layers(bytes, member),
+            _ => {}
+        }
+        if !matches!(kind, FileKind::Gzip | FileKind::Tar | FileKind::Npy) {
+            self.hidden_pickle(bytes, member, depth);
+        }
+        kind.to_string()
+    }
+
+    /// Content that no first bytes tell: pickles of protocols 0 and 1, streams of zlib, text.
+    fn unknown(&mut self, bytes: &dyn ReadAt, start: &[u8], at: (&str, &str, u32)) -> String {
+        let (name, member, depth) = at;
+        if start.starts_with(b"BZh") || start.starts_with(b"\x04\x22\x4d\x18") {
+            let message = "a bzip2 or lz4 stream: nothing here can look into it; unpack it and scan what is inside";
+            self.suspicious(Rule::NotScannable, member, 0, message);
+            return "a compressed stream".into();
+        }
+        let announces = matches!(start, [0x80, protocol, ..] if depth == 0 || *protocol <= 5);
+        if announces && !archive::is_storage(name) {
+            return self.pickle_file(bytes, member, depth);
+        }
+        if archive::is_zlib(start) && self.unpacks(bytes) {
+            self.compressed(bytes, archive::Packing::Zlib, member, depth);
+            return "a zlib stream".into();
+        }
+        if self.hidden_pickle(bytes, member, depth) {
+            return "a pickle".into();
+        }
+        let is_text = std::str::from_utf8(start).map_or_else(
+            |error| error.error_len().is_none() && start.len() == SNIFFED_BYTES,
+            |text| !text.contains('\0'),
+        );
+        let extension = Path::new(name)
+            .extension()
+            .unwrap_or_default()
+            .to_string_lossy()
+            .to_ascii_lowercase();
+        const LOADED_AS_PICKLES: &str =
+            "pkl pickle p pt pth ckpt bin dill joblib dat data pk model npy npz";
+        let would_be_loaded = LOADED_AS_PICKLES
+            .split(' ')
+            .any(|listed| listed == extension);
+        if depth == 0 && would_be_loaded {
+            let message = format!(
+                "neither a pickle nor an archive, although its name ends in `.{extension}`"
+            );
+            self.suspicious(Rule::NotScannable, member, 0, message);
+        } else if depth == 0 && !is_text {
+            self.suspicious(
+                Rule::NotScannable,
+                member,
+                0,
+                "content of a kind that nothing here knows",
+            );
+        }
+        if is_text {
+            "text".into()
+        } else {
+            "unknown".into()
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;
