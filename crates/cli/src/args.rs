@@ -24,7 +24,7 @@ Examples:
   safelight models
   safelight ls model.safetensors";
 
-/// Draws pictures with Stable Diffusion checkpoints; reads, checks, edits and converts tensor files.
+/// Draws with Stable Diffusion; reads, checks, edits and converts tensor files
 #[derive(Debug, Parser)]
 #[command(name = "safelight", version, after_help = EXAMPLES, after_long_help = format!("{EXAMPLES}\n\n{EXIT_CODES}"))]
 pub(crate) struct Cli {

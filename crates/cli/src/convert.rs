@@ -150,7 +150,7 @@ pub(crate) fn size(text: &str) -> Result<u64, String> {
         .parse::<f64>()
         .map_err(|_| "expected a number before the unit, such as 5GB".to_string())?
         * factor;
-    if bytes >= 1.0 && bytes < 9e18 {
+    if (1.0..9e18).contains(&bytes) {
         Ok(bytes as u64)
     } else {
         Err("expected at least one byte".into())

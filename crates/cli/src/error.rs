@@ -90,6 +90,7 @@ impl From<StoreError> for Failure {
                 _ => Failure::Machine(message),
             },
             StoreError::OutOfMemory { .. } => Failure::Machine(message),
+            StoreError::Stopped { .. } => Failure::Interrupted { saved: 0 },
             StoreError::NoSuchTensor { .. }
             | StoreError::Write { .. }
             | StoreError::BadLocation { .. } => Failure::Usage(message),

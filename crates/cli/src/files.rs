@@ -9,11 +9,14 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Args, Subcommand, ValueHint};
-use safelight_store::Checkpoint;
 use safelight_store::location::{self, Location};
+use safelight_store::{Checkpoint, model_files, replace_file};
 
 use crate::error::Failure;
-use crate::{convert, diff, interrupt, ls, merge, meta, say, scan, stats};
+use crate::{
+    browse, cat, convert, diff, hash, interrupt, lint, ls, merge, meta, repair, say, scan, split,
+    stats, verify,
+};
 
 /// Exit codes of commands that do something.
 pub(crate) const CODES: &str = "\
@@ -42,12 +45,33 @@ pub(crate) enum FileCommand {
     /// List the tensors of a file
     #[command(after_help = help(ls::HELP, CODES))]
     Ls(ls::LsArgs),
+    /// Print a tensor's numbers, or a slice of them
+    #[command(after_help = help(cat::HELP, CODES))]
+    Cat(cat::CatArgs),
+    /// Look around in a file: its tensors as a tree, numbers, metadata
+    #[command(after_help = help(browse::HELP, CODES))]
+    Browse(browse::BrowseArgs),
+    /// Check that files are whole, and what numbers and checksums say
+    #[command(after_help = help(verify::HELP, CODES))]
+    Verify(verify::VerifyArgs),
+    /// List every deviation of files from the format
+    #[command(after_help = help(lint::HELP, FINDING_CODES))]
+    Lint(lint::LintArgs),
+    /// Print files' hashes: SHA-256, AutoV1 to V3, modelspec, BLAKE3 …
+    #[command(after_help = help(hash::HELP, CODES))]
+    Hash(hash::HashArgs),
     /// Read, set and remove a file's metadata
     #[command(after_help = help(meta::HELP, CODES))]
     Meta(meta::MetaArgs),
     /// Look for what files would run if they were loaded
     #[command(after_help = help(scan::HELP, FINDING_CODES))]
     Scan(scan::ScanArgs),
+    /// Divide a file into shards with an index
+    #[command(after_help = help(split::HELP, CODES))]
+    Split(split::SplitArgs),
+    /// Rescue what is whole of a damaged file
+    #[command(after_help = help(repair::HELP, CODES))]
+    Repair(repair::RepairArgs),
 }
 
 impl FileCommand {
@@ -58,8 +82,15 @@ impl FileCommand {
             FileCommand::Merge(args) => args,
             FileCommand::Stats(args) => args,
             FileCommand::Ls(args) => args,
+            FileCommand::Cat(args) => args,
+            FileCommand::Browse(args) => args,
+            FileCommand::Verify(args) => args,
+            FileCommand::Lint(args) => args,
+            FileCommand::Hash(args) => args,
             FileCommand::Meta(args) => args,
             FileCommand::Scan(args) => args,
+            FileCommand::Split(args) => args,
+            FileCommand::Repair(args) => args,
         }
     }
 
@@ -173,51 +204,22 @@ pub(crate) fn each(
     }
 }
 
-/// Opens a safetensors file, an index with its shards (both may be URLs), or a folder with one of these.
+/// Opens a safetensors file, an index with its shards (both may be URLs), a folder or a pattern of files.
 pub(crate) fn open(path: &Path) -> Result<Checkpoint, Failure> {
     Ok(match Location::of(path) {
-        Location::Path(path) => Checkpoint::open(&in_folder(&path)?)?,
+        Location::Path(path) => Checkpoint::open(&path)?,
         Location::Url(url) => location::open(url)?,
     })
 }
 
-/// The file that is meant by a folder: its index, or the only safetensors file in it. A file stands for itself.
-pub(crate) fn in_folder(path: &Path) -> Result<PathBuf, Failure> {
-    if !path.is_dir() {
-        return Ok(path.to_owned());
-    }
-    let failed = |error: std::io::Error| {
-        Failure::Model(format!("can't read the folder {}: {error}", path.display()))
-    };
-    let mut found = [Vec::new(), Vec::new()];
-    for entry in std::fs::read_dir(path).map_err(failed)? {
-        let file = entry.map_err(failed)?.path();
-        let name = file.file_name().unwrap_or_default().to_string_lossy();
-        if name.ends_with(".safetensors.index.json") {
-            found[0].push(file);
-        } else if name.ends_with(".safetensors") {
-            found[1].push(file);
-        }
-    }
-    let [mut indexes, mut files] = found;
-    let candidates = if indexes.is_empty() {
-        &mut files
-    } else {
-        &mut indexes
-    };
-    candidates.sort();
-    match &candidates[..] {
-        [only] => Ok(only.clone()),
-        [] => Err(Failure::Model(format!(
-            "{}: a folder without .safetensors files",
-            path.display()
+/// The files that a path stands for, sound or not: itself, the shards of an index, or the safetensors files of a folder.
+pub(crate) fn members(path: &Path) -> Result<Vec<PathBuf>, Failure> {
+    match Location::of(path) {
+        Location::Url(url) => Err(Failure::Usage(format!(
+            "{}: this needs a file on a disk; download it first",
+            safelight_format::shown(&url)
         ))),
-        many => Err(Failure::Usage(format!(
-            "{}: a folder with {} files that may be meant, such as {}; name one of them",
-            path.display(),
-            many.len(),
-            many[0].display()
-        ))),
+        Location::Path(path) => Ok(model_files(&path)?),
     }
 }
 
@@ -229,6 +231,49 @@ pub(crate) fn line(out: &mut dyn Write, text: fmt::Arguments<'_>) -> Result<(), 
 /// Writes a piece of a streamed answer.
 pub(crate) fn text(out: &mut dyn Write, text: &str) -> Result<(), Failure> {
     out.write_all(text.as_bytes()).map_err(unwritable)
+}
+
+/// Writes bytes of a streamed answer.
+pub(crate) fn bytes(out: &mut dyn Write, bytes: &[u8]) -> Result<(), Failure> {
+    out.write_all(bytes).map_err(unwritable)
+}
+
+/// Writes a file that replaces what was there when it is whole.
+pub(crate) fn replace(
+    path: &Path,
+    write: impl FnOnce(&mut dyn Write) -> Result<(), Failure>,
+) -> Result<(), Failure> {
+    let mut failed = None;
+    let written = replace_file(path, false, |file| {
+        write(file).map_err(|failure| {
+            failed = Some(failure);
+            std::io::Error::other("stopped")
+        })
+    });
+    match (failed, written) {
+        // What the disk said is told by `written`, with the file's name.
+        (Some(failure), _) if !matches!(failure, Failure::Machine(_)) => Err(failure),
+        (Some(Failure::Machine(message)), _) => {
+            Err(Failure::Machine(format!("{}: {message}", shown_path(path))))
+        }
+        (_, written) => Ok(written?),
+    }
+}
+
+/// An error if what is written would replace what is read.
+pub(crate) fn check_other(written: &Path, read: &Path) -> Result<(), Failure> {
+    match (written.canonicalize(), read.canonicalize()) {
+        (Ok(written), Ok(read)) if written == read => Err(Failure::Usage(format!(
+            "{}: would be replaced while it is read; name another file",
+            shown_path(&read)
+        ))),
+        _ => Ok(()),
+    }
+}
+
+/// A path in a message, without what could command a terminal.
+pub(crate) fn shown_path(path: &Path) -> String {
+    safelight_format::shown(&path.to_string_lossy()).to_string()
 }
 
 fn unwritable(error: std::io::Error) -> Failure {

@@ -15,6 +15,12 @@ use crate::{choose, models, picture, say};
 
 /// Longer metadata values are cut in text; JSON has them whole.
 const VALUE_LENGTH_MAX: usize = 300;
+/// As many keys of metadata as text shows.
+const METADATA_MAX: usize = 24;
+/// As many of the largest tensors.
+const LARGEST_MAX: usize = 5;
+/// How wide the bars of dtypes are.
+const HISTOGRAM_COLUMNS: usize = 20;
 
 pub(crate) fn run(args: &InspectArgs) -> Result<(), Failure> {
     let mut answers = Vec::new();
@@ -217,13 +223,16 @@ fn model(path: &Path, args: &InspectArgs) -> Result<Answer, Failure> {
         .into_iter()
         .map(|(name, (count, _))| (name.to_owned(), Value::from(count)))
         .collect();
+    value["dtype_bytes"] = dtypes(&tensors)
+        .into_iter()
+        .map(|(name, (_, bytes))| (name.to_owned(), Value::from(bytes)))
+        .collect();
+    value["largest"] = largest(&tensors).into_iter().map(tensor_json).collect();
     value["part_details"] = entry.info.iter().flat_map(|info| &info.parts).map(|part| {
         json!({ "part": part.part.name(), "tensors": part.tensors, "parameters": part.parameters })
     }).collect();
     if args.tensors {
-        value["tensors"] = tensors.iter().map(|tensor| {
-            json!({ "name": tensor.name, "dtype": tensor.dtype.name(), "shape": tensor.shape, "bytes": tensor.byte_count() })
-        }).collect();
+        value["tensors"] = tensors.iter().map(tensor_json).collect();
     }
     Ok((text, value))
 }
@@ -271,14 +280,26 @@ fn model_text(
         row("made for", format!("{width} × {height} pixels"));
     }
     if !tensors.is_empty() {
-        let kinds: Vec<_> = dtypes(tensors)
-            .iter()
-            .map(|(name, (count, bytes))| format!("{name} ×{count} ({})", say::bytes(*bytes)))
-            .collect();
-        row(
-            "tensors",
-            format!("{}: {}", tensors.len(), kinds.join(", ")),
-        );
+        let all: u64 = tensors.iter().map(TensorInfo::byte_count).sum();
+        row("tensors", format!("{}, {}", tensors.len(), say::bytes(all)));
+        for (name, (count, bytes)) in dtypes(tensors) {
+            let share = bar(bytes, all, HISTOGRAM_COLUMNS);
+            row(
+                "",
+                format!("{name:<8} {share}  ×{count}, {}", say::bytes(bytes)),
+            );
+        }
+        for (idx, tensor) in largest(tensors).into_iter().enumerate() {
+            let (dtype, shape) = (tensor.dtype, crate::ls::shape_text(tensor.shape));
+            let what = format!("{}  {dtype} {shape}", say::bytes(tensor.byte_count()));
+            let head = if idx == 0 { "largest" } else { "" };
+            let room = say::columns().saturating_sub(what.chars().count() + 14);
+            let name = say::middle_cut(
+                &safelight_format::shown(tensor.name).to_string(),
+                room.max(20),
+            );
+            row(head, format!("{name}  {what}"));
+        }
     }
     row(
         "usable",
@@ -295,13 +316,17 @@ fn model_text(
         },
     );
     text += &say::table(&rows, &[]);
-    for (idx, (key, value)) in metadata.iter().enumerate() {
+    for (idx, (key, value)) in metadata.iter().take(METADATA_MAX).enumerate() {
         let head = if idx == 0 { "metadata\n" } else { "" };
         text += &format!(
             "{head}  {}: {}\n",
             say::tame(key, 100),
             say::tame(value, VALUE_LENGTH_MAX)
         );
+    }
+    if metadata.len() > METADATA_MAX {
+        let more = metadata.len() - METADATA_MAX;
+        text += &format!("  and {more} more; `safelight meta get` lists all\n");
     }
     if list {
         let cells = |tensor: &TensorInfo| {
@@ -318,6 +343,31 @@ fn model_text(
     text
 }
 
+fn tensor_json(tensor: &TensorInfo<'_>) -> Value {
+    json!({ "name": tensor.name, "dtype": tensor.dtype.name(), "shape": tensor.shape, "bytes": tensor.byte_count() })
+}
+
+/// The tensors with the most bytes, the largest first; of equal ones the first in the file.
+fn largest<'a, 'b>(tensors: &'b [TensorInfo<'a>]) -> Vec<&'b TensorInfo<'a>> {
+    let mut sorted: Vec<&TensorInfo<'_>> = tensors.iter().collect();
+    sorted.sort_by_key(|tensor| std::cmp::Reverse(tensor.byte_count()));
+    sorted.truncate(LARGEST_MAX);
+    sorted
+}
+
+/// A bar for `part` of `all`, in eighths of a column; what is there is seen.
+fn bar(part: u64, all: u64, columns: usize) -> String {
+    const EIGHTHS: [char; 8] = [' ', '▏', '▎', '▍', '▌', '▋', '▊', '▉'];
+    let eighths = (part as f64 / all.max(1) as f64 * (8 * columns) as f64).round() as usize;
+    let eighths = eighths.clamp(usize::from(part > 0), 8 * columns);
+    let mut bar = "█".repeat(eighths / 8);
+    if !eighths.is_multiple_of(8) {
+        bar.push(EIGHTHS[eighths % 8]);
+    }
+    let used = eighths.div_ceil(8);
+    bar + &" ".repeat(columns - used)
+}
+
 /// How many tensors and bytes of each dtype there are.
 fn dtypes(tensors: &[TensorInfo<'_>]) -> BTreeMap<&'static str, (u64, u64)> {
     let mut counts: BTreeMap<_, (u64, u64)> = BTreeMap::new();
@@ -327,4 +377,20 @@ fn dtypes(tensors: &[TensorInfo<'_>]) -> BTreeMap<&'static str, (u64, u64)> {
         *bytes += tensor.byte_count();
     }
     counts
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bars_show_shares() {
+        assert_eq!(bar(10, 10, 4), "████");
+        assert_eq!(bar(5, 10, 4), "██  ");
+        assert_eq!(bar(1, 1_000_000, 4), "▏   ");
+        assert_eq!(
+            (bar(0, 10, 4), bar(0, 0, 4)),
+            ("    ".into(), "    ".into())
+        );
+    }
 }

@@ -85,7 +85,7 @@ impl LsArgs {
         let checkpoint = files::open(path)?;
         let mut places: Vec<Place<'_>> = checkpoint
             .places()
-            .filter(|place| self.wants(&place.tensor.name))
+            .filter(|place| self.wants(place.tensor.name))
             .collect();
         self.sort(&mut places);
         let totals = Totals::of(&places);
@@ -138,7 +138,7 @@ impl LsArgs {
     fn sort(&self, places: &mut [Place<'_>]) {
         match self.sort {
             Sort::Offset => {}
-            Sort::Name => places.sort_by(|a, b| a.tensor.name.cmp(&b.tensor.name)),
+            Sort::Name => places.sort_by(|a, b| a.tensor.name.cmp(b.tensor.name)),
             Sort::Size => places.sort_by_key(|place| place.tensor.byte_count()),
             Sort::Dtype => places.sort_by_key(|place| place.tensor.dtype.name()),
             Sort::Shape => {
@@ -158,8 +158,8 @@ impl LsArgs {
         let mut rows = vec![head.iter().map(|&cell| cell.to_owned()).collect::<Vec<_>>()];
         rows.extend(places.iter().map(|place| {
             let tensor = place.tensor;
-            let (name, dtype) = (shown(&tensor.name).to_string(), tensor.dtype.to_string());
-            let shape = shape_text(&tensor.shape);
+            let (name, dtype) = (shown(tensor.name).to_string(), tensor.dtype.to_string());
+            let shape = shape_text(tensor.shape);
             match self.long {
                 true => {
                     let (bytes, offset) = (tensor.byte_count(), place.starts_at);
@@ -220,9 +220,9 @@ impl<'a> Listed<'a> {
     fn of(place: &Place<'a>) -> Listed<'a> {
         let tensor = place.tensor;
         Listed {
-            name: &tensor.name,
+            name: tensor.name,
             dtype: tensor.dtype.name(),
-            shape: &tensor.shape,
+            shape: tensor.shape,
             elements: tensor.element_count(),
             bytes: tensor.byte_count(),
             file: place.file,
@@ -296,7 +296,7 @@ struct Node {
 }
 
 /// A part of a name; numbers sort as numbers.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) enum NamePart {
     Number(u64),
     Word(String),
@@ -331,7 +331,7 @@ impl Node {
         }
         node.tensors += 1;
         node.bytes += tensor.byte_count();
-        node.ends = Some(format!("{} {}", tensor.dtype, shape_text(&tensor.shape)));
+        node.ends = Some(format!("{} {}", tensor.dtype, shape_text(tensor.shape)));
     }
 
     fn rows(&self, level: usize, depth_left: u32, rows: &mut Vec<Vec<String>>) {

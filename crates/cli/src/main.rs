@@ -4,7 +4,10 @@
 #![forbid(unsafe_code)]
 
 mod args;
+mod array_text;
 mod bench;
+mod browse;
+mod cat;
 mod choose;
 mod convert;
 mod diff;
@@ -12,21 +15,27 @@ mod error;
 mod exif;
 mod files;
 mod generate;
+mod hash;
 mod inspect;
 mod interrupt;
+mod lint;
 mod ls;
 mod machine;
 mod merge;
 mod meta;
 mod models;
+mod numbers;
 mod output;
 mod pattern;
 mod picture;
 mod progress;
+mod repair;
 mod say;
 mod scan;
+mod split;
 mod stats;
 mod trace;
+mod verify;
 
 use std::process::ExitCode;
 

@@ -1,21 +1,34 @@
 //! `safelight meta`: what a file says about itself, read and edited.
 
+use std::collections::BTreeMap;
+use std::io::{IsTerminal as _, Read as _};
 use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand, ValueHint};
 use safelight_format::{Metadata, shown};
+use safelight_store::edit::{EditOptions, Edited, How, Strategy, set_metadata};
 use serde_json::json;
 
 use crate::error::Failure;
-use crate::files::{self, Outcome, Run};
+use crate::files::{self, Outcome, Run, shown_path};
 use crate::say;
 
 pub(crate) const HELP: &str = "\
+Values are text. `KEY=@FILE` takes the text from a file (`KEY=@-` from standard input); `KEY=@@text` sets the text
+`@text`. Without spare room in the header the file is copied; the copy has room, so that the next edit is made in place.
+Of shards, each file is edited.
+
 Examples:
   safelight meta get model.safetensors
   safelight meta get model.safetensors modelspec.title
+  safelight meta set model.safetensors modelspec.title='A house' modelspec.license=@LICENSE
+  safelight meta rm model.safetensors ss_tag_frequency
 
-JSON: get prints {file, metadata {KEY: TEXT}}, or {file, key, value} if a KEY is given.";
+JSON: get prints {file, metadata {KEY: TEXT}}, or {file, key, value} if a KEY is given; set and rm print {file, set [KEY],
+removed [KEY], files [{file, how, bytes}]}, where how is \"in place\", \"cloned\", \"copied\" or \"unchanged\".";
+
+/// More text than this makes headers that no reader accepts.
+const VALUE_BYTES_MAX: u64 = 100_000_000;
 
 /// The arguments of `meta`.
 #[derive(Debug, Args)]
@@ -28,11 +41,15 @@ pub(crate) struct MetaArgs {
 enum Job {
     /// Print a file's metadata, or the text of one key
     Get(GetArgs),
+    /// Set keys; others stay
+    Set(SetArgs),
+    /// Remove keys; others stay
+    Rm(RmArgs),
 }
 
 #[derive(Debug, Args)]
 struct GetArgs {
-    /// A tensor file, shards (*.index.json) or a folder of them
+    /// A safetensors file, shards (*.index.json) or a folder of them
     #[arg(value_name = "FILE", value_hint = ValueHint::AnyPath)]
     file: PathBuf,
     /// Print the text of this key and nothing else
@@ -42,16 +59,83 @@ struct GetArgs {
     json: bool,
 }
 
+#[derive(Debug, Args)]
+struct SetArgs {
+    /// A safetensors file, shards (*.index.json) or a folder of them
+    #[arg(value_name = "FILE", value_hint = ValueHint::AnyPath)]
+    file: PathBuf,
+    /// What to set
+    #[arg(required = true, value_name = "KEY=VALUE", value_parser = assignment)]
+    values: Vec<(String, String)>,
+    #[command(flatten)]
+    how: HowArgs,
+}
+
+#[derive(Debug, Args)]
+struct RmArgs {
+    /// A safetensors file, shards (*.index.json) or a folder of them
+    #[arg(value_name = "FILE", value_hint = ValueHint::AnyPath)]
+    file: PathBuf,
+    /// What to remove
+    #[arg(required_unless_present = "all", value_name = "KEY")]
+    keys: Vec<String>,
+    /// Remove all keys
+    #[arg(long, conflicts_with = "keys")]
+    all: bool,
+    #[command(flatten)]
+    how: HowArgs,
+}
+
+/// How a file may be changed.
+#[derive(Debug, Args)]
+struct HowArgs {
+    /// Overwrite the header or fail: never copy the file
+    #[arg(long, conflicts_with = "copy")]
+    in_place: bool,
+    /// Write a new file and rename it into the old one's place
+    #[arg(long)]
+    copy: bool,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+impl HowArgs {
+    fn options(&self) -> EditOptions {
+        let strategy = match (self.in_place, self.copy) {
+            (true, _) => Strategy::InPlace,
+            (_, true) => Strategy::Copy,
+            _ => Strategy::Auto,
+        };
+        EditOptions {
+            strategy,
+            ..EditOptions::default()
+        }
+    }
+}
+
+fn assignment(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some(("", _)) => Err("the key is missing before `=`".into()),
+        Some((key, value)) => Ok((key.to_owned(), value.to_owned())),
+        None => Err("a key, `=` and a value are needed, as in title=House".into()),
+    }
+}
+
 impl Run for MetaArgs {
     fn wants_json(&self) -> bool {
         match &self.job {
             Job::Get(args) => args.json,
+            Job::Set(args) => args.how.json,
+            Job::Rm(args) => args.how.json,
         }
     }
 
     fn run(&self) -> Result<Outcome, Failure> {
         match &self.job {
             Job::Get(args) => get(args)?,
+            Job::Set(args) => set(args)?,
+            Job::Rm(args) => remove(args)?,
         }
         Ok(Outcome::Clean)
     }
@@ -74,38 +158,165 @@ fn get(args: &GetArgs) -> Result<(), Failure> {
         return say::answer_json_line(&json!({ "file": file, "key": key, "value": value }));
     }
     // Into a pipe or a file the text goes as it is; a terminal must not be commanded by it.
-    let text = match std::io::IsTerminal::is_terminal(&std::io::stdout()) {
+    let text = match std::io::stdout().is_terminal() {
         true => say::harmless(value),
         false => value.clone(),
     };
     say::answer(&format!("{text}\n"))
 }
 
+fn set(args: &SetArgs) -> Result<(), Failure> {
+    let mut changes = BTreeMap::new();
+    for (key, value) in &args.values {
+        let text = match value.strip_prefix('@') {
+            Some(literal) if literal.starts_with('@') => literal.to_owned(),
+            Some(path) => text_of(path)?,
+            None => value.clone(),
+        };
+        changes.insert(key.clone(), Some(text));
+    }
+    change(&args.file, &changes, &args.how)
+}
+
+fn remove(args: &RmArgs) -> Result<(), Failure> {
+    // Of shards, each may have other keys.
+    let members = files::members(&args.file)?;
+    let mut there = Metadata::new();
+    for file in &members {
+        there.extend(files::open(file)?.metadata().cloned().unwrap_or_default());
+    }
+    let keys: Vec<String> = match args.all {
+        true => there.keys().cloned().collect(),
+        false => args.keys.clone(),
+    };
+    if let Some(missing) = keys.iter().find(|key| !there.contains_key(*key)) {
+        return Err(no_such_key(&args.file, missing, &there));
+    }
+    let changes = keys.into_iter().map(|key| (key, None)).collect();
+    change(&args.file, &changes, &args.how)
+}
+
+/// The text of a file, or of standard input (`-`).
+fn text_of(path: &str) -> Result<String, Failure> {
+    let failed = |error: std::io::Error| {
+        Failure::Usage(format!(
+            "can't read the value from {}: {error}",
+            shown(path)
+        ))
+    };
+    let mut bytes = Vec::new();
+    if path == "-" {
+        let input = std::io::stdin().lock();
+        input.take(VALUE_BYTES_MAX + 1).read_to_end(&mut bytes)
+    } else {
+        let file = std::fs::File::open(path).map_err(failed)?;
+        file.take(VALUE_BYTES_MAX + 1).read_to_end(&mut bytes)
+    }
+    .map_err(failed)?;
+    if bytes.len() as u64 > VALUE_BYTES_MAX {
+        return Err(Failure::Usage(format!(
+            "{}: more than {VALUE_BYTES_MAX} bytes, which no header can hold",
+            shown(path)
+        )));
+    }
+    let not_text = |_| Failure::Usage(format!("{}: no UTF-8 text; metadata is text", shown(path)));
+    String::from_utf8(bytes).map_err(not_text)
+}
+
+fn change(
+    file: &Path,
+    changes: &BTreeMap<String, Option<String>>,
+    how: &HowArgs,
+) -> Result<(), Failure> {
+    let members = files::members(file)?;
+    let mut edits: Vec<(PathBuf, Edited)> = Vec::new();
+    for member in members {
+        let edited = set_metadata(&member, changes, &how.options())?;
+        edits.push((member, edited));
+    }
+    let keys = |set: bool| -> Vec<&String> {
+        let wanted = changes.iter().filter(|(_, value)| value.is_some() == set);
+        wanted.map(|(key, _)| key).collect()
+    };
+    let (set, removed) = (keys(true), keys(false));
+    if how.json {
+        let files = edits.iter().map(|(path, edited)| {
+            json!({ "file": path.to_string_lossy(), "how": how_word(edited.how), "bytes": edited.file_bytes })
+        });
+        let files: Vec<_> = files.collect();
+        return say::answer_json_line(&json!({
+            "file": file.to_string_lossy(), "set": set, "removed": removed, "files": files,
+        }));
+    }
+    let what = match (set.len(), removed.len()) {
+        (0, 1) => "1 key removed".to_owned(),
+        (0, count) => format!("{count} keys removed"),
+        (1, _) => "1 key set".to_owned(),
+        (count, _) => format!("{count} keys set"),
+    };
+    let lines = edits.iter().map(|(path, edited)| {
+        let done = match edited.how {
+            How::Unchanged => "nothing had to change".to_owned(),
+            How::InPlace => format!("{what}, in place"),
+            How::Cloned => format!("{what}, in a clone that shares its data with the old file"),
+            How::Copied => format!("{what}, in a copy of {}", say::bytes(edited.file_bytes)),
+            _ => what.clone(),
+        };
+        format!("{}: {done}\n", shown_path(path))
+    });
+    say::answer(&lines.collect::<String>())
+}
+
+fn how_word(how: How) -> &'static str {
+    match how {
+        How::Unchanged => "unchanged",
+        How::InPlace => "in place",
+        How::Cloned => "cloned",
+        _ => "copied",
+    }
+}
+
 /// The keys that are there, for one that is not.
 fn no_such_key(file: &Path, key: &str, metadata: &Metadata) -> Failure {
-    let keys: Vec<String> = metadata
-        .keys()
-        .take(8)
-        .map(|key| shown(key).to_string())
-        .collect();
+    let keys = metadata.keys().take(8);
+    let keys: Vec<String> = keys.map(|key| shown(key).to_string()).collect();
     let there = match (keys.len(), metadata.len()) {
         (0, _) => "it has no metadata".to_owned(),
         (few, all) if few < all => format!("there are {all}, such as {}", keys.join(", ")),
         _ => format!("there is {}", keys.join(", ")),
     };
-    let file = shown(&file.to_string_lossy()).to_string();
+    let file = shown_path(file);
     Failure::Usage(format!("{file}: no metadata key `{}`; {there}", shown(key)))
 }
 
-/// `key: text` on one line each; JSON in a value stays on its line, and what is long is cut.
+/// `key: text` on one line each; what is long is cut.
 fn listed(metadata: &Metadata) -> String {
     let line = |(key, value): (&String, &String)| {
-        let columns = say::columns().saturating_sub(shown(key).to_string().chars().count() + 3);
-        format!(
-            "{}: {}\n",
-            shown(key),
-            say::tame(value, columns.clamp(20, 300))
-        )
+        let key = shown(key).to_string();
+        let columns = say::columns().saturating_sub(key.chars().count() + 3);
+        format!("{key}: {}\n", say::tame(value, columns.clamp(20, 300)))
     };
     metadata.iter().map(line).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn assignments() {
+        assert_eq!(assignment("a=b=c"), Ok(("a".into(), "b=c".into())));
+        assert_eq!(assignment("a="), Ok(("a".into(), String::new())));
+        assert!(assignment("=b").is_err() && assignment("ab").is_err());
+    }
+
+    #[test]
+    fn lists_are_tame() {
+        let metadata = [("a\u{1b}".to_owned(), "x\u{1b}[2J\ny".to_owned())].into();
+        let text = listed(&metadata);
+        assert!(
+            !text.contains('\u{1b}') && text.lines().count() == 1,
+            "{text}"
+        );
+    }
 }

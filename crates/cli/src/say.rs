@@ -260,13 +260,13 @@ mod tests {
     fn long_cells_lose_their_middle() {
         assert_eq!(middle_cut("model.weight", 12), "model.weight");
         assert_eq!(middle_cut("model.weight", 11), "model…eight");
-        assert_eq!(middle_cut("模型模型模型", 7), "模…模");
+        assert_eq!(middle_cut("模型模型模型", 7), "模…型");
         let mut rows = [
             vec!["a.very.long.name".to_string(), "12".into()],
             vec!["b".to_string(), "3".into()],
         ];
         let text = fitting_table(&mut rows, &[1], 0, 14);
-        assert_eq!(text, "a.ve…name  12\nb           3\n");
+        assert_eq!(text, "a.ve….name  12\nb            3\n");
     }
 
     #[test]

@@ -350,6 +350,27 @@ impl SlicePlan {
         self.bits
     }
 
+    /// Which element of the tensor stands at `position` of the result, both counted row by row.
+    ///
+    /// ```
+    /// use safelight_format::{SlicePlan, parse_index};
+    /// let plan = SlicePlan::new(32, &[4, 5], &parse_index("[1:, ::-2]")?)?;
+    /// assert_eq!((plan.element_at(0), plan.element_at(5)), (9, 10));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Panics
+    /// If the result has no such position.
+    pub fn element_at(&self, position: u64) -> u64 {
+        assert!(position < self.element_count, "a position of the result");
+        let (mut rest, mut element) = (position, self.first as i64);
+        for walk in self.walks.iter().rev() {
+            element += walk.distance(rest % walk.count());
+            rest /= walk.count();
+        }
+        element as u64
+    }
+
     /// The reads that bring all elements of the result, some megabytes at a time.
     pub fn batches(&self, options: &SliceOptions) -> Batches<'_> {
         Batches::new(self, options)

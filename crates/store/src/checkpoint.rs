@@ -233,6 +233,11 @@ impl Checkpoint {
         self.files.len()
     }
 
+    /// The paths of all its files (without the index), or the label of a buffer.
+    pub fn files(&self) -> impl Iterator<Item = &str> {
+        self.files.iter().map(|file| file.source.label.as_str())
+    }
+
     /// The free-form text in the (first) file, `None` if it has none.
     pub fn metadata(&self) -> Option<&Metadata> {
         self.files.first().and_then(|file| file.header.metadata())

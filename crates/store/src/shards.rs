@@ -203,6 +203,22 @@ pub(crate) fn shard_paths(path: &Path) -> Result<Vec<PathBuf>, StoreError> {
     Ok(index.shards.iter().map(|name| beside(path, name)).collect())
 }
 
+/// The tensor files that a path stands for, sound or not, without opening them: the shards of an index, the
+/// shards or safetensors files of a folder, or the path itself.
+///
+/// # Errors
+/// What the system says of the folder, what is wrong with the index, or that the folder has no model.
+pub fn model_files(path: &Path) -> Result<Vec<PathBuf>, StoreError> {
+    let named = match path.is_dir() {
+        true => in_folder(path)?,
+        false => vec![path.to_owned()],
+    };
+    match &named[..] {
+        [index] if is_index(index) => shard_paths(index),
+        _ => Ok(named),
+    }
+}
+
 /// A folder's files whose names are wanted, sorted.
 fn entries(folder: &Path, wanted: impl Fn(&str) -> bool) -> Result<Vec<PathBuf>, StoreError> {
     let mut found = Vec::new();

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::ops::{ControlFlow, Range};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Sender, channel};
 use std::{fs, io, thread};
@@ -172,7 +172,7 @@ pub fn verify(
 }
 
 fn verify_file(
-    path: &PathBuf,
+    path: &Path,
     options: &OpenOptions,
     add: &mut dyn FnMut(u64) -> ControlFlow<()>,
 ) -> Result<FileVerdict, StoreError> {

@@ -1,0 +1,434 @@
+//! `safelight cat`: one tensor's numbers, or a slice of them, as text, JSON, npy or raw bytes.
+
+use std::io::{IsTerminal as _, Write};
+use std::path::{Path, PathBuf};
+
+use clap::{Args, ValueEnum, ValueHint};
+use safelight_format::{Dtype, Index, SliceOptions, SlicePlan, TensorInfo, parse_index, shown};
+use safelight_store::Checkpoint;
+use serde_json::json;
+
+use crate::array_text::{self, Shown};
+use crate::error::Failure;
+use crate::files::{self, Outcome, Run};
+use crate::numbers::{Number, numbers};
+use crate::progress::BytesProgress;
+use crate::say;
+
+pub(crate) const HELP: &str = "\
+SLICE is what stands between the brackets in numpy: positions, start:stop:step, ..., None, lists and masks.
+
+Examples:
+  safelight cat model.safetensors model.norm.weight
+  safelight cat model.safetensors model.embed.weight '[:2, -4:]'
+  safelight cat model.safetensors model.embed.weight 0 --format npy -o row.npy
+  safelight cat model.safetensors model.norm.weight --format raw | sha256sum
+
+JSON: {file, tensor, dtype, shape, slice, values}: nested lists; NaN and infinities are strings, complex numbers pairs.
+npy has no type for BF16, F8, F6 and F4: these become float32, which is exact.";
+
+/// More numbers than this are no text to be read.
+const TEXT_COUNT_MAX: u64 = 50_000_000;
+
+/// The arguments of `cat`.
+#[derive(Debug, Args)]
+pub(crate) struct CatArgs {
+    /// A safetensors file, shards (*.index.json) or a folder of them
+    #[arg(value_name = "FILE", value_hint = ValueHint::AnyPath)]
+    file: PathBuf,
+    /// The tensor's name
+    tensor: String,
+    /// Which part of it
+    #[arg(value_parser = index, allow_hyphen_values = true)]
+    slice: Option<Wanted>,
+    /// Write it like this
+    #[arg(
+        short,
+        long,
+        value_name = "FORMAT",
+        default_value = "text",
+        conflicts_with = "json"
+    )]
+    format: Format,
+    /// Print JSON: the same as --format json
+    #[arg(long)]
+    json: bool,
+    /// Print all numbers, not only the edges of large tensors
+    #[arg(short, long)]
+    all: bool,
+    /// Write to this file
+    #[arg(short, long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    output: Option<PathBuf>,
+}
+
+/// How numbers are written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Format {
+    /// As numpy prints arrays
+    Text,
+    /// A numpy file
+    Npy,
+    /// The bytes as they are in the file, little-endian
+    Raw,
+    Json,
+}
+
+/// A slice as it was asked for.
+#[derive(Clone, Debug)]
+struct Wanted {
+    text: String,
+    index: Vec<Index>,
+}
+
+fn index(text: &str) -> Result<Wanted, String> {
+    let index = parse_index(text).map_err(|error| error.to_string())?;
+    Ok(Wanted {
+        text: text.to_owned(),
+        index,
+    })
+}
+
+impl Run for CatArgs {
+    fn wants_json(&self) -> bool {
+        self.json || self.format == Format::Json
+    }
+
+    fn run(&self) -> Result<Outcome, Failure> {
+        let format = if self.json { Format::Json } else { self.format };
+        let to_terminal = self.output.is_none() && std::io::stdout().is_terminal();
+        if to_terminal && matches!(format, Format::Npy | Format::Raw) {
+            return Err(Failure::Usage(
+                "bytes are not for a terminal: name a file with --output, or a pipe".into(),
+            ));
+        }
+        let checkpoint = files::open(&self.file)?;
+        if let Some(output) = &self.output {
+            for file in checkpoint.files() {
+                files::check_other(output, Path::new(file))?;
+            }
+        }
+        let slice = Slice::new(&checkpoint, self)?;
+        let Some(output) = &self.output else {
+            say::stream(|out| self.write(format, &slice, true, out))?;
+            return Ok(Outcome::Clean);
+        };
+        files::replace(output, |out| self.write(format, &slice, false, out))?;
+        Ok(Outcome::Clean)
+    }
+}
+
+impl CatArgs {
+    fn write(
+        &self,
+        format: Format,
+        slice: &Slice<'_>,
+        quiet: bool,
+        out: &mut dyn Write,
+    ) -> Result<(), Failure> {
+        match format {
+            Format::Text => slice.write_text(self.all, out),
+            Format::Raw => slice.pieces(quiet, &mut |bytes| files::bytes(out, bytes)),
+            Format::Npy => slice.write_npy(quiet, out),
+            Format::Json => {
+                let head = json!({
+                    "file": self.file.to_string_lossy(), "tensor": self.tensor, "dtype": slice.tensor.dtype.name(),
+                    "shape": slice.plan.shape(), "slice": self.slice.as_ref().map(|slice| &slice.text),
+                });
+                let head = head.to_string();
+                files::text(out, &format!("{},\"values\":", &head[..head.len() - 1]))?;
+                slice.write_json(quiet, out)?;
+                files::text(out, "}\n")
+            }
+        }
+    }
+}
+
+/// What is wanted of a tensor.
+struct Slice<'a> {
+    checkpoint: &'a Checkpoint,
+    tensor: TensorInfo<'a>,
+    plan: SlicePlan,
+}
+
+impl<'a> Slice<'a> {
+    fn new(checkpoint: &'a Checkpoint, args: &CatArgs) -> Result<Slice<'a>, Failure> {
+        let tensor = checkpoint
+            .get(&args.tensor)
+            .ok_or_else(|| no_such_tensor(checkpoint, &args.file, &args.tensor))?;
+        let index = args.slice.as_ref().map_or(&[][..], |slice| &slice.index);
+        let plan = SlicePlan::new(tensor.dtype.bits(), tensor.shape, index);
+        let plan = plan.map_err(|error| {
+            let (name, shape) = (shown(tensor.name), tensor.shape);
+            Failure::Usage(format!("tensor `{name}` of shape {shape:?}: {error}"))
+        })?;
+        Ok(Slice {
+            checkpoint,
+            tensor,
+            plan,
+        })
+    }
+
+    /// All bytes of the slice, some megabytes at a time.
+    fn pieces(
+        &self,
+        quiet: bool,
+        each: &mut dyn FnMut(&[u8]) -> Result<(), Failure>,
+    ) -> Result<(), Failure> {
+        let progress = BytesProgress::new(quiet, self.tensor.name, self.plan.byte_count());
+        for batch in self.plan.batches(&SliceOptions::default()) {
+            let range = batch.out_bytes();
+            let mut out = vec![0; (range.end - range.start) as usize];
+            for read in batch.reads() {
+                let mut bytes = vec![0; (read.bytes.end - read.bytes.start) as usize];
+                self.read_at(read.bytes.start, &mut bytes)?;
+                batch.scatter(read, &bytes, &mut out);
+            }
+            progress.add(out.len() as u64)?;
+            each(&out)?;
+        }
+        Ok(())
+    }
+
+    fn read_at(&self, offset: u64, out: &mut [u8]) -> Result<(), Failure> {
+        Ok(self
+            .checkpoint
+            .read_bytes_at(self.tensor.name, offset, out)?)
+    }
+
+    fn write_text(&self, all: bool, out: &mut dyn Write) -> Result<(), Failure> {
+        let shown = Shown::new(self.plan.shape(), all);
+        if shown.count() > TEXT_COUNT_MAX {
+            return Err(Failure::Usage(format!(
+                "{} numbers are too many for text; name a slice, or use --format json, npy or raw",
+                shown.count()
+            )));
+        }
+        let mut values = Vec::new();
+        if shown.count() == self.plan.element_count() {
+            let dtype = self.tensor.dtype;
+            self.pieces(true, &mut |bytes| {
+                values.append(&mut numbers(dtype, bytes)?);
+                Ok(())
+            })?;
+            // Elements smaller than a byte may not fill the last one.
+            values.truncate(shown.count() as usize);
+        } else {
+            for run in runs(shown.positions().map(|at| self.plan.element_at(at))) {
+                values.append(&mut self.elements(run)?);
+            }
+        }
+        let text = array_text::array_text(&shown, self.tensor.dtype, &values);
+        files::line(out, format_args!("{text}"))
+    }
+
+    /// Elements of the tensor that lie together.
+    fn elements(&self, run: std::ops::Range<u64>) -> Result<Vec<Number>, Failure> {
+        let bits = self.tensor.dtype.bits();
+        // Four elements of any size fill whole bytes.
+        let start = run.start / 4 * 4;
+        let bytes = start * bits / 8..(run.end * bits).div_ceil(8);
+        let mut source = vec![0; (bytes.end - bytes.start) as usize];
+        self.read_at(bytes.start, &mut source)?;
+        let count = (source.len() as u64 * 8) / bits;
+        let range = Index::range((run.start - start) as i64, (run.end - start) as i64);
+        let plan = SlicePlan::new(bits, &[count], &[range]);
+        let plan = plan.expect("a range within what was read");
+        let mut values = numbers(self.tensor.dtype, &plan.gather(&source))?;
+        values.truncate((run.end - run.start) as usize);
+        Ok(values)
+    }
+
+    fn write_npy(&self, quiet: bool, out: &mut dyn Write) -> Result<(), Failure> {
+        let dtype = self.tensor.dtype;
+        let (descr, as_is) = npy_type(dtype);
+        if !as_is && !quiet {
+            say::note(&format!(
+                "npy has no {dtype}: written as float32, which is exact"
+            ));
+        }
+        files::bytes(out, &npy_header(descr, self.plan.shape()))?;
+        let mut left = self.plan.element_count();
+        self.pieces(quiet, &mut |bytes| {
+            if as_is {
+                return files::bytes(out, bytes);
+            }
+            let mut values = numbers(dtype, bytes)?;
+            values.truncate(usize::try_from(left).unwrap_or(usize::MAX));
+            left -= values.len() as u64;
+            let floats = values.iter().map(|value| value.to_f64() as f32);
+            files::bytes(out, &floats.flat_map(f32::to_le_bytes).collect::<Vec<_>>())
+        })
+    }
+
+    fn write_json(&self, quiet: bool, out: &mut dyn Write) -> Result<(), Failure> {
+        let (shape, dtype) = (self.plan.shape(), self.tensor.dtype);
+        let count = self.plan.element_count();
+        if count == 0 {
+            return files::text(out, &empty_json(shape));
+        }
+        let mut position = 0;
+        self.pieces(quiet, &mut |bytes| {
+            let mut text = String::new();
+            for value in numbers(dtype, bytes)? {
+                if position == count {
+                    break; // elements smaller than a byte may not fill the last one
+                }
+                let begun = brackets(shape, position);
+                text += &"[".repeat(begun);
+                text += &value.to_json(dtype);
+                position += 1;
+                text += &"]".repeat(brackets(shape, position));
+                if position < count {
+                    text.push(',');
+                }
+            }
+            files::text(out, &text)
+        })
+    }
+}
+
+/// How many brackets open before this position (and close behind the one before it).
+fn brackets(shape: &[u64], position: u64) -> usize {
+    let mut size = 1;
+    let mut dimensions = shape.iter().rev();
+    let full = dimensions.by_ref().take_while(|&&dim| {
+        size *= dim;
+        position.is_multiple_of(size)
+    });
+    full.count()
+}
+
+/// Nested lists of a shape that has no elements.
+fn empty_json(shape: &[u64]) -> String {
+    let zero = shape.iter().position(|&dim| dim == 0).unwrap_or(0);
+    let outside = &shape[..zero];
+    // Of millions of empty lists nobody learns anything.
+    if outside
+        .iter()
+        .fold(1u64, |count, &dim| count.saturating_mul(dim))
+        > 1_000_000
+    {
+        return "[]".into();
+    }
+    let inner = |inner: String, &dim: &u64| format!("[{}]", vec![inner; dim as usize].join(","));
+    outside.iter().rev().fold("[]".to_owned(), inner)
+}
+
+/// Ascending neighbours as runs.
+fn runs(elements: impl Iterator<Item = u64>) -> Vec<std::ops::Range<u64>> {
+    let mut runs: Vec<std::ops::Range<u64>> = Vec::new();
+    for element in elements {
+        match runs.last_mut() {
+            Some(run) if run.end == element => run.end += 1,
+            _ => runs.push(element..element + 1),
+        }
+    }
+    runs
+}
+
+/// numpy's name for a type, and whether the bytes are the same.
+fn npy_type(dtype: Dtype) -> (&'static str, bool) {
+    match dtype {
+        Dtype::Bool => ("|b1", true),
+        Dtype::U8 => ("|u1", true),
+        Dtype::I8 => ("|i1", true),
+        Dtype::I16 => ("<i2", true),
+        Dtype::U16 => ("<u2", true),
+        Dtype::F16 => ("<f2", true),
+        Dtype::I32 => ("<i4", true),
+        Dtype::U32 => ("<u4", true),
+        Dtype::F32 => ("<f4", true),
+        Dtype::C64 => ("<c8", true),
+        Dtype::F64 => ("<f8", true),
+        Dtype::I64 => ("<i8", true),
+        Dtype::U64 => ("<u8", true),
+        _ => ("<f4", false),
+    }
+}
+
+/// Version 1.0 of numpy's file format: magic, length, a Python dictionary padded to 64 bytes
+/// (numpy.lib.format, "Format Version 1.0"); 2.0 if the dictionary is longer than 65,535 bytes.
+fn npy_header(descr: &str, shape: &[u64]) -> Vec<u8> {
+    let dims: String = shape.iter().map(|dim| format!("{dim}, ")).collect();
+    let dims = match shape.len() {
+        1 => dims.trim_end(),
+        _ => dims.trim_end_matches(", "),
+    };
+    let mut dict = format!("{{'descr': '{descr}', 'fortran_order': False, 'shape': ({dims}), }}");
+    let long = dict.len() > 65_000;
+    let prefix = if long { 12 } else { 10 };
+    let padded = (prefix + dict.len() + 1).next_multiple_of(64) - prefix - 1;
+    dict = format!("{dict:padded$}\n");
+    let mut header = b"\x93NUMPY".to_vec();
+    if long {
+        header.extend([2, 0]);
+        header.extend((dict.len() as u32).to_le_bytes());
+    } else {
+        header.extend([1, 0]);
+        header.extend((dict.len() as u16).to_le_bytes());
+    }
+    header.extend(dict.bytes());
+    header
+}
+
+/// The names most like the one that is not there.
+fn no_such_tensor(checkpoint: &Checkpoint, file: &Path, name: &str) -> Failure {
+    let wanted = name.to_lowercase();
+    let last = wanted
+        .rsplit('.')
+        .find(|part| !part.is_empty())
+        .unwrap_or("");
+    let like = |other: &&str| {
+        let other = other.to_lowercase();
+        other.contains(&wanted) || wanted.contains(&other) || other.ends_with(last)
+    };
+    let similar: Vec<String> = checkpoint
+        .names()
+        .filter(|other| !name.is_empty() && like(other))
+        .take(3)
+        .map(|name| format!("`{}`", shown(name)))
+        .collect();
+    let advice = match similar.is_empty() {
+        true => "`safelight ls` lists what there is".to_owned(),
+        false => format!("there is {}", similar.join(", ")),
+    };
+    let file = shown(&file.to_string_lossy()).to_string();
+    Failure::Usage(format!("{file}: no tensor `{}`; {advice}", shown(name)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn headers_of_npy_files() {
+        let check = |shape: &[u64], expected: &str| {
+            let header = npy_header("<f4", shape);
+            assert!(header.len().is_multiple_of(64) && header.ends_with(b"\n"));
+            assert_eq!(header[8] as usize, header.len() - 10);
+            let dict = String::from_utf8_lossy(&header[10..]).trim_end().to_owned();
+            let tail = dict.strip_prefix("{'descr': '<f4', 'fortran_order': False, 'shape': ");
+            assert_eq!(tail, Some(expected));
+        };
+        check(&[], "(), }");
+        check(&[3], "(3,), }");
+        check(&[2, 3], "(2, 3), }");
+    }
+
+    #[test]
+    fn json_brackets() {
+        assert_eq!(brackets(&[2, 3], 0), 2);
+        assert_eq!(brackets(&[2, 3], 2), 0);
+        assert_eq!(brackets(&[2, 3], 3), 1);
+        assert_eq!(brackets(&[2, 3], 6), 2);
+        assert_eq!(brackets(&[], 1), 0);
+        assert_eq!(empty_json(&[2, 0, 3]), "[[],[]]");
+        assert_eq!(empty_json(&[0]), "[]");
+        assert_eq!(empty_json(&[u64::MAX, 0]), "[]");
+    }
+
+    #[test]
+    fn neighbours_make_runs() {
+        assert_eq!(runs([1, 2, 5, 6, 7, 3].into_iter()), [1..3, 5..8, 3..4]);
+    }
+}

@@ -1,0 +1,149 @@
+//! `safelight hash`: the hashes by which people know model files, all in one pass.
+
+use std::path::Path;
+
+use clap::{Args, ValueEnum};
+use safelight_store::{HashOptions, Hashes, hash};
+use serde_json::json;
+
+use crate::error::Failure;
+use crate::files::{self, FilesArgs, Outcome, Run, shown_path};
+use crate::progress::BytesProgress;
+use crate::say;
+
+pub(crate) const HELP: &str = "\
+With one --kind lines are those of sha256sum (`HASH  FILE`), which `sha256sum -c` reads.
+
+Examples:
+  safelight hash model.safetensors
+  safelight hash models/*.safetensors --kind sha256 > SHA256SUMS
+
+JSON, one object a file: {file, bytes, sha256, autov1, autov2, autov3, modelspec, sshs_model_hash, sshs_legacy_hash, blake3};
+null where there is none: autov3, modelspec and sshs_model_hash are hashes of tensors, which only safetensors files have.";
+
+/// The arguments of `hash`.
+#[derive(Debug, Args)]
+pub(crate) struct HashArgs {
+    #[command(flatten)]
+    files: FilesArgs,
+    /// Only this hash (repeatable)
+    #[arg(short, long, value_name = "KIND")]
+    kind: Vec<Kind>,
+}
+
+/// A hash.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Kind {
+    /// SHA-256 of the whole file
+    Sha256,
+    /// A1111's oldest: 8 digits of the SHA-256 of 64 KiB at 1 MiB
+    Autov1,
+    /// A1111's and Civitai's: 10 digits of the file's SHA-256
+    Autov2,
+    /// 12 digits of the SHA-256 of the tensors, which stays when metadata change
+    Autov3,
+    /// modelspec.hash_sha256: SHA-256 of the tensors
+    Modelspec,
+    /// sshs_model_hash of kohya's scripts: SHA-256 of the tensors
+    SshsModelHash,
+    /// sshs_legacy_hash of kohya's scripts
+    SshsLegacyHash,
+    /// BLAKE3 of the whole file
+    Blake3,
+}
+
+impl Kind {
+    fn name(self) -> &'static str {
+        match self {
+            Kind::Sha256 => "sha256",
+            Kind::Autov1 => "autov1",
+            Kind::Autov2 => "autov2",
+            Kind::Autov3 => "autov3",
+            Kind::Modelspec => "modelspec",
+            Kind::SshsModelHash => "sshs_model_hash",
+            Kind::SshsLegacyHash => "sshs_legacy_hash",
+            Kind::Blake3 => "blake3",
+        }
+    }
+
+    fn of(self, hashes: &Hashes) -> Option<String> {
+        match self {
+            Kind::Sha256 => hashes.sha256.clone(),
+            Kind::Autov1 => hashes.autov1.clone(),
+            Kind::Autov2 => hashes.autov2().map(str::to_owned),
+            Kind::Autov3 => hashes.autov3().map(str::to_owned),
+            Kind::Modelspec => hashes.modelspec(),
+            Kind::SshsModelHash => hashes.sshs().map(str::to_owned),
+            Kind::SshsLegacyHash => hashes.sshs_legacy().map(str::to_owned),
+            Kind::Blake3 => hashes.blake3.clone(),
+        }
+    }
+}
+
+impl Run for HashArgs {
+    fn wants_json(&self) -> bool {
+        self.files.json
+    }
+
+    fn run(&self) -> Result<Outcome, Failure> {
+        files::each(&self.files, self.codes(), |path| {
+            for file in files::members(path)? {
+                self.hash(&file)?;
+            }
+            Ok(Outcome::Clean)
+        })
+    }
+}
+
+impl HashArgs {
+    fn hash(&self, path: &Path) -> Result<(), Failure> {
+        let hashes = {
+            let progress = BytesProgress::new(false, &path.to_string_lossy(), 0);
+            hash(path, &self.options(), &mut |done, all| {
+                progress.at(done, all)
+            })?
+        };
+        let wanted = match &self.kind[..] {
+            [] => Kind::value_variants(),
+            kinds => kinds,
+        };
+        if self.files.json {
+            let mut answer = json!({ "file": path.to_string_lossy(), "bytes": hashes.file_bytes });
+            for kind in wanted {
+                answer[kind.name()] = kind.of(&hashes).into();
+            }
+            return say::answer_json_line(&answer);
+        }
+        if let [only] = self.kind[..] {
+            let hash = only.of(&hashes).ok_or_else(|| {
+                let (file, kind) = (shown_path(path), only.name());
+                Failure::Model(format!(
+                    "{file}: no intact safetensors file, so it has no {kind}"
+                ))
+            })?;
+            return say::answer(&format!("{hash}  {}\n", shown_path(path)));
+        }
+        let mut text = format!("{}\n", shown_path(path));
+        for kind in wanted {
+            let hash = kind
+                .of(&hashes)
+                .unwrap_or_else(|| "none: no safetensors file".into());
+            text += &format!("  {:<16}  {hash}\n", kind.name());
+        }
+        say::answer(&text)
+    }
+
+    /// What has to be computed.
+    fn options(&self) -> HashOptions {
+        if self.kind.is_empty() {
+            return HashOptions::default();
+        }
+        let wants = |kinds: &[Kind]| self.kind.iter().any(|kind| kinds.contains(kind));
+        HashOptions {
+            sha256: wants(&[Kind::Sha256, Kind::Autov2]),
+            data_sha256: wants(&[Kind::Autov3, Kind::Modelspec, Kind::SshsModelHash]),
+            autov1: wants(&[Kind::Autov1, Kind::SshsLegacyHash]),
+            blake3: wants(&[Kind::Blake3]),
+        }
+    }
+}

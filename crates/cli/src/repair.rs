@@ -1,0 +1,140 @@
+//! `safelight repair`: a file of what is left of a damaged one.
+
+use std::path::PathBuf;
+
+use clap::{ArgGroup, Args, ValueHint};
+use safelight_format::Limits;
+use safelight_store::repair::Repair;
+use serde_json::json;
+
+use crate::error::Failure;
+use crate::files::{self, Outcome, Run, shown_path};
+use crate::progress::BytesProgress;
+use crate::say;
+
+pub(crate) const HELP: &str = "\
+Every tensor whose bytes are all there is kept, undecoded; what can't be kept is named, with the reason. Padding, white
+space, holes, overlaps and tensors that are named twice are put in order. Without -o or --in-place nothing is
+written: what would be done is told. --in-place replaces the file, atomically.
+
+Examples:
+  safelight repair download.safetensors
+  safelight repair download.safetensors -o rescued.safetensors
+
+JSON: {file, needed, output, kept_count, kept_bytes, dropped [{what, why}], changes [TEXT], bytes}; output and bytes are
+null if nothing was written.";
+
+/// As many dropped things as a text lists.
+const LISTED_MAX: usize = 20;
+
+/// The arguments of `repair`.
+#[derive(Debug, Args)]
+#[command(group = ArgGroup::new("where").args(["output", "in_place"]))]
+pub(crate) struct RepairArgs {
+    /// The damaged safetensors file
+    #[arg(value_name = "FILE", value_hint = ValueHint::FilePath)]
+    file: PathBuf,
+    /// Write the repaired file here
+    #[arg(short, long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    output: Option<PathBuf>,
+    /// Replace the damaged file
+    #[arg(long)]
+    in_place: bool,
+    /// Replace an output that is there
+    #[arg(short, long, requires = "output")]
+    force: bool,
+    /// List all that is dropped
+    #[arg(short, long)]
+    long: bool,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+impl Run for RepairArgs {
+    fn wants_json(&self) -> bool {
+        self.json
+    }
+
+    fn run(&self) -> Result<Outcome, Failure> {
+        if let Some(output) = &self.output {
+            files::check_other(output, &self.file)?;
+            if output.exists() && !self.force {
+                let output = shown_path(output);
+                let what = format!("{output} is there already; replace it with --force");
+                return Err(Failure::Usage(what));
+            }
+        }
+        let repair = Repair::plan(&self.file, &Limits::default())?;
+        let target = match self.in_place {
+            // A sound file stays as it is; a copy of it was asked for by name.
+            true => repair.is_needed().then_some(&self.file),
+            false => self.output.as_ref(),
+        };
+        let written = match target {
+            None => None,
+            Some(target) => {
+                let progress = BytesProgress::new(false, "repairing", repair.tensor_bytes());
+                let written = repair.write(target, &mut |done, all| progress.at(done, all))?;
+                Some(written.ok_or(Failure::Interrupted { saved: 0 })?)
+            }
+        };
+        let output = written.and(target);
+        if self.json {
+            let dropped = repair.dropped.iter();
+            let dropped: Vec<_> = dropped
+                .map(|dropped| json!({ "what": dropped.what, "why": dropped.why }))
+                .collect();
+            say::answer_json_line(&json!({
+                "file": self.file.to_string_lossy(), "needed": repair.is_needed(),
+                "output": output.map(|path| path.to_string_lossy()), "kept_count": repair.tensor_count(),
+                "kept_bytes": repair.tensor_bytes(), "dropped": dropped, "changes": repair.changes, "bytes": written,
+            }))?;
+        } else {
+            say::answer(&self.text(&repair, output))?;
+        }
+        Ok(Outcome::Clean)
+    }
+}
+
+impl RepairArgs {
+    fn text(&self, repair: &Repair, output: Option<&PathBuf>) -> String {
+        let file = shown_path(&self.file);
+        let (count, bytes) = (repair.tensor_count(), say::bytes(repair.tensor_bytes()));
+        let s = if count == 1 { "" } else { "s" };
+        let mut text = String::new();
+        if !repair.is_needed() {
+            text += &format!("{file}: nothing to repair\n");
+        }
+        for change in &repair.changes {
+            text += &format!("changed: {change}\n");
+        }
+        let listed = if self.long {
+            repair.dropped.len()
+        } else {
+            LISTED_MAX
+        };
+        for dropped in repair.dropped.iter().take(listed) {
+            text += &format!("dropped: {dropped}\n");
+        }
+        if repair.dropped.len() > listed {
+            let more = repair.dropped.len() - listed;
+            text += &format!("dropped: {more} more; --long lists all\n");
+        }
+        match output {
+            Some(output) => {
+                text += &format!(
+                    "{}: {count} tensor{s}, {bytes}, written\n",
+                    shown_path(output)
+                );
+            }
+            None if repair.is_needed() => {
+                text += &format!(
+                    "{file}: {count} tensor{s}, {bytes}, can be kept; name a file with -o, or say --in-place\n"
+                );
+            }
+            None => {}
+        }
+        text
+    }
+}

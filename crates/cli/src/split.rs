@@ -1,0 +1,397 @@
+//! `safelight split`: one file becomes several, with an index.
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+
+use clap::{ArgGroup, Args, ValueHint};
+use safelight_format::{Order, TensorSpec, shown};
+use safelight_store::{Checkpoint, Place, SaveOptions, Writer, replace_file};
+use serde_json::{Map, Value, json};
+
+use crate::error::Failure;
+use crate::files::{self, Outcome, Run, shown_path};
+use crate::pattern::Pattern;
+use crate::progress::BytesProgress;
+use crate::say;
+
+pub(crate) const HELP: &str = "\
+With --by-layer or --by-regex tensors that belong together stay together: one shard for each group, or with --size or
+--count as many groups as fit. What belongs to no group comes first.
+
+Examples:
+  safelight split model.safetensors --size 5GB -o shards
+  safelight split model.safetensors --count 4
+  safelight split model.safetensors --by-layer --size 2GB
+  safelight split model.safetensors --by-regex '^(unet|vae|text_encoder)'
+
+JSON: {file, index, total_size, shards [{file, tensors, bytes}]}; bytes are those of the file.";
+
+/// What is copied between two looks for Ctrl-C.
+const PIECE_BYTES: u64 = 16 * 1024 * 1024;
+/// More files than this in a folder help nobody; names have five digits.
+const SHARDS_MAX: usize = 99_999;
+
+/// The arguments of `split`.
+#[derive(Debug, Args)]
+#[command(group = ArgGroup::new("how").args(["size", "count", "by_layer", "by_regex"]).required(true).multiple(true))]
+pub(crate) struct SplitArgs {
+    /// A safetensors file, shards (*.index.json) or a folder of them
+    #[arg(value_name = "FILE", value_hint = ValueHint::AnyPath)]
+    file: PathBuf,
+    /// At most this size of tensors a shard, as in 5GB, 500MB or 4GiB; a larger tensor has a shard for itself
+    #[arg(short, long, value_name = "SIZE", value_parser = size, conflicts_with = "count")]
+    size: Option<u64>,
+    /// So many shards of about the same size
+    #[arg(short, long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=SHARDS_MAX as i64))]
+    count: Option<u32>,
+    /// Keep together what has the same name up to its first number
+    #[arg(long, conflicts_with = "by_regex")]
+    by_layer: bool,
+    /// Keep together what has the same text in the first group of this regular expression
+    #[arg(long, value_name = "REGEX", value_parser = Pattern::regex)]
+    by_regex: Option<Pattern>,
+    /// Write into this folder, which is made if need be [default: the file's own]
+    #[arg(short, long, value_name = "DIR", value_hint = ValueHint::DirPath)]
+    output: Option<PathBuf>,
+    /// Begin the shards' names with this [default: the file's name]
+    #[arg(long, value_name = "NAME")]
+    stem: Option<String>,
+    /// Replace files that are there
+    #[arg(short, long)]
+    force: bool,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// `5GB`, `1.5 GiB`, `800000`: bytes, at least one.
+fn size(text: &str) -> Result<u64, String> {
+    let text = text.trim();
+    let end = text
+        .find(|c: char| !c.is_ascii_digit() && c != '.')
+        .unwrap_or(text.len());
+    let number: f64 = text[..end]
+        .parse()
+        .map_err(|_| "as in 5GB or 500MiB".to_owned())?;
+    let unit = match text[end..].trim().to_lowercase().as_str() {
+        "" | "b" => 1u64,
+        "k" | "kb" => 1000,
+        "m" | "mb" => 1000 * 1000,
+        "g" | "gb" => 1000 * 1000 * 1000,
+        "t" | "tb" => 1000 * 1000 * 1000 * 1000,
+        "kib" => 1 << 10,
+        "mib" => 1 << 20,
+        "gib" => 1 << 30,
+        "tib" => 1 << 40,
+        _ => return Err("the unit is kB, MB, GB, TB, KiB, MiB, GiB or TiB".into()),
+    };
+    let bytes = number * unit as f64;
+    if bytes < 1.0 {
+        return Err("at least one byte is needed".into());
+    }
+    Ok(bytes as u64)
+}
+
+impl Run for SplitArgs {
+    fn wants_json(&self) -> bool {
+        self.json
+    }
+
+    fn run(&self) -> Result<Outcome, Failure> {
+        let checkpoint = files::open(&self.file)?;
+        let units = self.units(&checkpoint);
+        let shards = self.pack(units);
+        if shards.len() > SHARDS_MAX {
+            return Err(Failure::Usage(format!(
+                "{} shards; at most {SHARDS_MAX} can be written, so choose a larger --size",
+                shards.len()
+            )));
+        }
+        let names = self.names(&checkpoint, shards.len())?;
+        let written = write(&checkpoint, &shards, &names)?;
+        if self.json {
+            let shards = shards.iter().zip(&names.shards).zip(&written.bytes);
+            let shards: Vec<Value> = shards
+                .map(|((shard, path), bytes)| {
+                    json!({ "file": path.to_string_lossy(), "tensors": shard.len(), "bytes": bytes })
+                })
+                .collect();
+            say::answer_json_line(&json!({
+                "file": self.file.to_string_lossy(), "index": names.index.to_string_lossy(),
+                "total_size": written.total_size, "shards": shards,
+            }))?;
+            return Ok(Outcome::Clean);
+        }
+        let lines = shards.iter().zip(&names.shards).zip(&written.bytes);
+        let rows: Vec<Vec<String>> = lines
+            .map(|((shard, path), bytes)| {
+                let s = if shard.len() == 1 { "" } else { "s" };
+                vec![
+                    shown_path(path),
+                    format!("{} tensor{s}", shard.len()),
+                    say::bytes(*bytes),
+                ]
+            })
+            .collect();
+        say::answer(&format!(
+            "{}{}\n",
+            say::table(&rows, &[1, 2]),
+            shown_path(&names.index)
+        ))?;
+        Ok(Outcome::Clean)
+    }
+}
+
+/// The files that will be written.
+struct Names {
+    shards: Vec<PathBuf>,
+    index: PathBuf,
+}
+
+impl SplitArgs {
+    /// Tensors that stay together, in the order of the file.
+    fn units<'a>(&self, checkpoint: &'a Checkpoint) -> Vec<Vec<Place<'a>>> {
+        let layer = Pattern::regex(r"^(.*?(^|[._])\d+)([._]|$)").expect("our own pattern");
+        let pattern = match &self.by_regex {
+            Some(pattern) => pattern,
+            None if self.by_layer => &layer,
+            None => return checkpoint.places().map(|place| vec![place]).collect(),
+        };
+        let mut rest = Vec::new();
+        let mut groups: Vec<Vec<Place<'a>>> = Vec::new();
+        let mut known = std::collections::HashMap::new();
+        for place in checkpoint.places() {
+            let Some(key) = pattern.group(place.tensor.name) else {
+                rest.push(place);
+                continue;
+            };
+            let at = *known.entry(key).or_insert_with(|| {
+                groups.push(Vec::new());
+                groups.len() - 1
+            });
+            groups[at].push(place);
+        }
+        if !rest.is_empty() {
+            groups.insert(0, rest);
+        }
+        groups
+    }
+
+    /// Units to shards.
+    fn pack<'a>(&self, units: Vec<Vec<Place<'a>>>) -> Vec<Vec<Place<'a>>> {
+        let bytes_of = |unit: &[Place<'_>]| -> u64 {
+            unit.iter().map(|place| place.tensor.byte_count()).sum()
+        };
+        if self.size.is_none() && self.count.is_none() {
+            return units;
+        }
+        let mut bytes_left: u64 = units.iter().map(|unit| bytes_of(unit)).sum();
+        let mut units_left = units.len();
+        let mut shards: Vec<Vec<Place<'a>>> = Vec::new();
+        let mut shard_bytes = 0;
+        for unit in units {
+            let bytes = bytes_of(&unit);
+            let full = match (self.size, self.count) {
+                (Some(size), _) => shard_bytes + bytes > size,
+                (None, Some(count)) => {
+                    let shards_left = (count as usize).saturating_sub(shards.len());
+                    // Of what is left and this shard together, each shard gets the same; half a unit more is nearer
+                    // than half a unit less. No shard is left without a unit.
+                    let fair = (bytes_left + shard_bytes) / (shards_left as u64 + 1);
+                    let needed = units_left <= shards_left;
+                    shards_left > 0 && (needed || shard_bytes + bytes / 2 >= fair.max(1))
+                }
+                (None, None) => false,
+            };
+            if shards.is_empty() || full {
+                shards.push(Vec::new());
+                shard_bytes = 0;
+            }
+            shard_bytes += bytes;
+            bytes_left -= bytes;
+            units_left -= 1;
+            shards.last_mut().expect("one was pushed").extend(unit);
+        }
+        shards
+    }
+
+    fn names(&self, checkpoint: &Checkpoint, count: usize) -> Result<Names, Failure> {
+        let folder = match &self.output {
+            Some(folder) => folder.clone(),
+            None if self.file.is_dir() => self.file.clone(),
+            None => self.file.parent().unwrap_or(Path::new("")).to_owned(),
+        };
+        let name = self.file.file_name().unwrap_or_default().to_string_lossy();
+        let stem = match &self.stem {
+            Some(stem) if stem.is_empty() || stem.contains(['/', '\\', '\0']) => {
+                let what = "--stem is the beginning of a file's name, without folders";
+                return Err(Failure::Usage(what.into()));
+            }
+            Some(stem) => stem.clone(),
+            None => {
+                let name = name.strip_suffix(".index.json").unwrap_or(&name);
+                name.strip_suffix(".safetensors").unwrap_or(name).to_owned()
+            }
+        };
+        let shard = |at: usize| folder.join(format!("{stem}-{at:05}-of-{count:05}.safetensors"));
+        let names = Names {
+            shards: (1..=count).map(shard).collect(),
+            index: folder.join(format!("{stem}.safetensors.index.json")),
+        };
+        let all = || names.shards.iter().chain([&names.index]);
+        for (path, file) in all().flat_map(|path| checkpoint.files().map(move |file| (path, file)))
+        {
+            files::check_other(path, Path::new(file))?;
+        }
+        if let (false, Some(there)) = (self.force, all().find(|path| path.exists())) {
+            return Err(Failure::Usage(format!(
+                "{} is there already; choose another --output, or replace it with --force",
+                shown_path(there)
+            )));
+        }
+        if !folder.as_os_str().is_empty() {
+            std::fs::create_dir_all(&folder).map_err(|error| {
+                Failure::Machine(format!(
+                    "can't make the folder {}: {error}",
+                    shown_path(&folder)
+                ))
+            })?;
+        }
+        Ok(names)
+    }
+}
+
+struct Written {
+    bytes: Vec<u64>,
+    total_size: u64,
+}
+
+/// Writes all shards, then the index. If that fails, what was new is removed again.
+fn write(
+    checkpoint: &Checkpoint,
+    shards: &[Vec<Place<'_>>],
+    names: &Names,
+) -> Result<Written, Failure> {
+    let new: Vec<&PathBuf> = names.shards.iter().filter(|path| !path.exists()).collect();
+    let mut done = 0;
+    let written = write_shards(checkpoint, shards, names, &mut done).and_then(|written| {
+        write_index(shards, names, written.total_size)?;
+        Ok(written)
+    });
+    if written.is_err() {
+        for path in new
+            .iter()
+            .filter(|path| names.shards[..done].contains(**path))
+        {
+            let _ = std::fs::remove_file(path);
+        }
+    }
+    written
+}
+
+fn write_shards(
+    checkpoint: &Checkpoint,
+    shards: &[Vec<Place<'_>>],
+    names: &Names,
+    done: &mut usize,
+) -> Result<Written, Failure> {
+    let sizes = shards
+        .iter()
+        .flatten()
+        .map(|place| place.tensor.byte_count());
+    let total_size = sizes.sum();
+    let progress = BytesProgress::new(false, "splitting", total_size);
+    let mut written = Written {
+        bytes: Vec::new(),
+        total_size,
+    };
+    for (shard, path) in shards.iter().zip(&names.shards) {
+        let specs: Vec<TensorSpec> = shard.iter().map(|place| place.tensor.to_spec()).collect();
+        let options = SaveOptions {
+            order: Order::Insertion,
+            ..SaveOptions::default()
+        };
+        let writer = Writer::create(path, &specs, checkpoint.metadata(), &options)?;
+        let mut open: Option<(&str, File)> = None;
+        for (index, place) in shard.iter().enumerate() {
+            if open.as_ref().is_none_or(|(name, _)| *name != place.file) {
+                open = File::open(place.file).ok().map(|file| (place.file, file));
+            }
+            let file = open.as_ref().map(|(_, file)| file);
+            copy(checkpoint, place, file, &writer, index, &progress)?;
+        }
+        written.bytes.push(writer.finish()?);
+        *done += 1;
+    }
+    Ok(written)
+}
+
+/// Copies one tensor: in the kernel from a file, else through memory.
+fn copy(
+    checkpoint: &Checkpoint,
+    place: &Place<'_>,
+    file: Option<&File>,
+    writer: &Writer,
+    index: usize,
+    progress: &BytesProgress,
+) -> Result<(), Failure> {
+    let all = place.tensor.byte_count();
+    let mut offset = 0;
+    while offset < all {
+        let bytes = PIECE_BYTES.min(all - offset);
+        match file {
+            Some(file) => {
+                writer.copy_at(index, offset, file, place.starts_at + offset, bytes)?;
+            }
+            None => {
+                let mut piece = vec![0; bytes as usize];
+                checkpoint.read_bytes_at(place.tensor.name, offset, &mut piece)?;
+                writer.write_at(index, offset, &piece)?;
+            }
+        }
+        offset += bytes;
+        progress.add(bytes)?;
+    }
+    Ok(())
+}
+
+fn write_index(shards: &[Vec<Place<'_>>], names: &Names, total_size: u64) -> Result<(), Failure> {
+    let mut weight_map = Map::new();
+    for (shard, path) in shards.iter().zip(&names.shards) {
+        let file = path.file_name().unwrap_or_default().to_string_lossy();
+        for place in shard {
+            let twice = weight_map.insert(place.tensor.name.to_owned(), file.clone().into());
+            assert!(
+                twice.is_none(),
+                "{} is in two shards",
+                shown(place.tensor.name)
+            );
+        }
+    }
+    let index = json!({ "metadata": { "total_size": total_size }, "weight_map": weight_map });
+    replace_file(&names.index, false, |file| writeln!(file, "{index:#}"))?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_have_units() {
+        for (text, bytes) in [
+            ("5GB", 5_000_000_000),
+            ("1.5 GiB", 1_610_612_736),
+            ("800000", 800_000),
+            ("2k", 2000),
+            ("1b", 1),
+        ] {
+            assert_eq!(size(text), Ok(bytes), "{text}");
+        }
+        for wrong in [
+            "", "GB", "5XB", "0", "0.1", "-5GB", "1.2.3MB", "inf", "nanGB",
+        ] {
+            assert!(size(wrong).is_err(), "{wrong}");
+        }
+    }
+}

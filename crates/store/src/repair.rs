@@ -1,0 +1,355 @@
+//! Damaged files: what is left of them, written anew as a file without faults.
+//!
+//! A header is read here as leniently as possible: what can't be used is dropped *and told*, and every tensor whose bytes
+//! are all there is kept.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::fs::File;
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+
+use safelight_format::{
+    Dtype, FormatError, Header, Limits, Metadata, Order, Strictness, TensorSpec, WriteError,
+    header_bytes, shown,
+};
+use serde::Deserializer as _;
+use serde::de::{Error as _, MapAccess, Visitor};
+use serde_json::Value;
+
+use crate::error::{StoreError, path_text};
+use crate::save::SaveOptions;
+use crate::source::{FileSource, open_regular};
+use crate::writer::Writer;
+
+/// What is copied between two calls of `progress`.
+const PIECE_BYTES: u64 = 16 * 1024 * 1024;
+
+/// The first bytes of a file, from which is told what it is.
+const SNIFFED_BYTES: u64 = 512;
+
+/// What a repaired file would be.
+#[derive(Debug)]
+pub struct Repair {
+    path: PathBuf,
+    file: File,
+    kept: Vec<Kept>,
+    metadata: Option<Metadata>,
+    /// What is lost: tensors, and bytes that no tensor has.
+    pub dropped: Vec<Dropped>,
+    /// What is put in order without losing anything.
+    pub changes: Vec<String>,
+}
+
+/// A tensor all of whose bytes are there.
+#[derive(Clone, Debug)]
+struct Kept {
+    spec: TensorSpec,
+    /// Of the file.
+    starts_at: u64,
+    byte_count: u64,
+}
+
+/// Something of a file that a repair leaves out.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Dropped {
+    /// The tensor, the metadata's key, or the bytes; foreign text.
+    pub what: String,
+    /// Why it can't be kept.
+    pub why: String,
+}
+
+impl fmt::Display for Dropped {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", shown(&self.what), self.why)
+    }
+}
+
+impl Repair {
+    /// Finds out what is left of a file. Nothing is written.
+    ///
+    /// # Errors
+    /// [`StoreError::Format`] if the header itself is cut off or no JSON, so that nothing is known of any tensor; else the system's.
+    pub fn plan(path: &Path, limits: &Limits) -> Result<Repair, StoreError> {
+        let source = FileSource::open(path)?;
+        let bad = |error: FormatError| StoreError::Format {
+            file: path_text(path),
+            error,
+        };
+        let file_bytes = source.file_bytes;
+        let mut prefix = vec![0; SNIFFED_BYTES.min(file_bytes) as usize];
+        source.read_exact_at(&mut prefix, 0)?;
+        let header_bytes = header_bytes(&prefix, file_bytes, limits).map_err(bad)?;
+        // Within the limit, which was just checked.
+        let mut all = vec![0; 8 + header_bytes as usize];
+        source.read_exact_at(&mut all, 0)?;
+        let strict = Header::parse(&all, file_bytes, Strictness::Spec, limits).err();
+        let mut repair = Repair {
+            path: path.to_owned(),
+            file: open_regular(path)?,
+            kept: Vec::new(),
+            metadata: None,
+            dropped: Vec::new(),
+            changes: Vec::new(),
+        };
+        let Some(entries) = repair.entries(&all[8..]) else {
+            // What no one can read as JSON is named by the parser.
+            let error = Header::parse(&all, file_bytes, Strictness::Compat, limits).err();
+            let nothing = || FormatError::NotUtf8 { at_byte: 8 };
+            return Err(bad(error.or(strict).unwrap_or_else(nothing)));
+        };
+        repair.take(entries, 8 + header_bytes, file_bytes);
+        if let (Some(error), true) = (
+            strict,
+            repair.dropped.is_empty() && repair.changes.is_empty(),
+        ) {
+            repair
+                .changes
+                .push(format!("the header is written anew: {error}"));
+        }
+        Ok(repair)
+    }
+
+    /// Whether the file has any fault.
+    pub fn is_needed(&self) -> bool {
+        !self.dropped.is_empty() || !self.changes.is_empty()
+    }
+
+    /// How many tensors are kept.
+    pub fn tensor_count(&self) -> usize {
+        self.kept.len()
+    }
+
+    /// The size of all that are kept.
+    pub fn tensor_bytes(&self) -> u64 {
+        self.kept.iter().map(|kept| kept.byte_count).sum()
+    }
+
+    /// Writes the repaired file, atomically; `target` may be the damaged file itself. Returns its size, or `None` if `progress` (bytes done, of
+    /// all) broke it off: then nothing has changed.
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn write(
+        &self,
+        target: &Path,
+        progress: &mut dyn FnMut(u64, u64) -> ControlFlow<()>,
+    ) -> Result<Option<u64>, StoreError> {
+        let specs: Vec<TensorSpec> = self.kept.iter().map(|kept| kept.spec.clone()).collect();
+        let options = SaveOptions {
+            order: Order::Insertion,
+            ..SaveOptions::default()
+        };
+        let writer = Writer::create(target, &specs, self.metadata.as_ref(), &options)?;
+        let (mut done, all) = (0, self.tensor_bytes());
+        for (index, kept) in self.kept.iter().enumerate() {
+            let mut offset = 0;
+            while offset < kept.byte_count {
+                let bytes = PIECE_BYTES.min(kept.byte_count - offset);
+                writer.copy_at(index, offset, &self.file, kept.starts_at + offset, bytes)?;
+                offset += bytes;
+                done += bytes;
+                if progress(done, all).is_break() {
+                    return Ok(None);
+                }
+            }
+        }
+        writer.finish().map(Some)
+    }
+
+    /// The header's entries, whatever stands around them; `None` if there is no object.
+    fn entries(&mut self, json: &[u8]) -> Option<Vec<(String, Value)>> {
+        let text = std::str::from_utf8(json).ok()?;
+        let start = text.find(|c: char| !is_padding(c) && c != '\u{feff}')?;
+        if start > 0 {
+            self.changes.push(format!(
+                "{start} bytes in front of the header's JSON are left out"
+            ));
+        }
+        let mut deserializer = serde_json::Deserializer::from_str(&text[start..]);
+        let entries = deserializer.deserialize_map(Entries).ok()?;
+        let end = start + consumed(&text[start..])?;
+        let rest = &text[end..];
+        let padding = rest.trim_end_matches(is_padding);
+        if !padding.trim_start_matches(is_padding).is_empty() {
+            self.dropped.push(Dropped {
+                what: format!("{} bytes", rest.len()),
+                why: "stand behind the header's JSON and mean nothing".into(),
+            });
+        } else if rest.contains(|c: char| c != ' ') {
+            self.changes
+                .push("the header's padding becomes spaces".into());
+        }
+        Some(entries)
+    }
+
+    fn take(&mut self, entries: Vec<(String, Value)>, data_start: u64, file_bytes: u64) {
+        let last: HashMap<String, usize> = entries
+            .iter()
+            .enumerate()
+            .map(|(position, (name, _))| (name.clone(), position))
+            .collect();
+        for (position, (name, entry)) in entries.into_iter().enumerate() {
+            if last[&name] != position {
+                let why = "stands in the header twice; the last entry counts".into();
+                self.dropped.push(Dropped { what: name, why });
+                continue;
+            }
+            if name == "__metadata__" {
+                self.take_metadata(entry);
+                continue;
+            }
+            match tensor(&name, &entry, data_start, file_bytes) {
+                Ok(kept) => self.kept.push(kept),
+                Err(why) => self.dropped.push(Dropped { what: name, why }),
+            }
+        }
+        let by_place = |kept: &Kept| (kept.starts_at, kept.byte_count);
+        if !self.kept.is_sorted_by_key(by_place) {
+            self.kept.sort_by_key(by_place);
+        }
+        self.find_gaps(data_start, file_bytes);
+    }
+
+    fn take_metadata(&mut self, entry: Value) {
+        let Value::Object(pairs) = entry else {
+            if !entry.is_null() {
+                let why = "is no object".into();
+                self.dropped.push(Dropped {
+                    what: "__metadata__".into(),
+                    why,
+                });
+            }
+            return;
+        };
+        let mut metadata = Metadata::new();
+        for (key, value) in pairs {
+            match value {
+                Value::String(text) => {
+                    metadata.insert(key, text);
+                }
+                value => {
+                    let what = format!("the metadata `{}` becomes text", shown(&key));
+                    self.changes.push(what);
+                    metadata.insert(key, value.to_string());
+                }
+            }
+        }
+        self.metadata = Some(metadata);
+    }
+
+    /// Bytes that no tensor has, and those that several have.
+    fn find_gaps(&mut self, data_start: u64, file_bytes: u64) {
+        let (mut expected, mut overlaps) = (data_start, 0);
+        let mut gaps = Vec::new();
+        for kept in &self.kept {
+            if kept.starts_at > expected {
+                gaps.push(expected..kept.starts_at);
+            } else if kept.starts_at < expected && kept.byte_count > 0 {
+                overlaps += 1;
+            }
+            expected = expected.max(kept.starts_at + kept.byte_count);
+        }
+        if expected < file_bytes {
+            gaps.push(expected..file_bytes);
+        }
+        if overlaps > 0 {
+            let s = if overlaps == 1 { " shares" } else { "s share" };
+            self.changes.push(format!(
+                "{overlaps} tensor{s} bytes with others and get their own"
+            ));
+        }
+        for gap in gaps {
+            let why = if self.dropped.is_empty() {
+                "belong to no tensor"
+            } else {
+                "belong to no tensor that can be kept"
+            };
+            let what = format!("{} bytes from byte {}", gap.end - gap.start, gap.start);
+            self.dropped.push(Dropped {
+                what,
+                why: why.into(),
+            });
+        }
+    }
+
+    /// The file that was looked at.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+}
+
+fn is_padding(c: char) -> bool {
+    matches!(c, ' ' | '\t' | '\n' | '\r' | '\0')
+}
+
+/// How long the JSON value is that a text begins with.
+fn consumed(text: &str) -> Option<usize> {
+    let mut values = serde_json::Deserializer::from_str(text).into_iter::<serde::de::IgnoredAny>();
+    values.next()?.ok()?;
+    Some(values.byte_offset())
+}
+
+/// A tensor, if all that is said of it makes sense and its bytes are there.
+fn tensor(name: &str, entry: &Value, data_start: u64, file_bytes: u64) -> Result<Kept, String> {
+    let dtype = entry["dtype"].as_str().ok_or("has no dtype")?;
+    let known = Dtype::from_name(dtype);
+    let dtype = known.ok_or_else(|| format!("its dtype `{}` is unknown", shown(dtype)))?;
+    let numbers = |field: &str| -> Option<Vec<u64>> {
+        let list = entry[field].as_array()?;
+        list.iter().map(Value::as_u64).collect()
+    };
+    let shape = numbers("shape").ok_or("has no shape")?;
+    let offsets = numbers("data_offsets").ok_or("has no data_offsets")?;
+    let [starts_at, ends_at] = offsets[..] else {
+        return Err(format!("has {} data_offsets instead of 2", offsets.len()));
+    };
+    let spec = TensorSpec {
+        name: name.to_owned(),
+        dtype,
+        shape,
+    };
+    let needed = spec
+        .byte_count()
+        .ok_or("its shape is no whole number of bytes below 2^64")?;
+    if ends_at.checked_sub(starts_at) != Some(needed) {
+        return Err(format!(
+            "its data_offsets are {starts_at} and {ends_at}, but its shape needs {needed} bytes"
+        ));
+    }
+    match data_start.checked_add(ends_at) {
+        Some(end) if end <= file_bytes => Ok(Kept {
+            spec,
+            starts_at: data_start + starts_at,
+            byte_count: needed,
+        }),
+        end => {
+            let end = end.map_or("2^64".to_owned(), |end| end.to_string());
+            Err(format!(
+                "it ends at byte {end}, and the file at byte {file_bytes}"
+            ))
+        }
+    }
+}
+
+/// A JSON object with all its keys, also those that stand there twice.
+struct Entries;
+
+impl<'de> Visitor<'de> for Entries {
+    type Value = Vec<(String, Value)>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an object")
+    }
+
+    fn visit_map<M: MapAccess<'de>>(self, mut map: M) -> Result<Self::Value, M::Error> {
+        let mut entries = Vec::new();
+        while let Some(entry) = map.next_entry()? {
+            entries.push(entry);
+            if entries.len() > u32::MAX as usize {
+                return Err(M::Error::custom(WriteError::TotalOverflow));
+            }
+        }
+        Ok(entries)
+    }
+}
