@@ -39,7 +39,7 @@ pub(crate) enum FileCommand {
     /// Merge shards into one file, or models into one
     #[command(after_help = help(merge::HELP, CODES))]
     Merge(merge::MergeArgs),
-    /// Show what numbers tensors hold: range, mean, NaN, zeros, magnitudes
+    /// Show what numbers tensors hold: range, mean, NaN, zeros, sizes
     #[command(after_help = help(stats::HELP, CODES))]
     Stats(stats::StatsArgs),
     /// List the tensors of a file
