@@ -25,6 +25,7 @@
 //! ```
 
 mod atomic;
+mod backend;
 mod bulk;
 mod checkpoint;
 #[cfg(test)]
@@ -53,6 +54,7 @@ mod verify;
 mod writer;
 
 pub use atomic::{replace_file, replace_file_seek};
+pub use backend::Backend;
 pub use bulk::PageCache;
 pub use checkpoint::{Checkpoint, OpenOptions, Place};
 pub use error::StoreError;

@@ -4,27 +4,24 @@
 //! the thread that writes them, so nothing is cleared twice and page faults run in parallel. The
 //! file itself is read, never mapped: a file that shrinks meanwhile is an error and not a signal.
 
-use std::num::NonZeroUsize;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
 use memmap2::MmapMut;
 
+use crate::backend::Backend;
 use crate::error::StoreError;
 use crate::source::FileSource;
 
 /// What a thread reads at a time: a few huge pages, and few enough system calls.
 const CHUNK_BYTES: usize = 8 * 1024 * 1024;
 
-/// More threads than this don't make memory or a disk faster.
-const THREADS_MAX: usize = 8;
-
 /// How whole files are brought into memory.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct LoadOptions {
-    /// How many threads read; as many as the machine has cores, up to 8, if `None`. The bytes don't depend on it.
-    pub threads: Option<NonZeroUsize>,
+    /// How many threads read. The bytes don't depend on it.
+    pub backend: Backend,
     /// Asks for pages of 2 MB. One fault then stands for 512, which is faster where the machine's
     /// memory is at hand, and slower in virtual machines that give free memory back to their host (there
     /// it took twice as long, so it is off by default). Linux only.
@@ -44,18 +41,13 @@ pub(crate) fn load(source: &FileSource, options: &LoadOptions) -> Result<MmapMut
         // Only advice: without huge pages it takes longer.
         let _ = memory.advise(memmap2::Advice::HugePage);
     }
-    fill(source, &mut memory[..len], options.threads)?;
+    fill(source, &mut memory[..len], options.backend)?;
     Ok(memory)
 }
 
 /// Fills `out` with the file's first bytes.
-fn fill(
-    source: &FileSource,
-    out: &mut [u8],
-    threads: Option<NonZeroUsize>,
-) -> Result<(), StoreError> {
-    let threads = threads.or_else(|| thread::available_parallelism().ok());
-    let threads = threads.map_or(1, |count| count.get().min(THREADS_MAX));
+fn fill(source: &FileSource, out: &mut [u8], backend: Backend) -> Result<(), StoreError> {
+    let threads = backend.threads(source);
     let threads = threads.min(out.len().div_ceil(CHUNK_BYTES));
     let chunks = Mutex::new(out.chunks_mut(CHUNK_BYTES).enumerate());
     let failed = AtomicBool::new(false);

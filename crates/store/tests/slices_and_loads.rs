@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use common::{Folder, file_of, raw_file};
 use safelight_format::{Dtype, TensorView, encode_f32, parse_index};
-use safelight_store::{Checkpoint, LoadOptions, OpenOptions, ReadAt, StoreError};
+use safelight_store::{Backend, Checkpoint, LoadOptions, OpenOptions, ReadAt, StoreError};
 
 /// A matrix of 600 by 500: element (r, c) is 500·r + c.
 fn matrix() -> Vec<u8> {
@@ -140,10 +140,11 @@ fn loaded_files_are_views_and_need_no_file() {
         bytes: &big,
     };
     let path = folder.write("m.safetensors", file_of(&[tensor], None));
-    for threads in [None, NonZeroUsize::new(1), NonZeroUsize::new(3)] {
+    let three = NonZeroUsize::new(3).unwrap();
+    for backend in [Backend::Auto, Backend::Sequential, Backend::Parallel(three)] {
         for huge_pages in [false, true] {
             let options = LoadOptions {
-                threads,
+                backend,
                 huge_pages,
             };
             let loaded = Checkpoint::open(&path).unwrap().load(&options).unwrap();

@@ -1,0 +1,163 @@
+"""Our reading of safetensors files against Hugging Face's safetensors, in the same run, ours and theirs in turn.
+
+    cargo build --release -p safelight-store --example peers
+    python tools/bench/format_peers.py --folder /tmp/peers --gb 4 --rounds 3
+
+A row is the median of the rounds: wall seconds, and CPU seconds (user and system) of the whole process without what an
+empty process of its kind takes. On a busy machine only the second number means much. `cold` means that the file's pages were dropped
+(fsync, then POSIX_FADV_DONTNEED) before each run. `theirs` names what Hugging Face's side does:
+
+* `map+touch`: safe_open, get_tensor of each, one byte of each page is read. Nothing is copied: the tensors lie in the page cache.
+* `owned`: the same, and then a clone of each tensor, so that it lies in memory of its own, as ours does.
+* `pread`: safe_open(backend="pread"), which reads each tensor into memory of its own.
+"""
+
+import argparse
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+THEIRS = {
+    "empty": "import torch, safetensors.torch",
+    "header": "from safetensors import safe_open\nwith safe_open(path, 'pt') as f: len(f.keys())",
+    "map+touch": """
+import torch
+from safetensors import safe_open
+with safe_open(path, 'pt') as f:
+    kept = [f.get_tensor(name) for name in f.keys()]
+    for tensor in kept: tensor.reshape(-1).view(torch.uint8)[::4096].sum()
+""",
+    "owned": """
+import torch
+from safetensors import safe_open
+with safe_open(path, 'pt') as f:
+    kept = [f.get_tensor(name).clone() for name in f.keys()]
+    for tensor in kept: tensor.reshape(-1).view(torch.uint8)[::4096].sum()
+""",
+    "pread": """
+import torch
+from safetensors import safe_open
+with safe_open(path, 'pt', backend='pread') as f:
+    kept = [f.get_tensor(name) for name in f.keys()]
+    for tensor in kept: tensor.reshape(-1).view(torch.uint8)[::4096].sum()
+""",
+    "slice": "from safetensors import safe_open\nwith safe_open(path, 'pt') as f: f.get_slice('layer.0')[:, 100:200].clone()",
+    "sha256": """
+import hashlib
+with open(path, 'rb') as f: hashlib.file_digest(f, 'sha256').hexdigest()
+""",
+}
+
+# row: our arguments, their code, cold?
+ROWS = [
+    ("open, 20,000 tensors", ["open", "MANY"], "header", False),
+    ("load, warm", ["load", "BIG"], "map+touch", False),
+    ("load, warm", ["load", "BIG"], "owned", False),
+    ("load, warm", ["load", "BIG"], "pread", False),
+    ("load, cold", ["load", "BIG"], "map+touch", True),
+    ("load, cold", ["load", "BIG"], "pread", True),
+    ("slice [:, 100:200], warm", ["slice", "BIG", "layer.0", "[:, 100:200]"], "slice", False),
+    ("verify, warm", ["verify", "BIG"], None, False),
+    ("sha256, warm", ["sha256", "BIG"], "sha256", False),
+    ("all hashes, warm", ["hash", "BIG"], None, False),
+]
+
+
+def make(folder, gigabytes):
+    import torch
+    from safetensors.torch import save_file
+
+    folder.mkdir(parents=True, exist_ok=True)
+    big, many = folder / "big.safetensors", folder / "many.safetensors"
+    count = max(1, round(gigabytes * 1e9 / (2 * 4096 * 2048)))
+    if not big.exists():
+        tensors = {f"layer.{i}": torch.randint(-30000, 30000, (4096, 2048), dtype=torch.int16) for i in range(count)}
+        save_file({name: tensor.view(torch.bfloat16) for name, tensor in tensors.items()}, big)
+    if not many.exists():
+        save_file({f"model.layers.{i // 10}.block.{i % 10}.weight": torch.zeros(1) for i in range(20000)}, many)
+    return {"BIG": big, "MANY": many}
+
+
+def drop(path):
+    descriptor = os.open(path, os.O_RDONLY)
+    os.fsync(descriptor)
+    os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+    os.close(descriptor)
+
+
+def run(command):
+    """Wall and CPU seconds; ours and theirs print the wall seconds of the work alone."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return float(printed.splitlines()[-1].split()[0]), cpu
+
+
+def theirs(kind, path):
+    imports = "import sys, time, torch, safetensors.torch, hashlib\npath = sys.argv[1]\nstart = time.perf_counter()\n"
+    code = imports + THEIRS[kind] + "\nprint(time.perf_counter() - start)"
+    return run([sys.executable, "-c", code, str(path)])
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--folder", type=Path, required=True, help="where the test files are made, and kept")
+    parser.add_argument("--gb", type=float, default=4)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--only", help="rows whose name contains this")
+    parser.add_argument("--peers", default="target/release/examples/peers", help="our program")
+    parser.add_argument("--json", action="store_true", help="one JSON object a row")
+    arguments = parser.parse_args()
+    files = make(arguments.folder, arguments.gb)
+    if not arguments.json:
+        print("| row | theirs | ours s | theirs s | ratio | ours CPU s | theirs CPU s | CPU ratio |")
+        print("|---|---|---|---|---|---|---|---|")
+    for name, ours, kind, cold in ROWS:
+        if arguments.only and arguments.only not in name:
+            continue
+        path = next(files[part] for part in ours if part in files)
+        command = [arguments.peers, *(str(files.get(part, part)) for part in ours)]
+        mine, other = [], []
+        for _ in range(arguments.rounds):
+            if cold:
+                drop(path)
+            else:
+                path.read_bytes() if path.stat().st_size < 1 << 20 else warm(path)
+            mine.append(run(command))
+            if kind:
+                drop(path) if cold else None
+                wall, cpu = theirs(kind, path)
+                other.append((wall, max(0.0, cpu - theirs("empty", path)[1])))
+        report(arguments.json, name, kind, mine, other)
+
+
+def warm(path):
+    with open(path, "rb", buffering=0) as file:
+        buffer = bytearray(1 << 20)
+        while file.readinto(buffer):
+            pass
+
+
+def report(as_json, name, kind, mine, other):
+    middle = lambda runs, which: statistics.median(pair[which] for pair in runs) if runs else None
+    row = {"row": name, "theirs": kind}
+    for which, unit in ((0, "wall_s"), (1, "cpu_s")):
+        row[f"ours_{unit}"], row[f"theirs_{unit}"] = middle(mine, which), middle(other, which)
+    if as_json:
+        print(json.dumps(row), flush=True)
+        return
+    show = lambda number: "" if number is None else f"{number:.3f}"
+    ratio = lambda a, b: "" if b is None or not a else f"{b / a:.2f}"
+    wall = show(row["ours_wall_s"]), show(row["theirs_wall_s"]), ratio(row["ours_wall_s"], row["theirs_wall_s"])
+    cpu = show(row["ours_cpu_s"]), show(row["theirs_cpu_s"]), ratio(row["ours_cpu_s"], row["theirs_cpu_s"])
+    print("|", " | ".join([name, kind or "", *wall, *cpu]), "|", flush=True)
+
+
+if __name__ == "__main__":
+    main()
