@@ -3,7 +3,7 @@
 use std::fmt;
 
 use crate::dtype::Dtype;
-use crate::show::shown;
+use crate::show::{shown, shown_shape};
 use crate::sniff::FileKind;
 
 /// Why these bytes are not a safetensors file, or not one we accept. Never the caller's fault,
@@ -517,8 +517,9 @@ impl FormatError {
             } => {
                 write!(
                     f,
-                    "tensor `{}` of {dtype} {shape:?} has more than 2^64 bits",
-                    shown(tensor)
+                    "tensor `{}` of {dtype} {} has more than 2^64 bits",
+                    shown(tensor),
+                    shown_shape(shape)
                 )
             }
             FormatError::NotWholeBytes {
@@ -540,8 +541,9 @@ impl FormatError {
                 offset_bytes,
             } => write!(
                 f,
-                "tensor `{}` of {dtype} {shape:?} needs {shape_bytes} bytes, its data_offsets span {offset_bytes}",
-                shown(tensor)
+                "tensor `{}` of {dtype} {} needs {shape_bytes} bytes, its data_offsets span {offset_bytes}",
+                shown(tensor),
+                shown_shape(shape)
             ),
             other => write!(f, "{other:?}"),
         }

@@ -18,6 +18,9 @@ use crate::error::{EntryField, FormatError};
 use crate::header::{LENGTH_BYTES, Limits, Strictness, header_bytes, other_kind};
 use crate::show::shown;
 
+/// Names in findings are cut behind this many bytes.
+const LABEL_BYTES_MAX: usize = 1024;
+
 /// How a header is looked at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LintOptions {
@@ -43,7 +46,7 @@ pub struct Finding {
     pub rule: Rule,
     /// Where, from the first byte of the file.
     pub at_byte: u64,
-    /// The tensor's name, or `__metadata__`; `None` if it is about the file.
+    /// The tensor's name (its first 1024 bytes), or `__metadata__`; `None` if it is about the file.
     pub tensor: Option<String>,
     /// The field of the tensor's entry, or the key of the metadata.
     pub field: Option<String>,
@@ -203,8 +206,8 @@ impl Findings {
         self.report.findings.push(Finding {
             rule,
             at_byte,
-            tensor: tensor.map(str::to_owned),
-            field: field.map(str::to_owned),
+            tensor: tensor.map(label),
+            field: field.map(label),
             explanation,
         });
     }
@@ -226,6 +229,12 @@ impl Findings {
         self.report.findings.sort_by_key(|finding| finding.at_byte);
         self.report
     }
+}
+
+/// As much of a name as a finding keeps: hostile headers have names of megabytes, and many findings
+/// about each.
+fn label(name: &str) -> String {
+    name[..name.floor_char_boundary(LABEL_BYTES_MAX)].to_owned()
 }
 
 /// A name in backquotes, safe to print.

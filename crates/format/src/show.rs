@@ -17,6 +17,28 @@ pub fn shown(text: &str) -> impl fmt::Display + '_ {
     Shown(text)
 }
 
+/// As many dimensions of a foreign shape as a message shows.
+const SHOWN_DIMS_MAX: usize = 32;
+
+/// Shows a shape like `[2, 3]`, cut with `…` where a hostile header has a million dimensions.
+pub(crate) fn shown_shape(shape: &[u64]) -> impl fmt::Display + '_ {
+    ShownShape(shape)
+}
+
+struct ShownShape<'a>(&'a [u64]);
+
+impl fmt::Display for ShownShape<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0.get(..SHOWN_DIMS_MAX) {
+            Some(first) if first.len() < self.0.len() => {
+                let first = first.iter().map(u64::to_string).collect::<Vec<_>>();
+                write!(f, "[{}, …] ({} dimensions)", first.join(", "), self.0.len())
+            }
+            _ => write!(f, "{:?}", self.0),
+        }
+    }
+}
+
 struct Shown<'a>(&'a str);
 
 impl fmt::Display for Shown<'_> {
@@ -62,6 +84,18 @@ mod tests {
         ] {
             assert_eq!(shown(text).to_string(), expected);
         }
+    }
+
+    #[test]
+    fn shapes_of_many_dimensions_are_cut() {
+        assert_eq!(shown_shape(&[]).to_string(), "[]");
+        assert_eq!(shown_shape(&[2; 32]).to_string(), format!("{:?}", [2; 32]));
+        let text = shown_shape(&[7; 1000]).to_string();
+        assert!(
+            text.starts_with("[7, 7, ") && text.ends_with("7, …] (1000 dimensions)"),
+            "{text}"
+        );
+        assert!(text.len() < 200);
     }
 
     #[test]

@@ -6,7 +6,7 @@ use std::fmt;
 
 use crate::dtype::Dtype;
 use crate::header::{LENGTH_BYTES, METADATA_KEY, Metadata, bit_count};
-use crate::show::shown;
+use crate::show::{shown, shown_shape};
 use crate::spec::TensorSpec;
 
 /// Headers are padded with spaces at least to a multiple of this, so that tensor data is aligned.
@@ -157,7 +157,12 @@ impl fmt::Display for WriteError {
                 expected_bits,
                 byte_count,
             } => {
-                write!(f, "tensor `{}` of {dtype} {shape:?} needs ", shown(tensor))?;
+                write!(
+                    f,
+                    "tensor `{}` of {dtype} {} needs ",
+                    shown(tensor),
+                    shown_shape(shape)
+                )?;
                 match expected_bits {
                     Some(bits) if bits % 8 == 0 => write!(f, "{} bytes", bits / 8)?,
                     Some(bits) => write!(f, "{bits} bits, which do not fill whole bytes")?,
@@ -171,7 +176,12 @@ impl fmt::Display for WriteError {
                 shape,
                 bits,
             } => {
-                write!(f, "tensor `{}` of {dtype} {shape:?} has ", shown(tensor))?;
+                write!(
+                    f,
+                    "tensor `{}` of {dtype} {} has ",
+                    shown(tensor),
+                    shown_shape(shape)
+                )?;
                 match bits {
                     Some(bits) => write!(f, "{bits} bits, which do not fill whole bytes"),
                     None => write!(f, "more than 2^64 bits"),

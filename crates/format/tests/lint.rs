@@ -185,3 +185,20 @@ fn limits_and_a_flood_of_findings() {
     );
     assert_eq!(found.left_out + 10, found.counts.iter().sum::<usize>());
 }
+
+#[test]
+fn a_long_name_with_many_findings_is_not_kept_many_times() {
+    let fields = (0..20_000)
+        .map(|_| r#""x":1"#)
+        .collect::<Vec<_>>()
+        .join(",");
+    let json = format!(r#"{{"{}":{{{fields}}}}}"#, "n".repeat(1 << 20));
+    let found = report(&json, 0);
+    assert_eq!(found.count(Severity::Warning), 20_000);
+    let kept: usize = found
+        .findings
+        .iter()
+        .map(|finding| finding.tensor.as_ref().map_or(0, String::len))
+        .sum();
+    assert!(kept <= 10_000 * 1024, "{kept}");
+}

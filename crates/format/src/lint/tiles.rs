@@ -20,12 +20,12 @@ pub(super) fn check(seen: &Seen, data_start: u64, file_bytes: u64, findings: &mu
         let (tensor, (starts_at, _)) = pair[1];
         let what = format!(
             "{} starts at byte {starts_at} of the data, before the tensor that stands in front of it",
-            quoted(&tensor.name)
+            quoted(&tensor.label)
         );
         findings.note(
             Rule::OutOfOrder,
             tensor.at_byte,
-            Some(&tensor.name),
+            Some(&tensor.label),
             None,
             what,
         );
@@ -38,11 +38,11 @@ pub(super) fn check(seen: &Seen, data_start: u64, file_bytes: u64, findings: &mu
             findings.error(
                 &error,
                 tensor.offsets_at,
-                Some(&tensor.name),
+                Some(&tensor.label),
                 Some(EntryField::DataOffsets),
             )
         };
-        let name = || tensor.name.clone();
+        let name = || tensor.label.clone();
         if starts_at != end {
             complain(FormatError::NotContiguous {
                 tensor: name(),
@@ -68,7 +68,7 @@ pub(super) fn check(seen: &Seen, data_start: u64, file_bytes: u64, findings: &mu
 }
 
 fn wrong_size(tensor: &SeenTensor, offset_bytes: u64) -> Option<FormatError> {
-    let (name, dtype) = (tensor.name.clone(), tensor.dtype?);
+    let (name, dtype) = (tensor.label.clone(), tensor.dtype?);
     let shape = tensor.shape.as_ref()?.clone();
     match bit_count(dtype, &shape) {
         None => Some(FormatError::SizeOverflow {
@@ -98,13 +98,13 @@ fn alignment(tensor: &SeenTensor, starts_at: u64, data_start: u64, findings: &mu
     if !file_at.is_multiple_of(unit) {
         let what = format!(
             "{} starts at byte {file_at} of the file, no multiple of its element's {unit} bytes",
-            quoted(&tensor.name)
+            quoted(&tensor.label)
         );
         let field = Some("data_offsets");
         findings.note(
             Rule::MisalignedTensor,
             tensor.offsets_at,
-            Some(&tensor.name),
+            Some(&tensor.label),
             field,
             what,
         );

@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 use std::collections::{HashMap, HashSet};
 
-use super::{Findings, Rule, quoted, text};
+use super::{Findings, Rule, label, quoted, text};
 use crate::dtype::Dtype;
 use crate::error::{EntryField, FormatError};
 use crate::header::{Limits, METADATA_KEY};
@@ -24,6 +24,8 @@ pub(super) struct Seen {
 /// A tensor's entry, as far as it makes sense.
 pub(super) struct SeenTensor {
     pub(super) name: String,
+    /// The name as findings have it: not longer than they keep.
+    pub(super) label: String,
     pub(super) at_byte: u64,
     pub(super) dtype: Option<Dtype>,
     pub(super) shape: Option<Vec<u64>>,
@@ -216,6 +218,7 @@ impl<'a> Walk<'a, '_> {
     fn tensor(&mut self, name: String, at_byte: u64) -> Result<(), FormatError> {
         self.check_limits(&name, at_byte);
         let mut tensor = SeenTensor {
+            label: label(&name),
             name,
             at_byte,
             dtype: None,
@@ -227,7 +230,7 @@ impl<'a> Walk<'a, '_> {
         match self.scanner.peek_token() {
             Some(b'[') => self.array_entry(&mut tensor)?,
             Some(b'{') => self.object_entry(&mut tensor)?,
-            _ => self.wrong_type(&tensor.name, None, "an object", 1)?,
+            _ => self.wrong_type(&tensor.label, None, "an object", 1)?,
         }
         if let Some(earlier) = self
             .positions
@@ -282,24 +285,24 @@ impl<'a> Walk<'a, '_> {
                         let field = FIELDS[position].1;
                         if std::mem::replace(&mut has[position], true) {
                             let error = FormatError::DuplicateField {
-                                tensor: tensor.name.clone(),
+                                tensor: tensor.label.clone(),
                                 field,
                             };
                             self.findings
-                                .error(&error, at_byte, Some(&tensor.name), Some(field));
+                                .error(&error, at_byte, Some(&tensor.label), Some(field));
                         }
                         self.field(tensor, field)?;
                     }
                     None => {
                         let error = FormatError::UnknownField {
-                            tensor: tensor.name.clone(),
+                            tensor: tensor.label.clone(),
                             field: key.to_string(),
                         };
                         let what = error.to_string();
                         self.findings.note(
                             Rule::UnknownField,
                             at_byte,
-                            Some(&tensor.name),
+                            Some(&tensor.label),
                             Some(&key),
                             what,
                         );
@@ -313,21 +316,21 @@ impl<'a> Walk<'a, '_> {
         }
         for ((_, field), _) in FIELDS.iter().zip(has).filter(|(_, has)| !has) {
             let error = FormatError::MissingField {
-                tensor: tensor.name.clone(),
+                tensor: tensor.label.clone(),
                 field: *field,
             };
             self.findings
-                .error(&error, tensor.at_byte, Some(&tensor.name), Some(*field));
+                .error(&error, tensor.at_byte, Some(&tensor.label), Some(*field));
         }
         Ok(())
     }
 
     fn array_entry(&mut self, tensor: &mut SeenTensor) -> Result<(), FormatError> {
-        let what = format!("{} is described by an array", quoted(&tensor.name));
+        let what = format!("{} is described by an array", quoted(&tensor.label));
         self.findings.note(
             Rule::ArrayEntry,
             self.scanner.at_byte(),
-            Some(&tensor.name),
+            Some(&tensor.label),
             None,
             what,
         );
@@ -342,24 +345,24 @@ impl<'a> Walk<'a, '_> {
 
     fn field(&mut self, tensor: &mut SeenTensor, field: EntryField) -> Result<(), FormatError> {
         match field {
-            EntryField::Dtype => tensor.dtype = self.dtype(&tensor.name)?,
+            EntryField::Dtype => tensor.dtype = self.dtype(&tensor.label)?,
             EntryField::Shape => {
-                tensor.shape = self.integers(&tensor.name, field, "an array of integers")?;
+                tensor.shape = self.integers(&tensor.label, field, "an array of integers")?;
                 self.check_rank(tensor);
             }
             EntryField::DataOffsets => {
                 self.scanner.peek_token();
                 tensor.offsets_at = self.scanner.at_byte();
-                let numbers = self.integers(&tensor.name, field, "an array of two integers")?;
+                let numbers = self.integers(&tensor.label, field, "an array of two integers")?;
                 tensor.offsets = match numbers.as_deref() {
                     Some(&[starts_at, ends_at]) => Some((starts_at, ends_at)),
                     Some(other) => {
                         let what = format!(
                             "`data_offsets` of tensor {} has {} numbers where two are expected",
-                            quoted(&tensor.name),
+                            quoted(&tensor.label),
                             other.len()
                         );
-                        let name = Some(tensor.name.as_str());
+                        let name = Some(tensor.label.as_str());
                         let at_byte = tensor.offsets_at;
                         self.findings.note(
                             Rule::WrongType,
@@ -380,17 +383,17 @@ impl<'a> Walk<'a, '_> {
     fn check_rank(&mut self, tensor: &SeenTensor) {
         let rank = tensor.shape.as_ref().map_or(0, Vec::len);
         let limit_rank = self.limits.rank_max.min(RANK_MAX);
-        let name = Some(tensor.name.as_str());
+        let name = Some(tensor.label.as_str());
         if rank as u64 > limit_rank {
             let error = FormatError::RankTooHigh {
-                tensor: tensor.name.clone(),
+                tensor: tensor.label.clone(),
                 limit_rank,
             };
             self.findings
                 .error(&error, tensor.at_byte, name, Some(EntryField::Shape));
         }
         if rank > 64 {
-            let what = format!("tensor {} has {rank} dimensions", quoted(&tensor.name));
+            let what = format!("tensor {} has {rank} dimensions", quoted(&tensor.label));
             self.findings
                 .note(Rule::HighRank, tensor.at_byte, name, Some("shape"), what);
         }
