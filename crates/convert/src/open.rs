@@ -5,6 +5,7 @@ use std::io;
 use std::path::Path;
 
 use safelight_format::{FileKind, sniff};
+use safelight_store::location::{self, Location};
 use safelight_store::{Checkpoint, ReadAt as _};
 
 use crate::checkpoint::CheckpointSource;
@@ -77,6 +78,9 @@ pub fn open(path: &Path, limits: &Limits) -> Result<Box<dyn Source>, ConvertErro
 /// # Errors
 /// As [`open`].
 pub fn open_with(path: &Path, options: &OpenOptions) -> Result<Box<dyn Source>, ConvertError> {
+    if let Location::Url(url) = Location::of(path) {
+        return open_url(&url, options);
+    }
     if is_diffusers_folder(path) {
         return Ok(Box::new(FolderSource::open(path, &options.limits)?));
     }
@@ -121,6 +125,16 @@ pub fn open_with(path: &Path, options: &OpenOptions) -> Result<Box<dyn Source>, 
             kind,
         }),
     }
+}
+
+/// What a URL names: safetensors and their shards. Foreign formats are read from this machine only.
+fn open_url(url: &str, options: &OpenOptions) -> Result<Box<dyn Source>, ConvertError> {
+    let store_options = safelight_store::OpenOptions {
+        limits: options.limits.header,
+        ..Default::default()
+    };
+    let checkpoint = location::open_with(url, &store_options)?;
+    Ok(Box::new(CheckpointSource::new(checkpoint)))
 }
 
 fn open_file(path: &Path) -> Result<File, ConvertError> {

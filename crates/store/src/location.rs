@@ -4,10 +4,13 @@
 //! is the business of `remote`, which a build may leave out (feature `remote`).
 
 use std::ffi::OsStr;
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
 use crate::checkpoint::{Checkpoint, OpenOptions};
 use crate::error::StoreError;
+use crate::hash::{HashOptions, Hashes};
+use crate::verify::Verdict;
 
 /// The schemes of URLs that are read here.
 pub const SCHEMES: [&str; 9] = [
@@ -90,12 +93,63 @@ fn open_url(url: &str, options: &OpenOptions) -> Result<Checkpoint, StoreError> 
 
 #[cfg(not(feature = "remote"))]
 fn open_url(url: &str, _: &OpenOptions) -> Result<Checkpoint, StoreError> {
-    Err(StoreError::BadLocation {
+    Err(unsupported(url))
+}
+
+#[cfg(not(feature = "remote"))]
+fn unsupported(url: &str) -> StoreError {
+    StoreError::BadLocation {
         location: redacted(url),
         problem:
             "this build reads no URLs; build it with the feature `remote`, or download the file"
                 .to_owned(),
-    })
+    }
+}
+
+/// As [`crate::hash`], by path or by URL.
+///
+/// # Errors
+/// As [`crate::hash`] and [`open`].
+pub fn hash(
+    location: impl AsRef<OsStr>,
+    options: &HashOptions,
+    progress: &mut dyn FnMut(u64, u64) -> ControlFlow<()>,
+) -> Result<Hashes, StoreError> {
+    match Location::of(location) {
+        Location::Path(path) => crate::hash(&path, options, progress),
+        #[cfg(feature = "remote")]
+        Location::Url(url) => {
+            let source = crate::remote::source(&url)?;
+            let data_start = match options.data_sha256 {
+                true => crate::verify::data_start(&source)?,
+                false => None,
+            };
+            source.will_read(&[(0, source.file_bytes)]);
+            crate::hash::hash_source(&source, data_start, options, progress)
+        }
+        #[cfg(not(feature = "remote"))]
+        Location::Url(url) => Err(unsupported(&url)),
+    }
+}
+
+/// As [`crate::verify`], by path or by URL; by URL, one file.
+///
+/// # Errors
+/// As [`crate::verify`] and [`open`].
+pub fn verify(
+    location: impl AsRef<OsStr>,
+    options: &OpenOptions,
+    progress: &mut dyn FnMut(u64, u64) -> ControlFlow<()>,
+) -> Result<Verdict, StoreError> {
+    match Location::of(location) {
+        Location::Path(path) => crate::verify(&path, options, progress),
+        #[cfg(feature = "remote")]
+        Location::Url(url) => {
+            crate::verify::verify_opened(&crate::remote::source(&url)?, options, progress)
+        }
+        #[cfg(not(feature = "remote"))]
+        Location::Url(url) => Err(unsupported(&url)),
+    }
 }
 
 /// The scheme of a URL: what stands before `://`.

@@ -155,6 +155,11 @@ fn read(
     out: &mut [u8],
     scratch: &mut Vec<u8>,
 ) -> Result<(), StoreError> {
+    let ranges = batch
+        .reads()
+        .iter()
+        .map(|read| (start + read.bytes.start, start + read.bytes.end));
+    file.source.will_read(&ranges.collect::<Vec<_>>());
     for read in batch.reads() {
         let offset = start + read.bytes.start;
         if let Some(range) = batch.direct(read) {

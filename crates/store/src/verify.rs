@@ -191,10 +191,61 @@ fn verify_file(
             return Ok(verdict);
         }
     };
-    verdict.file_bytes = source.file_bytes;
-    check_header(&source, options, &mut verdict);
-    walk(&source, &mut verdict, add)?;
+    verify_source(&source, options, &mut verdict, add)?;
     Ok(verdict)
+}
+
+fn verify_source(
+    source: &FileSource,
+    options: &OpenOptions,
+    verdict: &mut FileVerdict,
+    add: &mut dyn FnMut(u64) -> ControlFlow<()>,
+) -> Result<(), StoreError> {
+    verdict.file_bytes = source.file_bytes;
+    check_header(source, options, verdict);
+    source.will_read(&[(0, source.file_bytes)]);
+    walk(source, verdict, add)
+}
+
+/// Where a file's data start; `None` if it is no safetensors file.
+#[cfg(feature = "remote")]
+pub(crate) fn data_start(source: &FileSource) -> Result<Option<u64>, StoreError> {
+    let options = OpenOptions::default();
+    let prefix = match source.read_prefix(&options) {
+        Ok(prefix) => prefix,
+        Err(StoreError::Format { .. }) => return Ok(None),
+        Err(error) => return Err(error),
+    };
+    let (strictness, limits) = (options.strictness, options.limits);
+    let header = Header::parse(&prefix, source.file_bytes, strictness, &limits);
+    Ok(header.ok().map(|header| header.data_start()))
+}
+
+/// As [`verify`], of one file that is open already: a remote one.
+#[cfg(feature = "remote")]
+pub(crate) fn verify_opened(
+    source: &FileSource,
+    options: &OpenOptions,
+    progress: &mut dyn FnMut(u64, u64) -> ControlFlow<()>,
+) -> Result<Verdict, StoreError> {
+    let mut verdict = FileVerdict {
+        file: source.label.clone(),
+        file_bytes: 0,
+        expected_bytes: None,
+        header: None,
+        problem: None,
+        unreadable: Vec::new(),
+    };
+    let mut done_bytes = 0;
+    let mut add = |bytes: u64| {
+        done_bytes += bytes;
+        progress(done_bytes, source.file_bytes)
+    };
+    verify_source(source, options, &mut verdict, &mut add)?;
+    Ok(Verdict {
+        index: None,
+        files: vec![verdict],
+    })
 }
 
 /// Parses the header; that of a file of the wrong size too, so that its tensors have names.

@@ -3,17 +3,18 @@
 
 mod common;
 
+use std::ops::ControlFlow;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use common::http::{Reply, Server, serve};
 use common::{Folder, file_of};
-use safelight_format::{Dtype, TensorView};
+use safelight_format::{Dtype, TensorView, parse_index};
 use safelight_store::remote::{
     CacheChoice, Problem, RemoteError, RemoteFile, RemoteOptions, open, open_file,
 };
-use safelight_store::{Checkpoint, OpenOptions, ReadAt as _, StoreError};
+use safelight_store::{Checkpoint, HashOptions, OpenOptions, ReadAt as _, StoreError, location};
 
 /// Short waits and small parts, so that tests are fast and see many requests.
 fn options() -> RemoteOptions {
@@ -131,10 +132,41 @@ mod requests {
     }
 
     #[test]
+    fn slices_move_at_most_a_fifth_more() {
+        let bytes = some_bytes(4_000_000);
+        let tensor = TensorView {
+            name: "t",
+            dtype: Dtype::U8,
+            shape: &[1000, 4000],
+            bytes: &bytes,
+        };
+        let server = Server::of_file(file_of(&[tensor], None));
+        let checkpoint = open_at(&server.url("/m")).unwrap();
+        for (index, needed) in [
+            ("100:600", 2_000_000),
+            ("300:400, 100:3900", 380_000),
+            ("500:620, 10:1010", 120_000),
+            ("-1", 4000),
+        ] {
+            server.forget();
+            let slice = checkpoint
+                .read_slice("t", &parse_index(index).unwrap())
+                .unwrap();
+            assert!(!slice.elements.is_empty());
+            let sent = server.sent_bytes();
+            assert!(sent * 5 <= needed * 6, "{index}: {sent} for {needed}");
+        }
+    }
+
+    #[test]
     fn announced_ranges_are_drawn_together_within_a_fifth() {
         let bytes = some_bytes(4_000_000);
         let server = Server::of_file(bytes.clone());
-        let file = open_file(&server.url("/f"), &options()).unwrap();
+        let generous = RemoteOptions {
+            over_read: 0.15,
+            ..options()
+        };
+        let file = open_file(&server.url("/f"), &generous).unwrap();
         server.forget();
         // Rows of 4,000 bytes, 500 bytes apart: together; and some that lie far away.
         let near = (0..40u64).map(|row| (1_500_000 + row * 4_500, 1_504_000 + row * 4_500));
@@ -1011,12 +1043,26 @@ fn urls_are_locations_like_paths() {
     let chosen = safelight_store::remote::choose(options());
     assert!(chosen.is_ok());
     let names = Mutex::new(Vec::new());
-    for location in [server.url("/m").into(), path.into_os_string()] {
-        let checkpoint = safelight_store::location::open(location).unwrap();
+    let go_on = |_: u64, _: u64| ControlFlow::Continue(());
+    let all = HashOptions {
+        autov1: true,
+        sha256: true,
+        data_sha256: true,
+        blake3: true,
+    };
+    let hashes =
+        |location: &std::ffi::OsStr| location::hash(location, &all, &mut { go_on }).unwrap();
+    let url = std::ffi::OsString::from(server.url("/m"));
+    assert_eq!(hashes(&url), hashes(path.as_os_str()));
+    let verdict = location::verify(&url, &OpenOptions::default(), &mut { go_on }).unwrap();
+    assert!(verdict.is_intact());
+    assert_eq!(verdict.files[0].intact().count(), 2);
+    for location in [url, path.into_os_string()] {
+        let checkpoint = location::open(location).unwrap();
         let all: Vec<String> = checkpoint.names().map(str::to_owned).collect();
         names.lock().unwrap().push(all);
     }
     let names = names.into_inner().unwrap();
     assert_eq!(names[0], names[1]);
-    assert!(safelight_store::location::open("ftp://h/m").is_err());
+    assert!(location::open("ftp://h/m").is_err());
 }

@@ -70,7 +70,8 @@ pub struct RemoteOptions {
     pub parallel_requests: usize,
     /// Long ranges are asked for in parts of this many bytes. Times `parallel_requests`, it is the memory that is needed.
     pub part_bytes: u64,
-    /// How much more than what is needed may be fetched in order to make fewer requests: 0.15 is 15 % more.
+    /// How much more than what is announced may be fetched in order to make fewer requests: 0.15 is 15 % more. Nothing
+    /// by default: slices are drawn together before they are announced.
     pub over_read: f64,
     /// The largest file that is fetched in full, and held in memory, where a server has no ranges.
     pub whole_file_bytes_max: u64,
@@ -103,7 +104,7 @@ impl Default for RemoteOptions {
             timeout: Duration::from_secs(30),
             parallel_requests: 8,
             part_bytes: 8 * 1024 * 1024,
-            over_read: 0.15,
+            over_read: 0.0,
             whole_file_bytes_max: 256 * 1024 * 1024,
             cache: CacheChoice::Off,
             settings: BTreeMap::new(),
@@ -219,6 +220,11 @@ pub fn open(
 pub fn open_file(url: &str, remote: &RemoteOptions) -> Result<RemoteFile, StoreError> {
     let place = Place::parse(url, &|name| remote.setting(name))?;
     Client::new(remote).open_file(&place)
+}
+
+/// As [`open_file`], for the rest of this crate.
+pub(crate) fn source(url: &str) -> Result<FileSource, StoreError> {
+    source_of(open_file(url, &RemoteOptions::from_env())?)
 }
 
 /// What the files of one handle share.
