@@ -5,6 +5,7 @@ use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use crate::bulk;
 use crate::error::{StoreError, path_text};
 use crate::sys;
 
@@ -53,7 +54,14 @@ pub fn replace_file(
     sync: bool,
     write: impl FnOnce(&mut dyn Write) -> io::Result<()>,
 ) -> Result<(), StoreError> {
-    replace_file_seek(path, sync, |file| write(file))
+    let temporary = Temporary::for_target(path)?;
+    let publish = Publish {
+        sync,
+        ..Publish::default()
+    };
+    bulk::write_stream(&temporary.file, &temporary.target, write)
+        .and_then(|()| temporary.publish(publish))
+        .map_err(StoreError::io("write", path))
 }
 
 /// As [`replace_file`], for formats whose writers must go back to fill something in.

@@ -5,10 +5,11 @@
 //! system wants. A disk too slow for that gets the page cache after all.
 
 use std::fs::File;
-use std::io;
+use std::io::{self, Write};
 use std::path::Path;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::mpsc;
 use std::thread;
 use std::time::Instant;
 
@@ -21,7 +22,7 @@ const PIECE_BYTES: usize = 8 * 1024 * 1024;
 const BLOCK_BYTES: usize = 4096;
 
 /// Smaller files go through the page cache: they fit, and whoever saved them may read them next.
-const DIRECT_BYTES_MIN: u64 = 256 * 1024 * 1024;
+const DIRECT_BYTES_MIN: u64 = if cfg!(test) { 4 } else { 32 } * PIECE_BYTES as u64;
 
 /// More writers do not make a disk faster.
 const THREADS_MAX: usize = 4;
@@ -142,6 +143,231 @@ fn write_buffered(file: &File, text: &Text<'_>, start: u64, at: &Path) -> io::Re
     sys::write_at(file, &small, small_at, at)
 }
 
+/// Lets `write` fill `file`, which is new, from its start to its end. What it hands over is
+/// written by another thread while it goes on; large files go around the page cache.
+pub(crate) fn write_stream(
+    file: &File,
+    at: &Path,
+    write: impl FnOnce(&mut dyn Write) -> io::Result<()>,
+) -> io::Result<()> {
+    thread::scope(|scope| {
+        let mut stream = Stream {
+            scope,
+            sink: Sink {
+                file,
+                at,
+                offset: 0,
+                direct: Direct::Later,
+                seconds: 0.0,
+            },
+            buffer: Vec::new(),
+            lane: None,
+        };
+        write(&mut stream)?;
+        stream.finish()
+    })
+}
+
+/// The end of a [`Stream`] that talks to the file.
+#[derive(Clone, Copy)]
+struct Sink<'f> {
+    file: &'f File,
+    at: &'f Path,
+    /// Where the next piece goes.
+    offset: u64,
+    direct: Direct,
+    /// Spent in direct writes.
+    seconds: f64,
+}
+
+/// Whether the page cache is gone around.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Direct {
+    /// When the file has become large.
+    Later,
+    Now,
+    /// The file system or the disk is no good for it.
+    Never,
+}
+
+impl Sink<'_> {
+    /// Writes a full piece.
+    fn put(&mut self, piece: &Aligned) -> io::Result<()> {
+        if self.direct == Direct::Later && self.offset >= DIRECT_BYTES_MIN {
+            let set = sys::set_direct(self.file, true, self.at);
+            self.direct = if set { Direct::Now } else { Direct::Never };
+        }
+        let start = Instant::now();
+        let mut written = sys::write_at(self.file, piece.bytes(), self.offset, self.at);
+        if self.direct == Direct::Now {
+            self.seconds += start.elapsed().as_secs_f64();
+            let bytes = self.offset + PIECE_BYTES as u64 - DIRECT_BYTES_MIN;
+            let slow = bytes as f64 / self.seconds < DIRECT_BYTES_PER_SECOND_MIN;
+            let refused = written.as_ref().is_err_and(sys::is_unsupported);
+            if refused || (slow && bytes >= TRIAL_BYTES) {
+                self.buffered();
+            }
+            if refused {
+                written = sys::write_at(self.file, piece.bytes(), self.offset, self.at);
+            }
+        }
+        self.offset += PIECE_BYTES as u64;
+        written
+    }
+
+    fn buffered(&mut self) {
+        if self.direct == Direct::Now {
+            sys::set_direct(self.file, false, self.at);
+        }
+        self.direct = Direct::Never;
+    }
+}
+
+/// Pieces on their way to the thread that writes them, and empty ones coming back.
+struct Lane<'scope, 'f> {
+    full: mpsc::SyncSender<Aligned>,
+    empty: mpsc::Receiver<Aligned>,
+    thread: thread::ScopedJoinHandle<'scope, io::Result<Sink<'f>>>,
+}
+
+/// What `write` of [`write_stream`] writes to.
+struct Stream<'scope, 'env, 'f> {
+    scope: &'scope thread::Scope<'scope, 'env>,
+    sink: Sink<'f>,
+    /// What was not handed over yet: one buffer, or none before the first byte.
+    buffer: Vec<Aligned>,
+    lane: Option<Lane<'scope, 'f>>,
+}
+
+impl<'scope, 'f: 'scope> Stream<'scope, '_, 'f> {
+    /// The buffer that is being filled.
+    fn filling(&mut self) -> &mut Aligned {
+        if self.buffer.is_empty() {
+            self.buffer.push(Aligned::new());
+        }
+        &mut self.buffer[0]
+    }
+
+    /// Hands the full buffer over and takes an empty one.
+    fn hand_over(&mut self) -> io::Result<()> {
+        let Some(full) = self.buffer.pop() else {
+            return Ok(());
+        };
+        let sink = self.sink;
+        let scope = self.scope;
+        let lane = self.lane.get_or_insert_with(|| {
+            let (full, incoming) = mpsc::sync_channel::<Aligned>(1);
+            let (outgoing, empty) = mpsc::channel();
+            let thread = scope.spawn(move || {
+                let mut sink = sink;
+                for mut piece in incoming {
+                    sink.put(&piece)?; // the channel closes, which stops the other side
+                    piece.len = 0;
+                    let _ = outgoing.send(piece);
+                }
+                Ok(sink)
+            });
+            Lane {
+                full,
+                empty,
+                thread,
+            }
+        });
+        if lane.full.send(full).is_err() {
+            return self.stop().and(Err(io::ErrorKind::BrokenPipe.into()));
+        }
+        let next = self
+            .lane
+            .as_ref()
+            .and_then(|lane| lane.empty.try_recv().ok());
+        self.buffer.push(next.unwrap_or_else(Aligned::new));
+        Ok(())
+    }
+
+    /// Waits for the other thread and says what went wrong there.
+    fn stop(&mut self) -> io::Result<()> {
+        if let Some(Lane { full, thread, .. }) = self.lane.take() {
+            drop(full);
+            self.sink = thread
+                .join()
+                .unwrap_or_else(|_| Err(io::Error::other("the writing thread panicked")))?;
+        }
+        Ok(())
+    }
+
+    /// Writes the rest.
+    fn finish(mut self) -> io::Result<()> {
+        self.stop()?;
+        self.sink.buffered();
+        let offset = self.sink.offset;
+        match self.buffer.first() {
+            Some(rest) => sys::write_at(self.sink.file, rest.bytes(), offset, self.sink.at),
+            None => Ok(()),
+        }
+    }
+}
+
+impl<'scope, 'f: 'scope> Write for Stream<'scope, '_, 'f> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let count = self.filling().push(bytes);
+        if self.filling().len == PIECE_BYTES {
+            self.hand_over()?;
+        }
+        Ok(count)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(()) // the file is nobody's business before it is finished
+    }
+}
+
+/// Memory for a piece, from a block's boundary on.
+struct Aligned {
+    memory: Vec<u8>,
+    skew: usize,
+    len: usize,
+}
+
+impl Aligned {
+    fn new() -> Aligned {
+        Aligned {
+            memory: Vec::new(),
+            skew: 0,
+            len: 0,
+        }
+    }
+
+    /// Takes as many bytes as there is room for.
+    fn push(&mut self, bytes: &[u8]) -> usize {
+        let count = bytes.len().min(PIECE_BYTES - self.len);
+        let needed = self.skew + self.len + count;
+        if needed > self.memory.len() {
+            self.grow(needed);
+        }
+        let start = self.skew + self.len;
+        self.memory[start..start + count].copy_from_slice(&bytes[..count]);
+        self.len += count;
+        count
+    }
+
+    /// More memory: little for a small file, a whole piece for what is larger than 1 MiB.
+    fn grow(&mut self, needed: usize) {
+        if needed <= PIECE_BYTES / 8 {
+            self.memory
+                .resize(needed.next_power_of_two().max(64 * 1024), 0);
+            return;
+        }
+        let mut memory = vec![0; PIECE_BYTES + BLOCK_BYTES];
+        let skew = memory.as_ptr().align_offset(BLOCK_BYTES);
+        memory[skew..skew + self.len].copy_from_slice(self.bytes());
+        (self.memory, self.skew) = (memory, skew);
+    }
+
+    fn bytes(&self) -> &[u8] {
+        &self.memory[self.skew..self.skew + self.len]
+    }
+}
+
 /// Parts that follow one another.
 struct Text<'a> {
     parts: &'a [&'a [u8]],
@@ -234,6 +460,69 @@ mod tests {
         drop(full);
         let full = faults::inject(folder.path(), Call::Write, 1, enospc);
         assert!(check(folder.path(), PageCache::Keep).is_err());
+        drop(full);
+    }
+
+    /// Streams `total` bytes in pieces of odd lengths and checks the file.
+    fn check_stream(folder: &Path, total: usize) -> io::Result<()> {
+        let path = folder.join("stream");
+        let file = File::options()
+            .create(true)
+            .truncate(true)
+            .read(true)
+            .write(true)
+            .open(&path)?;
+        let bytes: Vec<u8> = (0..total).map(|i| ((i * 31) >> 3) as u8).collect();
+        write_stream(&file, &path, |out| {
+            let mut rest = &bytes[..];
+            for len in [1usize, 70_000, 3, 2_000_000, 9_000_000]
+                .into_iter()
+                .cycle()
+            {
+                if rest.is_empty() {
+                    return Ok(());
+                }
+                let (piece, after) = rest.split_at(len.min(rest.len()));
+                out.write_all(piece)?;
+                rest = after;
+            }
+            Ok(())
+        })?;
+        assert!(std::fs::read(&path)? == bytes, "{total}");
+        Ok(())
+    }
+
+    #[test]
+    fn streams() {
+        let folder = crate::testing::Folder::new("bulk-stream");
+        let piece = PIECE_BYTES;
+        for total in [
+            0,
+            1,
+            70_001,
+            piece - 1,
+            piece,
+            piece + 1,
+            3 * piece,
+            20_000_003,
+        ] {
+            check_stream(folder.path(), total).unwrap();
+        }
+    }
+
+    #[test]
+    fn large_streams_go_around_the_cache_where_that_works() {
+        let (einval, enospc) = (22, 28);
+        let folder = crate::testing::Folder::new("bulk-large");
+        let total = DIRECT_BYTES_MIN as usize + 2 * PIECE_BYTES + 77;
+        let pieces_before = DIRECT_BYTES_MIN as usize / PIECE_BYTES;
+        check_stream(folder.path(), total).unwrap();
+        let refused = faults::inject_some(folder.path(), Call::Write, pieces_before, 1, einval);
+        check_stream(folder.path(), total).unwrap();
+        drop(refused);
+        let full = faults::inject(folder.path(), Call::Write, 2, enospc);
+        let error = check_stream(folder.path(), total).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::StorageFull);
         drop(full);
     }
 
