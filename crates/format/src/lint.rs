@@ -101,7 +101,7 @@ impl LintReport {
 ///
 /// ```
 /// use safelight_format::{LintOptions, Rule, lint};
-/// let json = br#" {"a":{"dtype":"f32","shape":[1],"data_offsets":[0,4],"data_offsets":[0,8]}}"#;
+/// let json = br#" {"a":{"dtype":"f32","shape":[1],"data_offsets":[0,4],"data_offsets":[0,4]}}"#;
 /// let file = [&(json.len() as u64).to_le_bytes()[..], json, &[0; 4]].concat();
 /// let report = lint(&file, file.len() as u64, &LintOptions::default())?;
 /// let rules: Vec<Rule> = report.findings.iter().map(|finding| finding.rule).collect();

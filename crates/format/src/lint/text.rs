@@ -260,7 +260,7 @@ mod tests {
             ("a photo of <lora:x:1>", None),
             ("import os; os.system('id')", Some(Rule::CodeInMetadata)),
             ("<SCRIPT>alert(1)</SCRIPT>", Some(Rule::MarkupInMetadata)),
-            ("/home/me/../../etc", Some(Rule::PathInMetadata)),
+            ("models/../../etc", Some(Rule::PathInMetadata)),
             (
                 "-----BEGIN RSA PRIVATE KEY-----",
                 Some(Rule::CredentialInMetadata),
