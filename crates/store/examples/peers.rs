@@ -1,19 +1,22 @@
 //! Our side of `tools/bench/format_peers.py`: does one thing with one file and prints the seconds it took.
 //!
-//! `peers load|open|verify|sha256|hash FILE` or `peers slice FILE TENSOR INDEX`.
+//! `peers load|open|verify|sha256|hash FILE`, `peers slice FILE TENSOR INDEX` or `peers save FILE OUT` (which counts the
+//! saving alone).
 
 use std::ops::ControlFlow;
 use std::path::Path;
 use std::time::Instant;
 
 use safelight_format::parse_index;
-use safelight_store::{Checkpoint, HashOptions, LoadOptions, OpenOptions, hash, verify};
+use safelight_store::{
+    Checkpoint, HashOptions, LoadOptions, OpenOptions, SaveOptions, hash, save, verify,
+};
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
     let go_on = &mut |_: u64, _: u64| ControlFlow::Continue(());
-    let start = Instant::now();
+    let mut start = Instant::now();
     let seen = match arguments[..] {
         ["open", file] => Checkpoint::open(Path::new(file))?.len() as u64,
         ["load", file] => {
@@ -38,10 +41,16 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             };
             hash(Path::new(file), &only, go_on)?.file_bytes
         }
+        ["save", file, out] => {
+            let loaded = Checkpoint::open(Path::new(file))?.load(&LoadOptions::default())?;
+            let views: Result<Vec<_>, _> = loaded.names().map(|name| loaded.view(name)).collect();
+            start = Instant::now();
+            save(Path::new(out), &views?, None, &SaveOptions::default())?
+        }
         ["hash", file] => hash(Path::new(file), &HashOptions::default(), go_on)?.file_bytes,
         _ => {
             return Err(
-                "usage: peers load|open|verify|sha256|hash FILE, peers slice FILE TENSOR INDEX"
+                "usage: peers load|open|verify|sha256|hash FILE, peers slice FILE TENSOR INDEX, peers save FILE OUT"
                     .into(),
             );
         }
