@@ -216,8 +216,13 @@ impl<'a> Reader<'a> {
     /// Reads magic and version.
     fn new(input: &'a Input) -> Result<Reader<'a>, ConvertError> {
         let mut cursor = input.cursor(0);
-        if cursor.array()? != *b"GGUF" {
-            return Err(input.malformed("", "does not start with `GGUF`"));
+        match &cursor.array()? {
+            b"GGUF" => {}
+            b"lmgg" | b"fmgg" | b"tjgg" | b"ggml" => {
+                let what = "is a GGML file from before GGUF (2023), whose tensors have no settled types; get the GGUF file";
+                return Err(input.unsupported("", what));
+            }
+            _ => return Err(input.malformed("", "does not start with `GGUF`")),
         }
         let version = cursor.array()?;
         let (little, big) = (u32::from_le_bytes(version), u32::from_be_bytes(version));
@@ -446,5 +451,160 @@ impl GgufSource {
             });
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::input::tests::Memory;
+
+    /// A file of version 3 with these keys and tensor descriptions, and `data_bytes` of zeros behind them.
+    fn file(keys: &[Vec<u8>], tensors: &[Vec<u8>], data_bytes: usize) -> Vec<u8> {
+        let mut bytes = b"GGUF\x03\0\0\0".to_vec();
+        bytes.extend((tensors.len() as u64).to_le_bytes());
+        bytes.extend((keys.len() as u64).to_le_bytes());
+        bytes.extend(keys.concat());
+        bytes.extend(tensors.concat());
+        bytes.resize(bytes.len().next_multiple_of(32) + data_bytes, 0);
+        bytes
+    }
+
+    fn text(text: &str) -> Vec<u8> {
+        [&(text.len() as u64).to_le_bytes()[..], text.as_bytes()].concat()
+    }
+
+    fn key(name: &str, kind: u32, value: &[u8]) -> Vec<u8> {
+        [&text(name)[..], &kind.to_le_bytes(), value].concat()
+    }
+
+    fn tensor(name: &str, dims: &[u64], kind: u32, offset: u64) -> Vec<u8> {
+        let mut bytes = text(name);
+        bytes.extend((dims.len() as u32).to_le_bytes());
+        bytes.extend(dims.iter().flat_map(|dim| dim.to_le_bytes()));
+        bytes.extend(kind.to_le_bytes());
+        bytes.extend(offset.to_le_bytes());
+        bytes
+    }
+
+    fn open(bytes: Vec<u8>, quantized: Quantized) -> Result<GgufSource, ConvertError> {
+        GgufSource::from_reader("x", Box::new(Memory(bytes)), &Limits::default(), quantized)
+    }
+
+    #[track_caller]
+    fn refused(bytes: Vec<u8>, expected: &str) {
+        let error = open(bytes, Quantized::F32)
+            .map(|_| ())
+            .unwrap_err()
+            .to_string();
+        assert!(error.contains(expected), "{error}");
+    }
+
+    #[test]
+    fn what_is_no_gguf() {
+        refused(b"".to_vec(), "4 bytes expected at byte 0");
+        refused(b"GGUX".to_vec(), "does not start with `GGUF`");
+        refused(b"lmgg\x01\0\0\0".to_vec(), "from before GGUF");
+        refused(b"GGUF\x04\0\0\0".to_vec(), "GGUF version 4");
+        refused(b"GGUF\x03\0\0\0".to_vec(), "8 bytes expected at byte 8");
+        let mut many = file(&[], &[], 0);
+        many[8..16].copy_from_slice(&u64::MAX.to_le_bytes());
+        refused(
+            many.clone(),
+            "at least 18446744073709551615 tensors, the limit is 4000000",
+        );
+        many[8..16].copy_from_slice(&1_000_000u64.to_le_bytes());
+        refused(many, "expected at byte");
+    }
+
+    #[test]
+    fn keys_that_are_wrong() {
+        let keys = |keys: &[Vec<u8>]| file(keys, &[], 0);
+        let number = |name: &str| key(name, 4, &7u32.to_le_bytes());
+        refused(
+            keys(&[number("a"), number("a")]),
+            "`a`: two values have this key",
+        );
+        refused(keys(&[key("a", 13, &[])]), "a value of type 13");
+        refused(keys(&[key("a", 7, &[2])]), "the truth value 2");
+        refused(
+            keys(&[number("general.alignment")]),
+            "power of two, not 7 (u32)",
+        );
+        refused(
+            keys(&[key("general.alignment", 10, &32u64.to_le_bytes())]),
+            "not 32 (u64)",
+        );
+        refused(
+            keys(&[key("a", 8, &u64::MAX.to_le_bytes())]),
+            "bytes of text",
+        );
+        let deep: Vec<u8> = (0..10)
+            .flat_map(|_| [&9u32.to_le_bytes()[..], &1u64.to_le_bytes()].concat())
+            .collect();
+        refused(keys(&[key("a", 9, &deep)]), "arrays within each other");
+        let long = [&0u32.to_le_bytes()[..], &u64::MAX.to_le_bytes()].concat();
+        refused(keys(&[key("a", 9, &long)]), "expected at byte");
+        let mut name = number("a");
+        name[..8].copy_from_slice(&70_000u64.to_le_bytes());
+        refused(keys(&[name]), "bytes in a name");
+    }
+
+    #[test]
+    fn tensors_that_are_wrong() {
+        let tensors = |tensors: &[Vec<u8>], data_bytes| file(&[], tensors, data_bytes);
+        refused(
+            tensors(&[tensor("w", &[2], 0, 0)], 7),
+            "`w`: 8 bytes at byte 0 of the tensor data",
+        );
+        refused(
+            tensors(&[tensor("w", &[2], 0, u64::MAX)], 8),
+            "is it whole?",
+        );
+        refused(tensors(&[tensor("w", &[2], 9, 0)], 8), "9 (Q8_1)");
+        refused(
+            tensors(&[tensor("w", &[33], 8, 0)], 99),
+            "rows of 33 elements are not whole Q8_0 blocks of 32",
+        );
+        refused(
+            tensors(&[tensor("w", &[1 << 40, 1 << 40], 0, 0)], 8),
+            "no size in 64 bits",
+        );
+        refused(tensors(&[tensor("w", &[1; 17], 0, 0)], 8), "dimensions");
+        let same = [tensor("w", &[1], 0, 0), tensor("w", &[1], 0, 32)];
+        refused(tensors(&same, 64), "two tensors have this name");
+        let shared = [tensor("a", &[8], 0, 0), tensor("b", &[8], 0, 16)];
+        refused(tensors(&shared, 64), "inside of `a`");
+    }
+
+    #[test]
+    fn empty_and_flat_tensors_are_fine() {
+        let tensors = [tensor("none", &[0, 3], 0, 0), tensor("one", &[], 1, 0)];
+        let source = open(file(&[], &tensors, 2), Quantized::F32).unwrap();
+        assert_eq!(source.tensors()[0].shape, [3, 0]);
+        assert_eq!(source.tensors()[1].shape, [0u64; 0]);
+        source.read(0, &mut |_| panic!("there is nothing")).unwrap();
+    }
+
+    #[test]
+    fn quantised_tensors_are_rounded_or_refused_as_asked() {
+        let mut bytes = file(&[], &[tensor("w", &[32], 8, 0)], 34);
+        let at = bytes.len() - 34;
+        bytes[at..at + 3].copy_from_slice(&[0xff, 0x7b, 2]); // 65504 · 2
+        let read = |quantized| {
+            let source = open(bytes.clone(), quantized)?;
+            let mut read = Vec::new();
+            source.read(0, &mut |piece| {
+                read.extend_from_slice(piece);
+                Ok(())
+            })?;
+            Ok::<_, ConvertError>(read)
+        };
+        assert_eq!(read(Quantized::F32).unwrap()[..4], 131008f32.to_le_bytes());
+        assert_eq!(read(Quantized::Bf16).unwrap()[..2], [0x00, 0x48]);
+        let error = read(Quantized::F16).unwrap_err().to_string();
+        assert!(error.contains("holds numbers that F16 cannot"), "{error}");
+        let error = read(Quantized::Refuse).unwrap_err().to_string();
+        assert!(error.contains("is quantised (Q8_0)"), "{error}");
     }
 }
