@@ -65,7 +65,7 @@ pub use map::map;
 pub use save::{SaveOptions, save, save_to};
 pub use sharded::{ShardSet, ShardedSave, save_sharded};
 pub use shards::model_files;
-pub use slices::SliceRead;
+pub use slices::{EachPiece, SliceRead};
 pub use source::{Bytes, ReadAt};
 pub use strided::StridedView;
 pub use verify::{FileVerdict, Unreadable, Verdict, verify};

@@ -16,6 +16,12 @@ pub struct SliceRead<T> {
     pub read_bytes: u64,
 }
 
+/// What takes a slice in pieces: the tensor's dtype, the bytes of some elements and how many these are.
+pub type EachPiece<'a> = &'a mut dyn FnMut(Dtype, &[u8], usize) -> Result<(), StoreError>;
+
+/// As [`EachPiece`], where the dtype is known.
+type EachBatch<'a> = &'a mut dyn FnMut(&[u8], usize) -> Result<(), StoreError>;
+
 impl Checkpoint {
     /// Reads the part of a tensor that an index means, as numpy does; [`safelight_format::parse_index`] makes indices
     /// of text.
@@ -81,15 +87,13 @@ impl Checkpoint {
     /// As [`Checkpoint::read_slice`], a piece of some megabytes at a time, which are handed to `each` in order together with
     /// the number of their elements. Returns the shape. Memory does not grow with the slice.
     ///
-    /// `each` gets the tensor's dtype first.
-    ///
     /// # Errors
     /// As [`Checkpoint::read_slice`], and what `each` returns.
     pub fn read_slice_in_pieces(
         &self,
         name: &str,
         index: &[Index],
-        each: &mut dyn FnMut(Dtype, &[u8], usize) -> Result<(), StoreError>,
+        each: EachPiece<'_>,
     ) -> Result<Vec<u64>, StoreError> {
         let (file, tensor) = self.find(name)?;
         let plan = plan(file, &tensor, index)?;
@@ -120,7 +124,7 @@ fn read_batches(
     file: &ShardFile,
     tensor: &TensorInfo<'_>,
     plan: &SlicePlan,
-    each: &mut dyn FnMut(&[u8], usize) -> Result<(), StoreError>,
+    each: EachBatch<'_>,
 ) -> Result<u64, StoreError> {
     let start = file.header.data_start() + tensor.data_offsets.0;
     let (mut out, mut scratch) = (Vec::new(), Vec::new());
