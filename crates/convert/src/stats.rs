@@ -1,5 +1,6 @@
 //! What numbers a tensor holds: NaN, infinities, zeros, range, mean, spread and a histogram of magnitudes, in one pass.
 
+use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -20,58 +21,58 @@ const BINS: usize = (EXPONENT_MAX - EXPONENT_MIN + 1) as usize;
 const BLOCK: usize = 8192;
 
 /// How many numbers have which magnitude: finite ones other than 0, by sign and by power of two.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Histogram {
-    negative: Vec<u64>,
-    positive: Vec<u64>,
+    /// Exponent, negative and positive numbers; ascending, without empty ones.
+    filled: Vec<(i32, u64, u64)>,
 }
 
 impl Histogram {
-    fn new() -> Histogram {
-        Histogram {
-            negative: vec![0; BINS],
-            positive: vec![0; BINS],
-        }
-    }
-
     /// The bins from the least to the greatest magnitude that is there: exponent `e`, how many numbers have a magnitude
     /// in `[2^e, 2^(e+1))` and are negative, and how many are positive. Magnitudes beyond 2^-150 and 2^128 are counted
     /// in the outermost bins.
     pub fn bins(&self) -> Vec<(i32, u64, u64)> {
-        let filled = |index: &usize| self.negative[*index] + self.positive[*index] > 0;
-        let (Some(first), Some(last)) = ((0..BINS).find(filled), (0..BINS).rfind(filled)) else {
-            return vec![];
-        };
-        (first..=last)
-            .map(|index| {
-                (
-                    index as i32 + EXPONENT_MIN,
-                    self.negative[index],
-                    self.positive[index],
-                )
-            })
-            .collect()
+        let mut bins: Vec<(i32, u64, u64)> = Vec::new();
+        for &bin in &self.filled {
+            while let Some(&(last, ..)) = bins.last().filter(|(last, ..)| last + 1 < bin.0) {
+                bins.push((last + 1, 0, 0));
+            }
+            bins.push(bin);
+        }
+        bins
     }
 
+    fn merge(&mut self, other: &Histogram) {
+        let mut all = BTreeMap::<i32, (u64, u64)>::new();
+        for &(exponent, negative, positive) in self.filled.iter().chain(&other.filled) {
+            let bin = all.entry(exponent).or_default();
+            *bin = (bin.0 + negative, bin.1 + positive);
+        }
+        let bins = all
+            .into_iter()
+            .map(|(exponent, (negative, positive))| (exponent, negative, positive));
+        self.filled = bins.collect();
+    }
+}
+
+/// Every bin, while numbers are counted.
+struct Bins([[u64; 2]; BINS]);
+
+impl Bins {
     fn add(&mut self, value: f64) {
         // A denormal f64 is far below the first bin.
         let exponent = ((value.to_bits() >> 52) & 0x7ff) as i32 - 1023;
         let index = (exponent.clamp(EXPONENT_MIN, EXPONENT_MAX) - EXPONENT_MIN) as usize;
-        if value < 0.0 {
-            self.negative[index] += 1
-        } else {
-            self.positive[index] += 1
-        }
+        self.0[index][usize::from(value > 0.0)] += 1;
     }
 
-    fn merge(&mut self, other: &Histogram) {
-        for (mine, others) in [
-            (&mut self.negative, &other.negative),
-            (&mut self.positive, &other.positive),
-        ] {
-            for (mine, others) in mine.iter_mut().zip(others) {
-                *mine += others;
-            }
+    fn histogram(&self) -> Histogram {
+        let bins = self.0.iter().zip(EXPONENT_MIN..);
+        let filled = bins.filter(|(counts, _)| counts.iter().any(|&count| count > 0));
+        Histogram {
+            filled: filled
+                .map(|(&[negative, positive], exponent)| (exponent, negative, positive))
+                .collect(),
         }
     }
 }
@@ -115,7 +116,7 @@ impl Default for Numbers {
             max: f64::NAN,
             mean: f64::NAN,
             squares: 0.0,
-            histogram: Histogram::new(),
+            histogram: Histogram::default(),
         }
     }
 }
@@ -136,13 +137,9 @@ impl Numbers {
         (self.squares / self.finite() as f64).sqrt()
     }
 
-    fn add_block(&mut self, values: &[f64]) {
+    fn add_block(&mut self, values: &[f64], bins: &mut Bins) {
         let mut block = Numbers {
             count: values.len() as u64,
-            histogram: Histogram {
-                negative: vec![],
-                positive: vec![],
-            },
             ..Numbers::default()
         };
         let mut sum = 0.0;
@@ -150,7 +147,7 @@ impl Numbers {
             if value == 0.0 {
                 block.zero += 1;
             } else if value.is_finite() {
-                self.histogram.add(value);
+                bins.add(value);
             } else if value.is_nan() {
                 block.nan += 1;
                 continue;
@@ -249,7 +246,7 @@ fn numbers_of(
     done: &mut dyn FnMut(u64) -> Result<(), ConvertError>,
 ) -> Result<Numbers, ConvertError> {
     let tensor = &source.tensors()[index];
-    let mut numbers = Numbers::default();
+    let (mut numbers, mut bins) = (Numbers::default(), Bins([[0; 2]; BINS]));
     let mut left = number_count(tensor.dtype, tensor.element_count().unwrap_or(u64::MAX));
     let (mut decoder, mut values) = (Decoder::default(), Vec::with_capacity(BLOCK));
     let eight = eight_bytes(tensor.dtype);
@@ -262,10 +259,11 @@ fn numbers_of(
             decoded.map_err(|error| {
                 ConvertError::unsupported(source.label(), &tensor.name, error.to_string())
             })?;
-            numbers.add_block(&values);
+            numbers.add_block(&values, &mut bins);
         }
         done(run.len() as u64)
     })?;
+    numbers.histogram = bins.histogram();
     Ok(numbers)
 }
 

@@ -208,6 +208,9 @@ impl Merge {
                 ConvertError::unsupported(source.label(), &tensor.name, error.to_string())
             })?);
         }
+        if tensors.iter().any(Vec::is_empty) {
+            return Ok(()); // and its other dimensions may be anything
+        }
         let shapes: Vec<&[u64]> = self
             .sources
             .iter()

@@ -229,7 +229,7 @@ pub(crate) fn unet(
     if !mirrored {
         config["reverse_transformer_layers_per_block"] = json!(up.depths(depth));
     }
-    if time != 4 * first {
+    if Some(time) != first.checked_mul(4) {
         config["time_embedding_dim"] = json!(time);
     }
     if family == Family::Sd2 && prediction == Prediction::V {

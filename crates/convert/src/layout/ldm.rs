@@ -1,6 +1,6 @@
 //! From diffusers' names to LDM's single file.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use safelight_format::{Dtype, TensorSpec, shown};
 
@@ -58,13 +58,11 @@ impl Model {
             );
             return Err(ConvertError::unsupported(self.source.label(), "", what));
         }
+        let there: BTreeSet<String> = entries.iter().map(|(spec, _)| spec.name.clone()).collect();
         for &index in &self.rest {
             let mut spec = self.source.tensors()[index].clone();
             spec.name = spec.name[REST_PREFIX.len()..].to_owned();
-            if !entries
-                .iter()
-                .any(|(there, _): &(TensorSpec, Take)| there.name == spec.name)
-            {
+            if !there.contains(&spec.name) {
                 entries.push((spec, Take::Whole(index)));
             }
         }

@@ -309,6 +309,9 @@ pub fn unet_to_ldm(ours: &str, blocks: &Blocks) -> Option<String> {
     let mut pieces = ours.splitn(5, '.');
     let (side, level, kind) = (pieces.next()?, pieces.next()?.parse().ok()?, pieces.next()?);
     let (layer, rest): (usize, _) = (pieces.next()?.parse().ok()?, pieces.next()?);
+    if layer >= INDEX_LIMIT {
+        return None;
+    }
     if side == "down_blocks" {
         let first = blocks.first_input(level)?;
         return Some(match kind {
@@ -528,5 +531,7 @@ mod tests {
             .into_iter(),
         );
         assert_eq!(blocks, Blocks::default());
+        let name = format!("down_blocks.0.resnets.{}.norm1.bias", usize::MAX);
+        assert_eq!(unet_to_ldm(&name, &blocks), None);
     }
 }
