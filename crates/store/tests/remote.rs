@@ -1066,3 +1066,24 @@ fn urls_are_locations_like_paths() {
     assert_eq!(names[0], names[1]);
     assert!(location::open("ftp://h/m").is_err());
 }
+
+/// TLS and the network, where a machine has them.
+#[test]
+fn https_by_the_environment() {
+    let Ok(url) = std::env::var("SAFELIGHT_TEST_URL") else {
+        eprintln!(
+            "SKIPPED: set SAFELIGHT_TEST_URL to an https URL of a file of at least 1 MB on a server with ranges"
+        );
+        return;
+    };
+    let remote = RemoteOptions {
+        timeout: Duration::from_secs(20),
+        ..options()
+    };
+    let file = open_file(&url, &remote).unwrap();
+    let byte_count = file.byte_count().unwrap();
+    let mut end = vec![0; 100];
+    let count = file.read_at(&mut end, byte_count - 100).unwrap();
+    assert!(count > 0);
+    eprintln!("{file:?}: {:?}", file.traffic());
+}

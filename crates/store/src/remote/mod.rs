@@ -138,8 +138,8 @@ impl RemoteOptions {
             .filter(|value| !value.is_empty())
     }
 
-    /// What [`choose`] chose; else defaults and the cache that the environment names: `SAFELIGHT_CACHE` is a folder, or
-    /// `off`; without it, the user's cache folder. `SAFELIGHT_CACHE_BYTES` is the cache's limit (10 GiB).
+    /// What [`choose`] chose; else defaults and the cache that the environment names: `SAFELIGHT_CACHE` is a folder;
+    /// without it, the user's cache folder. `SAFELIGHT_CACHE_BYTES` is the cache's limit (10 GiB), and 0 turns it off.
     pub fn from_env() -> RemoteOptions {
         if let Some(chosen) = CHOSEN.get() {
             return chosen.clone();
@@ -165,7 +165,7 @@ impl CacheChoice {
         let set = |name: &str| setting(name).filter(|value| !value.is_empty());
         let limit_bytes = set("SAFELIGHT_CACHE_BYTES").and_then(|text| text.parse().ok());
         let folder = match set("SAFELIGHT_CACHE") {
-            Some(off) if ["off", "0", "no"].contains(&off.as_str()) => None,
+            _ if limit_bytes == Some(0) => None,
             Some(folder) => Some(PathBuf::from(folder)),
             None => user_cache_folder(&set).map(|folder| folder.join("safelight")),
         };
@@ -486,6 +486,40 @@ fn first_part(
             };
             let file_bytes = known.file_bytes;
             Ok((None, Pin { marks, file_bytes }))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_cache_follows_the_environment() {
+        let choice = |settings: &[(&str, &str)]| {
+            CacheChoice::by_settings(&|name| {
+                let found = settings.iter().find(|(known, _)| *known == name);
+                found.map(|(_, value)| (*value).to_owned())
+            })
+        };
+        let own = CacheChoice::On {
+            folder: PathBuf::from("/c"),
+            limit_bytes: 5,
+        };
+        let named = [("SAFELIGHT_CACHE", "/c"), ("SAFELIGHT_CACHE_BYTES", "5")];
+        assert_eq!(choice(&named), own);
+        let off = [("SAFELIGHT_CACHE", "/c"), ("SAFELIGHT_CACHE_BYTES", "0")];
+        assert_eq!(choice(&off), CacheChoice::Off);
+        assert_eq!(choice(&[]), CacheChoice::Off, "no home, no cache");
+        if cfg!(all(unix, not(target_os = "macos"))) {
+            let expected = CacheChoice::On {
+                folder: PathBuf::from("/h/.cache/safelight"),
+                limit_bytes: CACHE_BYTES,
+            };
+            assert_eq!(
+                choice(&[("HOME", "/h"), ("XDG_CACHE_HOME", "relative")]),
+                expected
+            );
         }
     }
 }
