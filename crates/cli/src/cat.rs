@@ -131,7 +131,7 @@ impl CatArgs {
             Format::Npy => slice.write_npy(quiet, out),
             Format::Json => {
                 let head = json!({
-                    "file": self.file.to_string_lossy(), "tensor": self.tensor, "dtype": slice.tensor.dtype.name(),
+                    "file": files::name(&self.file), "tensor": self.tensor, "dtype": slice.tensor.dtype.name(),
                     "shape": slice.plan.shape(), "slice": self.slice.as_ref().map(|slice| &slice.text),
                 });
                 let head = head.to_string();
@@ -392,7 +392,7 @@ fn no_such_tensor(checkpoint: &Checkpoint, file: &Path, name: &str) -> Failure {
         true => "`safelight ls` lists what there is".to_owned(),
         false => format!("there is {}", similar.join(", ")),
     };
-    let file = shown(&file.to_string_lossy()).to_string();
+    let file = shown(&files::name(file)).to_string();
     Failure::Usage(format!("{file}: no tensor `{}`; {advice}", shown(name)))
 }
 

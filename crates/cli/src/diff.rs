@@ -8,7 +8,7 @@ use safelight_format::{TensorSpec, shown};
 use serde_json::{Value, json};
 
 use crate::error::Failure;
-use crate::files::{Codes, Outcome, Run};
+use crate::files::{self, Codes, Outcome, Run};
 use crate::pattern::Pattern;
 use crate::progress::BytesProgress;
 use crate::say;
@@ -159,7 +159,7 @@ impl DiffArgs {
             .iter()
             .map(|(key, a, b)| json!({"key": key, "a": a, "b": b}));
         json!({
-            "a": self.a.to_string_lossy(), "b": self.b.to_string_lossy(), "different": different,
+            "a": files::name(&self.a), "b": files::name(&self.b), "different": different,
             "only_a": specs(&found.only_a), "only_b": specs(&found.only_b), "metadata": metadata.collect::<Vec<_>>(),
             "tensors": tensors.map(tensor).collect::<Vec<_>>(),
             "same_count": found.both.iter().filter(|tensor| !self.is_different(tensor)).count(),

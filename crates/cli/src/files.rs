@@ -217,7 +217,7 @@ pub(crate) fn members(path: &Path) -> Result<Vec<PathBuf>, Failure> {
     match Location::of(path) {
         Location::Url(url) => Err(Failure::Usage(format!(
             "{}: this needs a file on a disk; download it first",
-            safelight_format::shown(&url)
+            shown_path(Path::new(&url))
         ))),
         Location::Path(path) => Ok(model_files(&path)?),
     }
@@ -273,7 +273,20 @@ pub(crate) fn check_other(written: &Path, read: &Path) -> Result<(), Failure> {
 
 /// A path in a message, without what could command a terminal.
 pub(crate) fn shown_path(path: &Path) -> String {
-    safelight_format::shown(&path.to_string_lossy()).to_string()
+    safelight_format::shown(&name(path)).to_string()
+}
+
+/// A path or URL as text; of a URL without its secrets.
+pub(crate) fn name(path: &Path) -> String {
+    Location::of(path).shown()
+}
+
+/// The files that a path stands for, as [`members`]; a URL stands for itself.
+pub(crate) fn readable(path: &Path) -> Result<Vec<PathBuf>, Failure> {
+    match Location::of(path) {
+        Location::Url(_) => Ok(vec![path.to_owned()]),
+        Location::Path(path) => members(&path),
+    }
 }
 
 fn unwritable(error: std::io::Error) -> Failure {

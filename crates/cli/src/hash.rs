@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use clap::{Args, ValueEnum};
-use safelight_store::{HashOptions, Hashes, hash};
+use safelight_store::{HashOptions, Hashes, location};
 use serde_json::json;
 
 use crate::error::Failure;
@@ -87,7 +87,7 @@ impl Run for HashArgs {
 
     fn run(&self) -> Result<Outcome, Failure> {
         files::each(&self.files, self.codes(), |path| {
-            for file in files::members(path)? {
+            for file in files::readable(path)? {
                 self.hash(&file)?;
             }
             Ok(Outcome::Clean)
@@ -98,8 +98,8 @@ impl Run for HashArgs {
 impl HashArgs {
     fn hash(&self, path: &Path) -> Result<(), Failure> {
         let hashes = {
-            let progress = BytesProgress::new(false, &path.to_string_lossy(), 0);
-            hash(path, &self.options(), &mut |done, all| {
+            let progress = BytesProgress::new(false, &files::name(path), 0);
+            location::hash(path, &self.options(), &mut |done, all| {
                 progress.at(done, all)
             })?
         };
@@ -108,7 +108,7 @@ impl HashArgs {
             kinds => kinds,
         };
         if self.files.json {
-            let mut answer = json!({ "file": path.to_string_lossy(), "bytes": hashes.file_bytes });
+            let mut answer = json!({ "file": files::name(path), "bytes": hashes.file_bytes });
             for kind in wanted {
                 answer[kind.name()] = kind.of(&hashes).into();
             }

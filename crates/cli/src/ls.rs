@@ -91,7 +91,7 @@ impl LsArgs {
         let totals = Totals::of(&places);
         if self.files.json {
             let answer = Answer {
-                file: path.to_string_lossy().into_owned(),
+                file: files::name(path),
                 tensor_count: checkpoint.len(),
                 shown_count: places.len(),
                 bytes: totals.bytes,
@@ -111,7 +111,7 @@ impl LsArgs {
         }
         say::stream(|out| {
             if self.files.files.len() > 1 {
-                files::line(out, format_args!("{}:", shown(&path.to_string_lossy())))?;
+                files::line(out, format_args!("{}:", shown(&files::name(path))))?;
             }
             if self.tree {
                 self.write_tree(out, &places)?;

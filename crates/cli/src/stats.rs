@@ -84,7 +84,7 @@ impl StatsArgs {
             .filter(|tensor| wanted(tensor))
             .filter_map(TensorSpec::byte_count)
             .fold(0, u64::saturating_add);
-        let bar = BytesProgress::new(self.quiet || self.files.json, &path.to_string_lossy(), all);
+        let bar = BytesProgress::new(self.quiet || self.files.json, &files::name(path), all);
         let tensors = stats(&*source, &wanted, &|bytes| bar.forward(bytes))?;
         drop(bar);
         let mut total = Numbers::default();
@@ -102,7 +102,7 @@ impl StatsArgs {
             } else {
                 tensors.iter().map(tensor_json).collect()
             };
-            let answer = json!({"file": path.to_string_lossy(), "tensor_count": tensors.len(), "tensors": each, "total": numbers_json(&total), "failed_on": failed});
+            let answer = json!({"file": files::name(path), "tensor_count": tensors.len(), "tensors": each, "total": numbers_json(&total), "failed_on": failed});
             say::answer_json_line(&answer)?;
         } else {
             say::answer(&self.text(path, &tensors, &total, &failed))?;
@@ -123,7 +123,7 @@ impl StatsArgs {
     ) -> String {
         let mut text = String::new();
         if self.files.files.len() > 1 {
-            text += &format!("{}:\n", shown(&path.to_string_lossy()));
+            text += &format!("{}:\n", shown(&files::name(path)));
         }
         let headings = [
             "tensor", "", "count", "min", "max", "mean", "std", "zeros", "",

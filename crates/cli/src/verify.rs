@@ -4,7 +4,7 @@ use std::path::Path;
 
 use clap::Args;
 use safelight_format::{Dtype, Strictness, decode_f32_into, shown};
-use safelight_store::{Checkpoint, FileVerdict, HashOptions, OpenOptions, hash, verify};
+use safelight_store::{FileVerdict, HashOptions, OpenOptions, location};
 use serde_json::{Value, json};
 
 use crate::error::Failure;
@@ -103,8 +103,8 @@ impl VerifyArgs {
             ..OpenOptions::default()
         };
         let verdict = {
-            let progress = BytesProgress::new(false, &path.to_string_lossy(), 0);
-            verify(path, &options, &mut |done, all| progress.at(done, all))?
+            let progress = BytesProgress::new(false, &files::name(path), 0);
+            location::verify(path, &options, &mut |done, all| progress.at(done, all))?
         };
         let intact = verdict.is_intact();
         let checksums = if intact {
@@ -129,7 +129,7 @@ impl VerifyArgs {
                 json!({ "tensor": tensor.tensor, "nan": tensor.nan_count, "inf": tensor.infinite_count })
             });
             say::answer_json_line(&json!({
-                "file": path.to_string_lossy(), "intact": fine, "index": index, "files": files,
+                "file": files::name(path), "intact": fine, "index": index, "files": files,
                 "checksums": checksums.collect::<Vec<_>>(), "not_finite": not_finite.collect::<Vec<_>>(),
             }))?;
         } else {
@@ -212,7 +212,7 @@ impl VerifyArgs {
     fn compare(&self, path: &Path) -> Result<Vec<Compared>, Failure> {
         let mut compared = Vec::new();
         if self.checksums {
-            for file in files::members(path)? {
+            for file in files::readable(path)? {
                 compared.append(&mut recorded(&file)?);
             }
         }
@@ -234,7 +234,7 @@ impl VerifyArgs {
 
 /// What a file's metadata say of its hashes.
 fn recorded(path: &Path) -> Result<Vec<Compared>, Failure> {
-    let checkpoint = Checkpoint::open(path)?;
+    let checkpoint = files::open(path)?;
     let known: Vec<(&'static str, String)> = ["modelspec.hash_sha256", "sshs_model_hash"]
         .into_iter()
         .filter_map(|key| Some((key, checkpoint.metadata()?.get(key)?.to_lowercase())))
@@ -256,8 +256,8 @@ fn recorded(path: &Path) -> Result<Vec<Compared>, Failure> {
 }
 
 fn hashes(path: &Path, options: &HashOptions) -> Result<safelight_store::Hashes, Failure> {
-    let progress = BytesProgress::new(false, &path.to_string_lossy(), 0);
-    Ok(hash(path, options, &mut |done, all| {
+    let progress = BytesProgress::new(false, &files::name(path), 0);
+    Ok(location::hash(path, options, &mut |done, all| {
         progress.at(done, all)
     })?)
 }
@@ -296,8 +296,8 @@ fn file_json(file: &FileVerdict) -> Value {
 
 /// All float tensors with numbers that are none.
 fn not_finite(path: &Path) -> Result<Vec<NotFinite>, Failure> {
-    let checkpoint = Checkpoint::open(path)?;
-    let progress = BytesProgress::new(false, &path.to_string_lossy(), checkpoint.file_bytes());
+    let checkpoint = files::open(path)?;
+    let progress = BytesProgress::new(false, &files::name(path), checkpoint.file_bytes());
     let mut found = Vec::new();
     let mut values = Vec::new();
     for tensor in checkpoint.tensors().filter(|tensor| is_float(tensor.dtype)) {
