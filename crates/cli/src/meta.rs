@@ -260,7 +260,6 @@ fn change(
             How::InPlace => format!("{what}, in place"),
             How::Cloned => format!("{what}, in a clone that shares its data with the old file"),
             How::Copied => format!("{what}, in a copy of {}", say::bytes(edited.file_bytes)),
-            _ => what.clone(),
         };
         format!("{}: {done}\n", shown_path(path))
     });
@@ -272,7 +271,7 @@ fn how_word(how: How) -> &'static str {
         How::Unchanged => "unchanged",
         How::InPlace => "in place",
         How::Cloned => "cloned",
-        _ => "copied",
+        How::Copied => "copied",
     }
 }
 

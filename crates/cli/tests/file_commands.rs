@@ -4,13 +4,12 @@ mod common;
 
 use std::fs;
 use std::io::Read as _;
-use std::path::PathBuf;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
-use common::{Place, Ran};
-use safelight_format::{Dtype, Metadata, TensorView};
-use safelight_store::{Checkpoint, SaveOptions, save};
+use common::{Place, floats, lines, model, raw};
+use safelight_format::{Dtype, TensorView};
+use safelight_store::{SaveOptions, save};
 use serde_json::Value;
 
 /// Every command that takes a file first, with arguments that would be right for a sound one.
@@ -30,66 +29,6 @@ fn with_file<'a>(command: &[&'a str], file: &'a str) -> Vec<&'a str> {
         .iter()
         .map(|&word| if word == "FILE" { file } else { word })
         .collect()
-}
-
-fn floats(values: impl IntoIterator<Item = f32>) -> Vec<u8> {
-    values.into_iter().flat_map(f32::to_le_bytes).collect()
-}
-
-/// A small model with metadata: layers, a number, truth values, NaN.
-fn model(place: &Place, name: &str) -> PathBuf {
-    let tensors: [(&str, Dtype, &[u64], Vec<u8>); 7] = [
-        (
-            "layers.0.weight",
-            Dtype::F32,
-            &[4, 6],
-            floats((0..24).map(|i| i as f32)),
-        ),
-        (
-            "layers.1.weight",
-            Dtype::F32,
-            &[4, 6],
-            floats((0..24).map(|i| -0.5 * i as f32)),
-        ),
-        ("layers.10.weight", Dtype::F32, &[4, 6], vec![0; 96]),
-        (
-            "layers.2.bias",
-            Dtype::Bf16,
-            &[3],
-            vec![0x80, 0x3f, 0, 0x40, 0x40, 0x40],
-        ),
-        ("mask", Dtype::Bool, &[3], vec![1, 0, 1]),
-        ("step", Dtype::I64, &[], 1234i64.to_le_bytes().to_vec()),
-        ("empty", Dtype::F16, &[0, 3], vec![]),
-    ];
-    let metadata: Metadata = [("format", "pt"), ("title", "A house")]
-        .map(|(key, value)| (key.to_owned(), value.to_owned()))
-        .into();
-    let views: Vec<TensorView<'_>> = tensors
-        .iter()
-        .map(|(name, dtype, shape, bytes)| TensorView {
-            name,
-            dtype: *dtype,
-            shape,
-            bytes,
-        })
-        .collect();
-    let path = place.path(name);
-    fs::create_dir_all(path.parent().unwrap()).unwrap();
-    save(&path, &views, Some(&metadata), &SaveOptions::default()).unwrap();
-    path
-}
-
-/// Length, header and data.
-fn raw(place: &Place, name: &str, json: &str, data: &[u8]) -> PathBuf {
-    let bytes = [&(json.len() as u64).to_le_bytes(), json.as_bytes(), data].concat();
-    place.write(name, &bytes)
-}
-
-fn lines(ran: &Ran) -> Vec<Value> {
-    let line =
-        |line: &str| serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}"));
-    ran.stdout.lines().map(line).collect()
 }
 
 #[test]
@@ -528,9 +467,10 @@ fn lint_exits_like_a_linter() {
     let place = Place::new();
     model(&place, "good.safetensors");
     let ran = place.works(&["lint", "good.safetensors"]);
-    assert_eq!(
-        ran.stdout.lines().last().unwrap().split(": ").nth(1),
-        Some("0 errors, 0 warnings, 0 notes")
+    let last = ran.stdout.lines().last().unwrap();
+    assert!(
+        last.starts_with("good.safetensors: 0 errors, 0 warnings, "),
+        "{last}"
     );
     raw(
         &place,
@@ -724,124 +664,6 @@ fn meta_reads() {
 }
 
 #[test]
-fn meta_edits() {
-    let place = Place::new();
-    let path = model(&place, "m.safetensors");
-    let data = |name: &str| Checkpoint::open(&path).unwrap().read_bytes(name).unwrap();
-    let before = data("layers.1.weight");
-    // Without room the file is copied once; then there is room.
-    let answer = place
-        .works(&[
-            "meta",
-            "set",
-            "m.safetensors",
-            "author=Ann",
-            "title=The house",
-            "--json",
-        ])
-        .json();
-    assert_eq!(answer["set"], serde_json::json!(["author", "title"]));
-    let how = answer["files"][0]["how"].as_str().unwrap();
-    assert!(["copied", "cloned"].contains(&how), "{how}");
-    let ran = place.works(&["meta", "set", "m.safetensors", "author=Bob"]);
-    assert!(ran.stdout.contains("1 key set, in place"), "{}", ran.stdout);
-    place.write("text", "zwei\nZeilen\n".as_bytes());
-    place.works(&[
-        "meta",
-        "set",
-        "m.safetensors",
-        "notes=@text",
-        "at=@@home",
-        "empty=",
-    ]);
-    assert_eq!(
-        place
-            .works(&["meta", "get", "m.safetensors", "notes"])
-            .stdout,
-        "zwei\nZeilen\n\n"
-    );
-    assert_eq!(
-        place.works(&["meta", "get", "m.safetensors", "at"]).stdout,
-        "@home\n"
-    );
-    let answer = place
-        .works(&["meta", "rm", "m.safetensors", "notes", "empty", "--json"])
-        .json();
-    assert_eq!(answer["removed"], serde_json::json!(["empty", "notes"]));
-    let all = place
-        .works(&["meta", "get", "m.safetensors", "--json"])
-        .json();
-    let expected =
-        serde_json::json!({"format": "pt", "title": "The house", "author": "Bob", "at": "@home"});
-    assert_eq!(all["metadata"], expected);
-    place.refuses(
-        &["meta", "rm", "m.safetensors", "title", "nothing"],
-        2,
-        &["nothing"],
-    );
-    place.works(&["meta", "rm", "m.safetensors", "--all"]);
-    assert_eq!(place.works(&["meta", "get", "m.safetensors"]).stdout, "");
-    assert_eq!(data("layers.1.weight"), before);
-    place.works(&["verify", "m.safetensors", "--strict"]);
-    assert_eq!(place.everything(), ["m.safetensors", "text"]);
-}
-
-#[test]
-fn split_files_are_the_same_model() {
-    let place = Place::new();
-    let path = model(&place, "m.safetensors");
-    let whole = Checkpoint::open(&path).unwrap();
-    let cases: [(&str, &[&str], usize); 6] = [
-        ("count", &["--count", "3"], 3),
-        ("many", &["--count", "50"], 7),
-        ("size", &["--size", "100"], 5),
-        ("layers", &["--by-layer"], 5),
-        ("packed", &["--by-layer", "--size", "200b"], 2),
-        ("regex", &["--by-regex", "(weight|bias)"], 3),
-    ];
-    for (folder, how, shard_count) in cases {
-        let arguments = [&["split", "m.safetensors", "-o", folder, "--json"], how].concat();
-        let answer = place.works(&arguments).json();
-        assert_eq!(
-            answer["shards"].as_array().unwrap().len(),
-            shard_count,
-            "{folder}: {answer}"
-        );
-        assert_eq!(answer["total_size"], 305, "{folder}");
-        let index = place.path(folder).join("m.safetensors.index.json");
-        let strict = safelight_store::OpenOptions {
-            strictness: safelight_format::Strictness::Spec,
-            ..Default::default()
-        };
-        let split = Checkpoint::open_with(&index, &strict).unwrap();
-        assert_eq!(split.len(), whole.len(), "{folder}");
-        for name in whole.names() {
-            assert_eq!(
-                split.read_bytes(name).unwrap(),
-                whole.read_bytes(name).unwrap(),
-                "{folder} {name}"
-            );
-        }
-        assert_eq!(split.metadata(), whole.metadata());
-        place.refuses(&arguments, 2, &["is there already", "--force"]);
-    }
-    place.works(&[
-        "split",
-        "m.safetensors",
-        "-o",
-        "count",
-        "--count",
-        "3",
-        "--force",
-    ]);
-    // Shards can be split anew.
-    place.works(&[
-        "split", "count", "-o", "again", "--count", "2", "--stem", "x",
-    ]);
-    assert!(place.path("again/x-00002-of-00002.safetensors").exists());
-}
-
-#[test]
 fn shards_and_folders_are_read_as_one_model() {
     let place = Place::new();
     model(&place, "m.safetensors");
@@ -887,57 +709,6 @@ fn shards_and_folders_are_read_as_one_model() {
         ran.stdout,
         ran.stderr
     );
-}
-
-#[test]
-fn repair_keeps_what_is_whole() {
-    let place = Place::new();
-    let path = model(&place, "m.safetensors");
-    let ran = place.works(&["repair", "m.safetensors"]);
-    assert!(ran.stdout.contains("nothing to repair"), "{}", ran.stdout);
-    let whole = fs::read(&path).unwrap();
-    fs::write(&path, &whole[..whole.len() - 4]).unwrap();
-    let told = place.works(&["repair", "m.safetensors"]);
-    assert!(
-        told.stdout.contains("dropped: mask") && told.stdout.contains("--in-place"),
-        "{}",
-        told.stdout
-    );
-    assert_eq!(fs::read(&path).unwrap().len(), whole.len() - 4);
-    let answer = place
-        .works(&["repair", "m.safetensors", "-o", "new.safetensors", "--json"])
-        .json();
-    assert_eq!(
-        (&answer["needed"], &answer["output"]),
-        (&true.into(), &"new.safetensors".into())
-    );
-    place.works(&["verify", "new.safetensors", "--strict"]);
-    place.refuses(
-        &["repair", "m.safetensors", "-o", "new.safetensors"],
-        2,
-        &["--force"],
-    );
-    place.refuses(
-        &["repair", "m.safetensors", "-o", "m.safetensors"],
-        2,
-        &["m.safetensors"],
-    );
-    place.works(&["repair", "m.safetensors", "--in-place"]);
-    assert_eq!(
-        fs::read(&path).unwrap(),
-        fs::read(place.path("new.safetensors")).unwrap()
-    );
-    assert_eq!(
-        place.works(&["cat", "m.safetensors", "step"]).stdout,
-        "1234\n"
-    );
-    assert_eq!(
-        place
-            .works(&["meta", "get", "m.safetensors", "title"])
-            .stdout,
-        "A house\n"
-    );
-    assert_eq!(place.everything(), ["m.safetensors", "new.safetensors"]);
 }
 
 #[test]

@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
-use safelight_format::{Dtype, TensorView};
+use safelight_format::{Dtype, Metadata, TensorView};
 use safelight_store::{Checkpoint, SaveOptions, save};
 
 /// A folder to work in, and one outside it for what the program remembers.
@@ -187,4 +187,64 @@ pub fn changed_demo(path: &Path, mut change: impl FnMut(&mut Stored) -> bool) {
         .collect();
     fs::create_dir_all(path.parent().unwrap()).unwrap();
     save(path, &views, demo.metadata(), &SaveOptions::default()).unwrap();
+}
+
+pub fn floats(values: impl IntoIterator<Item = f32>) -> Vec<u8> {
+    values.into_iter().flat_map(f32::to_le_bytes).collect()
+}
+
+/// A small model with metadata: layers, a number, truth values, NaN.
+pub fn model(place: &Place, name: &str) -> PathBuf {
+    let tensors: [(&str, Dtype, &[u64], Vec<u8>); 7] = [
+        (
+            "layers.0.weight",
+            Dtype::F32,
+            &[4, 6],
+            floats((0..24).map(|i| i as f32)),
+        ),
+        (
+            "layers.1.weight",
+            Dtype::F32,
+            &[4, 6],
+            floats((0..24).map(|i| -0.5 * i as f32)),
+        ),
+        ("layers.10.weight", Dtype::F32, &[4, 6], vec![0; 96]),
+        (
+            "layers.2.bias",
+            Dtype::Bf16,
+            &[3],
+            vec![0x80, 0x3f, 0, 0x40, 0x40, 0x40],
+        ),
+        ("mask", Dtype::Bool, &[3], vec![1, 0, 1]),
+        ("step", Dtype::I64, &[], 1234i64.to_le_bytes().to_vec()),
+        ("empty", Dtype::F16, &[0, 3], vec![]),
+    ];
+    let metadata: Metadata = [("format", "pt"), ("title", "A house")]
+        .map(|(key, value)| (key.to_owned(), value.to_owned()))
+        .into();
+    let views: Vec<TensorView<'_>> = tensors
+        .iter()
+        .map(|(name, dtype, shape, bytes)| TensorView {
+            name,
+            dtype: *dtype,
+            shape,
+            bytes,
+        })
+        .collect();
+    let path = place.path(name);
+    fs::create_dir_all(path.parent().unwrap()).unwrap();
+    save(&path, &views, Some(&metadata), &SaveOptions::default()).unwrap();
+    path
+}
+
+/// Length, header and data.
+pub fn raw(place: &Place, name: &str, json: &str, data: &[u8]) -> PathBuf {
+    let bytes = [&(json.len() as u64).to_le_bytes(), json.as_bytes(), data].concat();
+    place.write(name, &bytes)
+}
+
+pub fn lines(ran: &Ran) -> Vec<serde_json::Value> {
+    let line =
+        |line: &str| serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}"));
+    ran.stdout.lines().map(line).collect()
 }
