@@ -1,12 +1,12 @@
 //! A source written as a safetensors file.
 
-use std::io::{self, Write};
 use std::ops::ControlFlow;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::mpsc::{Sender, channel};
+use std::thread;
 
-use safelight_format::TensorSpec;
-use safelight_store::replace_file;
-use serde_json::{Map, json};
+use safelight_store::Writer;
 
 use crate::error::ConvertError;
 use crate::source::{Note, Source};
@@ -29,10 +29,16 @@ pub struct Report {
     pub notes: Vec<Note>,
 }
 
+/// As many tensors as are read and written at the same time: more would only queue for the disk.
+const THREADS_MAX: usize = 4;
+
+/// Below this many bytes a second thread costs more than it saves.
+const BYTES_FOR_THREADS: u64 = 8 * 1024 * 1024;
+
 /// Writes all tensors of a source into one safetensors file, atomically: `path` has the old content or the new one.
 ///
 /// `progress` hears how many bytes of how many are done, and stops the writing by [`ControlFlow::Break`].
-/// Memory: a few pieces.
+/// Memory: a few pieces. The file's bytes do not depend on the number of threads.
 ///
 /// # Errors
 /// [`ConvertError::Cancelled`], what the source says, or what the disk says; nothing is left behind then.
@@ -42,92 +48,209 @@ pub fn write_safetensors(
     options: &WriteOptions,
     progress: &mut dyn FnMut(u64, u64) -> ControlFlow<()>,
 ) -> Result<Report, ConvertError> {
-    let order = in_order(source.tensors());
-    let (prefix, all) = header(source, &order)?;
-    let mut failed = None;
-    let written = replace_file(path, options.save.sync, |file| {
-        file.write_all(&prefix)?;
-        write_all(source, &order, file, all, progress).unwrap_or_else(|error| {
-            failed = Some(error);
-            Err(io::Error::other("stopped"))
-        })
-    });
-    if let Some(error) = failed {
-        return Err(error);
-    }
-    written?;
+    let metadata = Some(source.metadata()).filter(|metadata| !metadata.is_empty());
+    let writer = Writer::create(path, source.tensors(), metadata, &options.save)?;
+    let sizes = source.tensors().iter().map(|tensor| tensor.byte_count());
+    let all = sizes.map(|bytes| bytes.unwrap_or(0)).sum();
+    let job = Job {
+        source,
+        writer: &writer,
+        order: writer.file_order(),
+        next: AtomicUsize::new(0),
+        stop: AtomicBool::new(false),
+    };
+    let available = thread::available_parallelism().map_or(1, usize::from);
+    let threads = match all {
+        0..BYTES_FOR_THREADS => 1,
+        _ => available.min(THREADS_MAX),
+    };
+    run(&job, threads, all, progress)?;
+    writer.finish()?;
     Ok(Report {
-        tensor_count: order.len() as u64,
+        tensor_count: source.tensors().len() as u64,
         tensor_bytes: all,
         notes: source.notes().to_vec(),
     })
 }
 
-fn in_order(tensors: &[TensorSpec]) -> Vec<usize> {
-    let mut order: Vec<usize> = (0..tensors.len()).collect();
-    order.sort_by_key(|&index| {
-        (
-            std::cmp::Reverse(tensors[index].dtype),
-            &tensors[index].name,
-        )
-    });
-    order
+/// Tensors that are still to be written, and by whom.
+struct Job<'a> {
+    source: &'a dyn Source,
+    writer: &'a Writer,
+    order: &'a [usize],
+    /// The position in `order` that is taken next.
+    next: AtomicUsize,
+    stop: AtomicBool,
 }
 
-fn header(source: &dyn Source, order: &[usize]) -> Result<(Vec<u8>, u64), ConvertError> {
-    let mut header = Map::new();
-    if !source.metadata().is_empty() {
-        header.insert("__metadata__".into(), json!(source.metadata()));
-    }
-    let mut end = 0u64;
-    for &index in order {
-        let tensor = &source.tensors()[index];
-        let start = end;
-        let bytes = tensor.byte_count();
-        end = bytes
-            .and_then(|bytes| end.checked_add(bytes))
-            .ok_or_else(|| {
-                let shape = &tensor.shape;
-                ConvertError::unsupported(
-                    source.label(),
-                    &tensor.name,
-                    format!("shape {shape:?} has no size in bytes"),
-                )
-            })?;
-        let entry = json!({"dtype": tensor.dtype.name(), "shape": tensor.shape, "data_offsets": [start, end]});
-        header.insert(tensor.name.clone(), entry);
-    }
-    let mut json = serde_json::Value::Object(header).to_string().into_bytes();
-    json.resize(json.len().next_multiple_of(8), b' ');
-    let mut prefix = (json.len() as u64).to_le_bytes().to_vec();
-    prefix.append(&mut json);
-    Ok((prefix, end))
-}
-
-fn write_all(
-    source: &dyn Source,
-    order: &[usize],
-    file: &mut dyn Write,
+/// Lets the threads work while this one tells of their progress.
+fn run(
+    job: &Job<'_>,
+    threads: usize,
     all: u64,
     progress: &mut dyn FnMut(u64, u64) -> ControlFlow<()>,
-) -> Result<io::Result<()>, ConvertError> {
-    let (mut done, mut refused) = (0, None);
-    for &index in order {
-        let read = source.read(index, &mut |piece| {
-            if let Err(error) = file.write_all(piece) {
-                refused = Some(error);
-                return Err(ConvertError::Cancelled);
-            }
-            done += piece.len() as u64;
-            match progress(done, all) {
-                ControlFlow::Continue(()) => Ok(()),
-                ControlFlow::Break(()) => Err(ConvertError::Cancelled),
-            }
-        });
-        if let Some(error) = refused {
-            return Ok(Err(error));
+) -> Result<(), ConvertError> {
+    let (sender, pieces) = channel();
+    thread::scope(|scope| {
+        for _ in 0..threads {
+            let sender = sender.clone();
+            scope.spawn(move || {
+                if let Err(error) = job.work(&sender) {
+                    job.stop.store(true, Ordering::Relaxed);
+                    let _ = sender.send(Err(error)); // this thread listens until all are done
+                }
+            });
         }
-        read?;
+        drop(sender);
+        let (mut done, mut failed) = (0, None);
+        for piece in pieces {
+            match piece {
+                Ok(bytes) => {
+                    done += bytes;
+                    if failed.is_none() && progress(done, all).is_break() {
+                        job.stop.store(true, Ordering::Relaxed);
+                        failed = Some(ConvertError::Cancelled);
+                    }
+                }
+                // The others were only told to stop.
+                Err(error) => drop(failed.get_or_insert(error)),
+            }
+        }
+        failed.map_or(Ok(()), Err)
+    })
+}
+
+impl Job<'_> {
+    /// Takes tensors until there are none left.
+    fn work(&self, done: &Sender<Result<u64, ConvertError>>) -> Result<(), ConvertError> {
+        while let Some(&index) = self.order.get(self.next.fetch_add(1, Ordering::Relaxed)) {
+            let mut offset = 0;
+            self.source.read(index, &mut |piece| {
+                if self.stop.load(Ordering::Relaxed) {
+                    return Err(ConvertError::Cancelled);
+                }
+                self.writer.write_at(index, offset, piece)?;
+                offset += piece.len() as u64;
+                let _ = done.send(Ok(piece.len() as u64)); // as above
+                Ok(())
+            })?;
+        }
+        Ok(())
     }
-    Ok(Ok(()))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use safelight_format::{Dtype, TensorSpec};
+
+    use super::*;
+
+    /// Tensors of bytes that tell their place; one of them may fail.
+    struct Made {
+        tensors: Vec<TensorSpec>,
+        metadata: BTreeMap<String, String>,
+        failing: Option<usize>,
+    }
+
+    impl Made {
+        fn new(sizes: &[u64], failing: Option<usize>) -> Made {
+            let spec = |(index, &size): (usize, &u64)| TensorSpec {
+                name: format!("t{index}"),
+                dtype: Dtype::U8,
+                shape: vec![size],
+            };
+            Made {
+                tensors: sizes.iter().enumerate().map(spec).collect(),
+                metadata: BTreeMap::from([("made".into(), "here".into())]),
+                failing,
+            }
+        }
+    }
+
+    fn byte(index: usize, offset: u64) -> u8 {
+        (index as u64 * 31 + offset % 251) as u8
+    }
+
+    impl Source for Made {
+        fn label(&self) -> &str {
+            "made"
+        }
+
+        fn tensors(&self) -> &[TensorSpec] {
+            &self.tensors
+        }
+
+        fn metadata(&self) -> &BTreeMap<String, String> {
+            &self.metadata
+        }
+
+        fn notes(&self) -> &[Note] {
+            &[]
+        }
+
+        fn read(
+            &self,
+            index: usize,
+            out: &mut dyn FnMut(&[u8]) -> Result<(), ConvertError>,
+        ) -> Result<(), ConvertError> {
+            let size = self.tensors[index].shape[0];
+            let bytes: Vec<u8> = (0..size).map(|offset| byte(index, offset)).collect();
+            for (count, piece) in bytes.chunks(1_000_000).enumerate() {
+                if self.failing == Some(index) && count == 1 {
+                    return Err(ConvertError::malformed("made", "test", "t", "it fails"));
+                }
+                out(piece)?;
+            }
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn many_threads_write_what_one_would() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.safetensors");
+        let sizes = [5_000_000, 0, 3, 4_000_001, 1_000_000];
+        let made = Made::new(&sizes, None);
+        let mut heard = (0, 0);
+        let options = WriteOptions::default();
+        let report = write_safetensors(&made, &path, &options, &mut |done, all| {
+            assert!(done > heard.0);
+            heard = (done, all);
+            ControlFlow::Continue(())
+        });
+        let report = report.unwrap();
+        assert_eq!(
+            (report.tensor_count, report.tensor_bytes),
+            (5, sizes.iter().sum())
+        );
+        assert_eq!(heard, (report.tensor_bytes, report.tensor_bytes));
+        let checkpoint = safelight_store::Checkpoint::open(&path).unwrap();
+        assert_eq!(checkpoint.metadata().unwrap()["made"], "here");
+        for (index, &size) in sizes.iter().enumerate() {
+            let bytes = checkpoint.read_bytes(&format!("t{index}")).unwrap();
+            assert_eq!(bytes.len() as u64, size);
+            assert!((0..size).all(|offset| bytes[offset as usize] == byte(index, offset)));
+        }
+    }
+
+    #[test]
+    fn nothing_is_left_of_what_failed_or_was_stopped() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.safetensors");
+        std::fs::write(&path, b"old").unwrap();
+        let options = WriteOptions::default();
+        let sizes = [5_000_000, 5_000_000];
+        let failing = Made::new(&sizes, Some(1));
+        let go = &mut |_, _| ControlFlow::Continue(());
+        let failed = write_safetensors(&failing, &path, &options, go).unwrap_err();
+        assert!(failed.to_string().contains("it fails"), "{failed}");
+        let made = Made::new(&sizes, None);
+        let stop = &mut |_, _| ControlFlow::Break(());
+        let stopped = write_safetensors(&made, &path, &options, stop).unwrap_err();
+        assert!(matches!(stopped, ConvertError::Cancelled), "{stopped}");
+        assert_eq!(std::fs::read(&path).unwrap(), b"old");
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
+    }
 }

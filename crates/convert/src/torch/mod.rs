@@ -12,8 +12,36 @@ use std::path::Path;
 pub(crate) use legacy::open_pickle;
 pub(crate) use zipped::open_zip;
 
+use safelight_store::ReadAt;
+
+use crate::bytes::read_up_to;
 use crate::error::ConvertError;
 use crate::open::OpenOptions;
+use crate::source::Source;
+
+/// Opens a PyTorch file or a pickle of numpy arrays that is read through `reader`; `label` stands for it in messages.
+///
+/// [`crate::open_with`] does so with files.
+///
+/// # Errors
+/// What is wrong with the archive, a pickle or a tensor; a class that is not on the list is refused by name.
+pub fn open_torch(
+    label: &str,
+    reader: Box<dyn ReadAt>,
+    options: &OpenOptions,
+) -> Result<Box<dyn Source>, ConvertError> {
+    let context = Context {
+        label: label.to_owned(),
+        options,
+    };
+    let mut start = [0; 4];
+    let read = read_up_to(&*reader, &mut start, 0);
+    read.map_err(|error| context.io(error))?;
+    if start.starts_with(b"PK") {
+        return open_zip(&context, reader);
+    }
+    open_pickle(&context, reader)
+}
 
 /// What opening needs to know everywhere.
 pub(crate) struct Context<'o> {
