@@ -87,6 +87,8 @@ impl From<StoreError> for Failure {
                 Kind::NotFound | Kind::PermissionDenied if ["open", "read"].contains(doing) => {
                     Failure::Model(message)
                 }
+                // A file to be edited that is not there; one that may not be written to is the machine's affair.
+                Kind::NotFound if *doing == "change" => Failure::Model(message),
                 _ => Failure::Machine(message),
             },
             StoreError::OutOfMemory { .. } => Failure::Machine(message),
