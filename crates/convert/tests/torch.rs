@@ -46,7 +46,7 @@ fn check(name: &str) -> Box<dyn Source> {
         let there = expected.get(&tensor.name).unwrap();
         assert_eq!(
             (tensor.dtype, &tensor.shape[..]),
-            (there.dtype, &there.shape[..]),
+            (there.dtype, there.shape),
             "{name} {}",
             tensor.name
         );

@@ -54,6 +54,9 @@ const SMALL_BYTES: u64 = 1024 * 1024;
 /// Elements of each tensor that are looked at together; a multiple of eight, so that runs are whole bytes.
 pub(crate) const SIDE_BY_SIDE_ELEMENTS: usize = 256 * 1024;
 
+/// Takes a run of the same elements of each tensor.
+pub(crate) type TakeRuns<'t> = dyn FnMut(&[&[u8]]) -> Result<(), ConvertError> + 't;
+
 /// Reads tensors of equally many elements side by side: `out` gets a run of the same elements of each.
 ///
 /// Each source is read by a thread of its own, a few pieces ahead.
@@ -62,7 +65,7 @@ pub(crate) const SIDE_BY_SIDE_ELEMENTS: usize = 256 * 1024;
 /// What a source says, or what `out` returned.
 pub(crate) fn side_by_side(
     tensors: &[(&dyn Source, usize)],
-    out: &mut dyn FnMut(&[&[u8]]) -> Result<(), ConvertError>,
+    out: &mut TakeRuns<'_>,
 ) -> Result<(), ConvertError> {
     let dtypes: Vec<Dtype> = tensors
         .iter()

@@ -28,6 +28,9 @@ const INDEX_FILE: &str = "model_index.json";
 /// Longest JSON file read; real ones have a few kilobytes.
 const JSON_BYTES_MAX: u64 = 1 << 20;
 
+/// A file's name, relative to the folder, and its content.
+type TextFile = (String, Vec<u8>);
+
 /// How a folder is written.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct FolderOptions {
@@ -182,7 +185,7 @@ impl Model {
     }
 
     /// Every file that holds no tensors, and the pipeline's class.
-    fn texts(&self) -> Result<(Vec<(String, Vec<u8>)>, &'static str), ConvertError> {
+    fn texts(&self) -> Result<(Vec<TextFile>, &'static str), ConvertError> {
         let gap = |(at, what): Gap| ConvertError::unsupported(self.source.label(), at, what);
         let metadata = self.source.metadata();
         let mut files = Vec::new();
