@@ -21,7 +21,7 @@ impl ReadAt for Memory {
     }
 }
 
-pub fn run(input: &[u8]) {
+pub(crate) fn run(input: &[u8]) {
     let limits = Limits {
         memory_bytes_max: 4 * 1024 * 1024,
         ..Limits::default()
