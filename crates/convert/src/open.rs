@@ -14,6 +14,7 @@ use crate::flax::{FlaxSource, is_flax};
 use crate::gguf::{GgufSource, Quantized};
 use crate::layout::{FolderSource, is_diffusers_folder};
 use crate::npz::{NpzSource, is_npz};
+use crate::onnx::{OnnxSource, is_onnx};
 use crate::source::{Limits, Source};
 use crate::torch::{Context, open_pickle, open_zip};
 
@@ -97,6 +98,9 @@ pub fn open_with(path: &Path, options: &OpenOptions) -> Result<Box<dyn Source>, 
             &options.limits,
             options.values_to_metadata,
         )?)),
+        None if start.len() > 8 && is_onnx(&open_file(path)?) => {
+            Ok(Box::new(OnnxSource::open(path, &options.limits)?))
+        }
         None | Some(FileKind::Json) => {
             let store_options = safelight_store::OpenOptions {
                 limits,

@@ -1,0 +1,136 @@
+//! Tensor data that lies in files beside the model: inside of the model's folder only, whatever the model says.
+
+use std::path::{Component, Path, PathBuf};
+
+use safelight_format::shown;
+
+use crate::error::ConvertError;
+use crate::input::Input;
+
+/// A tensor's `external_data`, as it stands in the model.
+#[derive(Clone, Debug, Default)]
+pub(super) struct External {
+    pub(super) location: Option<String>,
+    pub(super) offset: Option<String>,
+    pub(super) length: Option<String>,
+}
+
+/// Where a tensor's bytes lie in another file.
+#[derive(Debug)]
+pub(super) struct Outside {
+    pub(super) path: PathBuf,
+    pub(super) offset: u64,
+}
+
+impl External {
+    /// Finds the bytes of tensor `name`, which must be `byte_count` many. `folder` is the model's.
+    pub(super) fn find(
+        &self,
+        input: &Input,
+        folder: Option<&Path>,
+        name: &str,
+        byte_count: u64,
+    ) -> Result<Outside, ConvertError> {
+        let Some(location) = &self.location else {
+            return Err(input.malformed(name, "its data is external, but no location says where"));
+        };
+        let Some(folder) = folder else {
+            let what = "its data is in another file, and this model did not come from a folder";
+            return Err(input.unsupported(name, what));
+        };
+        let path = inside(folder, location).map_err(|why| {
+            let what = format!(
+                "its data is said to be in `{}`, {why}; only files in the model's own folder are read",
+                shown(location)
+            );
+            input.unsupported(name, what)
+        })?;
+        let number = |text: &Option<String>, what: &str| match text {
+            None => Ok(None),
+            Some(text) => text.parse::<u64>().map(Some).map_err(|_| {
+                let problem = format!("its external {what} is `{}`, no whole number", shown(text));
+                input.malformed(name, problem)
+            }),
+        };
+        let offset = number(&self.offset, "offset")?.unwrap_or(0);
+        let there = path
+            .metadata()
+            .map_err(ConvertError::io("look at", &path))?
+            .len();
+        let length = number(&self.length, "length")?;
+        let length = length.unwrap_or(there.saturating_sub(offset));
+        if length != byte_count {
+            let problem = format!(
+                "{length} bytes in `{}`, but its shape and type need {byte_count}",
+                shown(location)
+            );
+            return Err(input.malformed(name, problem));
+        }
+        if offset.checked_add(length).is_none_or(|end| end > there) {
+            let problem = format!(
+                "{length} bytes at byte {offset} of `{}`, which has only {there}; is it whole?",
+                shown(location)
+            );
+            return Err(input.malformed(name, problem));
+        }
+        Ok(Outside { path, offset })
+    }
+}
+
+/// A file's real path, if it is a file of this folder or of one within.
+fn inside(folder: &Path, location: &str) -> Result<PathBuf, String> {
+    let relative = Path::new(location);
+    let plain = |part| matches!(part, Component::Normal(_) | Component::CurDir);
+    if location.is_empty() || location.contains('\0') || !relative.components().all(plain) {
+        return Err("which is no path inside of a folder".into());
+    }
+    let real = |path: &Path| {
+        path.canonicalize()
+            .map_err(|error| format!("which cannot be found ({error})"))
+    };
+    let (folder, path) = (real(folder)?, real(&folder.join(relative))?);
+    if !path.starts_with(&folder) {
+        return Err("which is a link to a place outside of the model's folder".into());
+    }
+    if !path.is_file() {
+        return Err("which is no file".into());
+    }
+    Ok(path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn paths_stay_inside() {
+        let folder = tempfile::tempdir().unwrap();
+        let model = folder.path().join("model");
+        std::fs::create_dir_all(model.join("part")).unwrap();
+        std::fs::write(model.join("part/a.bin"), b"1").unwrap();
+        std::fs::write(folder.path().join("secret"), b"1").unwrap();
+        assert!(inside(&model, "part/a.bin").is_ok());
+        assert!(inside(&model, "./part/a.bin").is_ok());
+        let secret = folder.path().join("secret");
+        for location in [
+            "",
+            "../secret",
+            "part/../../secret",
+            secret.to_str().unwrap(),
+            "part",
+            "none",
+            "a\0b",
+        ] {
+            assert!(inside(&model, location).is_err(), "{location}");
+        }
+        #[cfg(unix)]
+        {
+            std::os::unix::fs::symlink(&secret, model.join("link")).unwrap();
+            std::os::unix::fs::symlink("part/a.bin", model.join("fine")).unwrap();
+            std::os::unix::fs::symlink("..", model.join("up")).unwrap();
+            assert!(inside(&model, "link").unwrap_err().contains("link"));
+            assert!(inside(&model, "up/secret").unwrap_err().contains("link"));
+            assert!(inside(&model, "fine").is_ok());
+        }
+    }
+}

@@ -1,0 +1,684 @@
+//! ONNX models as a source: the initialisers of the graph and of the graphs within it, as they lie in the file.
+//!
+//! Nothing but places is kept of tensors. Those of a graph within a node (a branch of `If`, the body of `Loop`) are named
+//! `node/attribute/tensor`. Source: onnx/onnx.proto. The wire format is in `wire`, typed numbers in `values`,
+//! data in other files in `external`.
+
+mod external;
+mod values;
+mod wire;
+
+use std::collections::{BTreeMap, HashSet};
+use std::path::{Path, PathBuf};
+
+use safelight_format::{TensorSpec, shown};
+use safelight_store::ReadAt;
+
+use crate::error::ConvertError;
+use crate::input::Input;
+use crate::source::{Limits, Note, Source};
+use external::{External, Outside};
+use values::{DOUBLES, FLOATS, INT32S, INT64S, Kind, Numbers, UINT64S, Unpack, kind};
+use wire::{Run, Value, Wire};
+
+/// Graphs within graphs: each level is a call.
+const DEPTH_MAX: u32 = 64;
+
+/// More dimensions nobody has.
+const RANK_MAX: u64 = 64;
+
+/// Names and short texts may be this long.
+const TEXT_BYTES_MAX: u64 = 64 * 1024;
+
+/// The fields of a model that can come before its graph.
+const MODEL_FIELDS: [u64; 11] = [1, 2, 3, 4, 5, 6, 7, 8, 14, 20, 25];
+
+/// Whether a file is an ONNX model: protobuf has no magic number, so it must be sound up to a graph, and have a version.
+pub(crate) fn is_onnx(file: &dyn ReadAt) -> bool {
+    let Ok(byte_count) = file.byte_count() else {
+        return false;
+    };
+    let mut version = false;
+    let mut at = 0;
+    for _ in 0..1000 {
+        let mut start = [0; 32];
+        let Ok(len) = crate::bytes::read_up_to(file, &mut start, at) else {
+            return false;
+        };
+        let Some(field) = plain_field(&start[..len]) else {
+            return false;
+        };
+        match field {
+            (1, 0, number, _) if (1..=1000).contains(&number) => version = true,
+            (7, 2, graph_bytes, head) => {
+                // A graph's fields are all messages or texts; 0 bytes are no graph.
+                let first = start.get(head as usize).copied().unwrap_or(0);
+                return version
+                    && graph_bytes > 0
+                    && matches!(first & 7, 2)
+                    && matches!(first >> 3, 1 | 2 | 5 | 10..=15);
+            }
+            (5, 0, ..) => {}
+            (number, 2, len, _) if MODEL_FIELDS.contains(&number) && len < byte_count => {}
+            _ => return false,
+        }
+        let (_, wire, value, head) = field;
+        let len = if wire == 2 {
+            head.checked_add(value)
+        } else {
+            Some(head)
+        };
+        match len.and_then(|len| at.checked_add(len)) {
+            Some(next) if next < byte_count => at = next,
+            _ => return false,
+        }
+    }
+    false
+}
+
+/// A field's number, wire type, value or length, and where its content begins.
+fn plain_field(bytes: &[u8]) -> Option<(u64, u64, u64, u64)> {
+    let varint = |at: usize| {
+        let mut number = 0u64;
+        for (position, &byte) in bytes.get(at..)?.iter().enumerate().take(9) {
+            number |= u64::from(byte & 0x7f) << (7 * position);
+            if byte < 0x80 {
+                return Some((number, at + position + 1));
+            }
+        }
+        None
+    };
+    let (key, at) = varint(0)?;
+    let (value, at) = varint(at)?;
+    Some((key >> 3, key & 7, value, at as u64))
+}
+
+/// The initialisers of an ONNX model.
+pub struct OnnxSource {
+    input: Input,
+    tensors: Vec<TensorSpec>,
+    stored: Vec<Stored>,
+    metadata: BTreeMap<String, String>,
+    notes: Vec<Note>,
+}
+
+/// How and where a tensor's numbers lie.
+struct Stored {
+    kind: Kind,
+    elements: u64,
+    place: Place,
+}
+
+enum Place {
+    /// Its bytes, in the model.
+    Raw(Run),
+    /// Its bytes, in another file.
+    Outside(Outside),
+    /// Numbers of protobuf's kinds.
+    Numbers(Vec<Numbers>),
+}
+
+impl OnnxSource {
+    /// Opens a model and reads all but its tensors. Data in other files is found in the model's own folder only.
+    ///
+    /// # Errors
+    /// What is wrong with the file, or what of it safetensors cannot hold.
+    pub fn open(path: &Path, limits: &Limits) -> Result<OnnxSource, ConvertError> {
+        let folder = match path.parent() {
+            Some(folder) if !folder.as_os_str().is_empty() => folder.to_owned(),
+            _ => PathBuf::from("."),
+        };
+        OnnxSource::read_from(Input::open(path, "ONNX")?, Some(&folder), limits)
+    }
+
+    /// As [`OnnxSource::open`], from anything that can be read at any position; `label` is for messages. Data in other
+    /// files is refused.
+    ///
+    /// # Errors
+    /// As [`OnnxSource::open`].
+    pub fn from_reader(
+        label: &str,
+        reader: Box<dyn ReadAt>,
+        limits: &Limits,
+    ) -> Result<OnnxSource, ConvertError> {
+        OnnxSource::read_from(Input::new(label, reader, "ONNX")?, None, limits)
+    }
+
+    fn read_from(
+        input: Input,
+        folder: Option<&Path>,
+        limits: &Limits,
+    ) -> Result<OnnxSource, ConvertError> {
+        let mut model = Model {
+            wire: Wire::new(&input),
+            input: &input,
+            folder,
+            limits,
+            kept_bytes: 0,
+            constants: 0,
+            names: HashSet::new(),
+            tensors: Vec::new(),
+            stored: Vec::new(),
+            metadata: BTreeMap::new(),
+            notes: Vec::new(),
+        };
+        model.model()?;
+        let (tensors, stored) = (model.tensors, model.stored);
+        let (metadata, notes) = (model.metadata, model.notes);
+        Ok(OnnxSource {
+            input,
+            tensors,
+            stored,
+            metadata,
+            notes,
+        })
+    }
+}
+
+impl Source for OnnxSource {
+    fn label(&self) -> &str {
+        &self.input.label
+    }
+
+    fn tensors(&self) -> &[TensorSpec] {
+        &self.tensors
+    }
+
+    fn metadata(&self) -> &BTreeMap<String, String> {
+        &self.metadata
+    }
+
+    fn notes(&self) -> &[Note] {
+        &self.notes
+    }
+
+    fn read(
+        &self,
+        index: usize,
+        out: &mut dyn FnMut(&[u8]) -> Result<(), ConvertError>,
+    ) -> Result<(), ConvertError> {
+        let stored = &self.stored[index];
+        let (kind, left) = (stored.kind, stored.elements);
+        let mut unpack = Unpack { kind, left };
+        let mut pass = |piece: &mut [u8]| unpack.pass(piece, out);
+        match &stored.place {
+            Place::Raw(run) => self.input.pieces(run.at, run.len, 8, &mut pass),
+            Place::Outside(outside) => {
+                let input = Input::open(&outside.path, "ONNX external data")?;
+                let len = kind.stored_bytes(left).unwrap_or(0);
+                input.pieces(outside.offset, len, 8, &mut pass)
+            }
+            Place::Numbers(runs) => {
+                let name = &self.tensors[index].name;
+                values::read(&self.input, name, kind, left, runs, out)
+            }
+        }
+    }
+}
+
+/// A tensor's message, taken apart.
+#[derive(Default)]
+struct Tensor {
+    name: Option<Run>,
+    shape: Vec<u64>,
+    kind_id: u64,
+    raw: Option<Run>,
+    /// By field; only one should have any.
+    numbers: Vec<(u64, Vec<Numbers>)>,
+    external: External,
+    is_external: bool,
+    is_segment: bool,
+}
+
+/// Collects what a model has.
+struct Model<'a> {
+    wire: Wire<'a>,
+    input: &'a Input,
+    folder: Option<&'a Path>,
+    limits: &'a Limits,
+    kept_bytes: u64,
+    constants: u64,
+    names: HashSet<String>,
+    tensors: Vec<TensorSpec>,
+    stored: Vec<Stored>,
+    metadata: BTreeMap<String, String>,
+    notes: Vec<Note>,
+}
+
+impl Model<'_> {
+    /// Counts what is kept in memory.
+    fn keep(&mut self, bytes: u64) -> Result<(), ConvertError> {
+        self.kept_bytes = self.kept_bytes.saturating_add(bytes);
+        let limit = self.limits.memory_bytes_max;
+        self.input
+            .limited("", "bytes of names and places", self.kept_bytes, limit)
+    }
+
+    fn text(&mut self, run: Run) -> Result<Option<String>, ConvertError> {
+        self.keep(run.len.min(TEXT_BYTES_MAX) + 128)?;
+        let bytes = self.wire.bytes(run, TEXT_BYTES_MAX)?;
+        Ok(bytes.map(|bytes| String::from_utf8_lossy(bytes).into_owned()))
+    }
+
+    /// A name that tensors are told apart by.
+    fn name(&mut self, run: Run) -> Result<String, ConvertError> {
+        self.input
+            .limited("", "bytes in a name", run.len, TEXT_BYTES_MAX)?;
+        self.keep(2 * run.len + 128)?;
+        let bytes = self.wire.bytes(run, TEXT_BYTES_MAX)?.unwrap_or_default();
+        match std::str::from_utf8(bytes) {
+            Ok(name) => Ok(name.to_owned()),
+            Err(_) => {
+                let problem = format!("the name at byte {} is not UTF-8", run.at);
+                Err(self.input.malformed("", problem))
+            }
+        }
+    }
+
+    /// A text of the model for the metadata.
+    fn describe(&mut self, key: &str, value: Value) -> Result<(), ConvertError> {
+        let text = match value {
+            Value::Varint(number) => Some((number as i64).to_string()),
+            Value::Bytes(run) => self.text(run)?,
+            Value::Fixed(_) => return Ok(()),
+        };
+        match text {
+            Some(text) if !text.is_empty() => drop(self.metadata.insert(key.to_owned(), text)),
+            Some(_) => {}
+            None => self.note(key, "dropped: a text too long for a header")?,
+        }
+        Ok(())
+    }
+
+    fn note(&mut self, at: &str, what: &str) -> Result<(), ConvertError> {
+        self.keep((at.len() + what.len()) as u64 + 64)?;
+        self.notes.push(Note::new(at, what));
+        Ok(())
+    }
+
+    fn model(&mut self) -> Result<(), ConvertError> {
+        let mut graph = None;
+        let (mut training, mut functions) = (0u64, 0u64);
+        let mut at = 0;
+        while let Some((field, next)) = self.wire.field(at, self.input.byte_count)? {
+            match field.number {
+                1 => self.describe("onnx.ir_version", field.value)?,
+                2 => self.describe("onnx.producer_name", field.value)?,
+                3 => self.describe("onnx.producer_version", field.value)?,
+                4 => self.describe("onnx.domain", field.value)?,
+                5 => self.describe("onnx.model_version", field.value)?,
+                6 => self.describe("onnx.doc_string", field.value)?,
+                7 => {
+                    let run = field.bytes(&self.wire)?;
+                    if graph.replace(run).is_some() {
+                        return Err(self.input.malformed("", "two graphs in one model"));
+                    }
+                }
+                14 => self.property(field.bytes(&self.wire)?)?,
+                20 => training += 1,
+                25 => functions += 1,
+                _ => {}
+            }
+            at = next;
+        }
+        let Some(graph) = graph else {
+            return Err(self.input.malformed("", "no graph in the model"));
+        };
+        self.graph("", graph, 0)?;
+        if training > 0 {
+            self.note("training_info", "dropped: graphs and tensors for training")?;
+        }
+        if functions > 0 {
+            let what = format!("dropped: {functions} functions, which have no initialisers");
+            self.note("functions", &what)?;
+        }
+        if self.constants > 0 {
+            let what = format!(
+                "dropped: the values of {} constant nodes, which are no initialisers",
+                self.constants
+            );
+            self.note("Constant", &what)?;
+        }
+        Ok(())
+    }
+
+    /// A key and a value.
+    fn pair(&mut self, run: Run) -> Result<(String, Option<String>), ConvertError> {
+        let (mut key, mut value) = (String::new(), Some(String::new()));
+        let mut at = run.at;
+        while let Some((field, next)) = self.wire.field(at, run.end())? {
+            match field.number {
+                1 => key = self.name(field.bytes(&self.wire)?)?,
+                2 => value = self.text(field.bytes(&self.wire)?)?,
+                _ => {}
+            }
+            at = next;
+        }
+        Ok((key, value))
+    }
+
+    fn property(&mut self, run: Run) -> Result<(), ConvertError> {
+        let (key, value) = self.pair(run)?;
+        match value {
+            Some(value) => drop(self.metadata.insert(key, value)),
+            None => self.note(&key, "dropped: a text too long for a header")?,
+        }
+        Ok(())
+    }
+
+    /// All initialisers of a graph whose names begin with `prefix`, and of those within.
+    fn graph(&mut self, prefix: &str, run: Run, depth: u32) -> Result<(), ConvertError> {
+        let limit = self.limits.depth_max.min(DEPTH_MAX);
+        let what = "graphs within each other";
+        self.input
+            .limited(prefix, what, u64::from(depth), u64::from(limit))?;
+        let mut node = 0;
+        let mut at = run.at;
+        while let Some((field, next)) = self.wire.field(at, run.end())? {
+            match field.number {
+                1 => {
+                    self.node(prefix, field.bytes(&self.wire)?, node, depth)?;
+                    node += 1;
+                }
+                2 if depth == 0 => self.describe("onnx.graph.name", field.value)?,
+                10 if depth == 0 => self.describe("onnx.graph.doc_string", field.value)?,
+                5 => self.initializer(prefix, field.bytes(&self.wire)?)?,
+                15 => return Err(self.sparse(prefix, field.bytes(&self.wire)?)),
+                16 if depth == 0 => self.property(field.bytes(&self.wire)?)?,
+                _ => {}
+            }
+            at = next;
+        }
+        Ok(())
+    }
+
+    /// Refuses a sparse tensor by the name of its values.
+    fn sparse(&mut self, prefix: &str, run: Run) -> ConvertError {
+        let mut name = || -> Result<String, ConvertError> {
+            let mut at = run.at;
+            while let Some((field, next)) = self.wire.field(at, run.end())? {
+                if field.number == 1 {
+                    let values = field.bytes(&self.wire)?;
+                    let tensor = self.tensor(values)?;
+                    return tensor.name.map_or(Ok(String::new()), |run| self.name(run));
+                }
+                at = next;
+            }
+            Ok(String::new())
+        };
+        match name() {
+            Ok(name) => {
+                let what = "is a sparse tensor; nothing here reads those, make it dense (onnx_tool, \
+                            onnx.helper) and convert again";
+                self.input.unsupported(format!("{prefix}{name}"), what)
+            }
+            Err(error) => error,
+        }
+    }
+
+    /// Looks for graphs within node number `index` of its graph.
+    fn node(&mut self, prefix: &str, run: Run, index: u64, depth: u32) -> Result<(), ConvertError> {
+        let (mut name, mut kind) = (None, None);
+        let mut attributes = Vec::new();
+        let mut at = run.at;
+        while let Some((field, next)) = self.wire.field(at, run.end())? {
+            match field.number {
+                3 => name = Some(field.bytes(&self.wire)?),
+                4 => kind = Some(field.bytes(&self.wire)?),
+                5 => {
+                    let attribute = field.bytes(&self.wire)?;
+                    self.attribute(attribute, &mut attributes)?;
+                }
+                _ => {}
+            }
+            at = next;
+        }
+        let kind = kind.map_or(Ok(String::new()), |run| self.name(run))?;
+        self.constants += u64::from(kind == "Constant");
+        if attributes.is_empty() {
+            return Ok(());
+        }
+        let name = name.map_or(Ok(String::new()), |run| self.name(run))?;
+        let name = if name.is_empty() {
+            format!("{kind}_{index}")
+        } else {
+            name
+        };
+        for (attribute, graph) in attributes {
+            let prefix = format!("{prefix}{name}/{attribute}/");
+            self.keep(prefix.len() as u64)?;
+            self.input.limited(
+                &name,
+                "bytes in a name",
+                prefix.len() as u64,
+                TEXT_BYTES_MAX,
+            )?;
+            self.graph(&prefix, graph, depth + 1)?;
+        }
+        Ok(())
+    }
+
+    /// Adds the graphs of an attribute, with its name.
+    fn attribute(&mut self, run: Run, graphs: &mut Vec<(String, Run)>) -> Result<(), ConvertError> {
+        let mut name = None;
+        let mut found = Vec::new();
+        let mut at = run.at;
+        while let Some((field, next)) = self.wire.field(at, run.end())? {
+            match field.number {
+                1 => name = Some(field.bytes(&self.wire)?),
+                6 | 11 => {
+                    self.keep(32)?;
+                    found.push((field.number, field.bytes(&self.wire)?));
+                }
+                _ => {}
+            }
+            at = next;
+        }
+        if found.is_empty() {
+            return Ok(());
+        }
+        let name = name.map_or(Ok(String::new()), |run| self.name(run))?;
+        for (position, (number, graph)) in found.into_iter().enumerate() {
+            let one = number == 6;
+            let name = if one {
+                name.clone()
+            } else {
+                format!("{name}.{position}")
+            };
+            self.keep(name.len() as u64 + 64)?;
+            graphs.push((name, graph));
+        }
+        Ok(())
+    }
+
+    /// A tensor's message.
+    fn tensor(&mut self, run: Run) -> Result<Tensor, ConvertError> {
+        let mut tensor = Tensor::default();
+        let mut at = run.at;
+        while let Some((field, next)) = self.wire.field(at, run.end())? {
+            match field.number {
+                1 => self.dims(field.value, &mut tensor.shape)?,
+                2 => tensor.kind_id = field.varint(&self.wire)?,
+                3 => tensor.is_segment = true,
+                FLOATS | INT32S | INT64S | DOUBLES | UINT64S => {
+                    let numbers = &mut tensor.numbers;
+                    let found = numbers
+                        .iter()
+                        .position(|(number, _)| *number == field.number);
+                    let found = found.unwrap_or_else(|| {
+                        numbers.push((field.number, Vec::new()));
+                        numbers.len() - 1
+                    });
+                    let before = numbers[found].1.len();
+                    values::add(&mut numbers[found].1, field.value, field.at, next);
+                    let more = (numbers[found].1.len() - before) as u64;
+                    self.keep(more * 64)?;
+                }
+                8 => tensor.name = Some(field.bytes(&self.wire)?),
+                9 => tensor.raw = Some(field.bytes(&self.wire)?),
+                13 => {
+                    let (key, value) = self.pair(field.bytes(&self.wire)?)?;
+                    match key.as_str() {
+                        "location" => tensor.external.location = value,
+                        "offset" => tensor.external.offset = value,
+                        "length" => tensor.external.length = value,
+                        _ => {}
+                    }
+                }
+                14 => tensor.is_external = field.varint(&self.wire)? == 1,
+                _ => {}
+            }
+            at = next;
+        }
+        Ok(tensor)
+    }
+
+    /// A dimension, or several packed.
+    fn dims(&mut self, value: Value, shape: &mut Vec<u64>) -> Result<(), ConvertError> {
+        let limited =
+            |input: &Input, rank: usize| input.limited("", "dimensions", rank as u64, RANK_MAX);
+        match value {
+            Value::Varint(dim) => shape.push(dim),
+            Value::Bytes(run) => {
+                let mut at = run.at;
+                while at < run.end() {
+                    let (dim, next) = self.wire.varint(at, run.end())?;
+                    shape.push(dim);
+                    limited(self.input, shape.len())?;
+                    at = next;
+                }
+            }
+            Value::Fixed(run) => {
+                let problem = format!("the dimension at byte {} is no whole number", run.at);
+                return Err(self.input.malformed("", problem));
+            }
+        }
+        limited(self.input, shape.len())
+    }
+
+    fn initializer(&mut self, prefix: &str, run: Run) -> Result<(), ConvertError> {
+        let tensor = self.tensor(run)?;
+        let name = tensor
+            .name
+            .map_or(Ok(String::new()), |run| self.name(run))?;
+        let name = format!("{prefix}{name}");
+        self.keep(2 * name.len() as u64 + 256)?;
+        let shape = &tensor.shape;
+        let elements = shape
+            .iter()
+            .try_fold(1u64, |all, &dim| all.checked_mul(dim));
+        if shape.iter().any(|&dim| dim > i64::MAX as u64) {
+            let problem = format!(
+                "negative dimensions: {:?}",
+                shape.iter().map(|&dim| dim as i64).collect::<Vec<_>>()
+            );
+            return Err(self.input.malformed(name, problem));
+        }
+        if tensor.kind_id == 8 {
+            return self.note(&name, "dropped: an array of texts (STRING)");
+        }
+        let Some(kind) = kind(tensor.kind_id) else {
+            let what = match tensor.kind_id {
+                15 => "is COMPLEX128, which safetensors does not have".to_owned(),
+                23 => "is FLOAT4E2M1, whose order of halves in safetensors is not settled; cast it first".to_owned(),
+                id => format!("has ONNX's data type {id}, which is not known here"),
+            };
+            return Err(self.input.unsupported(name, what));
+        };
+        if tensor.is_segment {
+            return Err(self
+                .input
+                .unsupported(name, "is stored in segments, which no runtime reads"));
+        }
+        // In 64 bits after unpacking, too.
+        let wide = elements.and_then(|elements| elements.checked_mul(64));
+        let (Some(elements), Some(_)) = (elements, wide) else {
+            let problem = format!("shape {shape:?} has no size in 64 bits");
+            return Err(self.input.malformed(name, problem));
+        };
+        let place = self.place(&name, kind, elements, &tensor)?;
+        if kind.is_packed() {
+            let what = format!(
+                "{} elements of {} bits became bytes ({})",
+                kind.name, kind.bits, kind.dtype
+            );
+            self.note(&name, &what)?;
+        }
+        if !self.names.insert(name.clone()) {
+            return Err(self
+                .input
+                .malformed(name, "two initialisers have this name"));
+        }
+        let count = self.tensors.len() as u64 + 1;
+        let limit = self.limits.tensor_count_max;
+        self.input.limited("", "tensors", count, limit)?;
+        let (dtype, shape) = (kind.dtype, tensor.shape);
+        self.tensors.push(TensorSpec { name, dtype, shape });
+        self.stored.push(Stored {
+            kind,
+            elements,
+            place,
+        });
+        Ok(())
+    }
+
+    /// Finds a tensor's numbers.
+    fn place(
+        &self,
+        name: &str,
+        kind: Kind,
+        elements: u64,
+        tensor: &Tensor,
+    ) -> Result<Place, ConvertError> {
+        let byte_count = kind.stored_bytes(elements).unwrap_or(u64::MAX);
+        let mut fields = tensor.numbers.iter().filter(|(_, runs)| !runs.is_empty());
+        let numbers = fields.next();
+        let sources = usize::from(tensor.raw.is_some_and(|raw| raw.len > 0))
+            + usize::from(numbers.is_some())
+            + usize::from(tensor.is_external);
+        if sources > 1 || fields.next().is_some() {
+            return Err(self
+                .input
+                .malformed(name, "its data is in several fields at once"));
+        }
+        if tensor.is_external {
+            let found = tensor
+                .external
+                .find(self.input, self.folder, name, byte_count);
+            return found.map(Place::Outside);
+        }
+        let Some((number, runs)) = numbers else {
+            let raw = tensor.raw.unwrap_or(Run { at: 0, len: 0 });
+            if raw.len != byte_count {
+                let problem = format!(
+                    "{} bytes, but {elements} elements of {} have {byte_count}; shape {}",
+                    raw.len,
+                    kind.name,
+                    shown(&format!("{:?}", tensor.shape))
+                );
+                return Err(self.input.malformed(name, problem));
+            }
+            return Ok(Place::Raw(raw));
+        };
+        if *number != kind.field {
+            let problem = format!(
+                "field {number} holds its numbers, but those of {} are in field {}",
+                kind.name, kind.field
+            );
+            return Err(self.input.malformed(name, problem));
+        }
+        // Each number has a byte at least, which bounds what reading can give.
+        let there = runs
+            .iter()
+            .map(|numbers| numbers.run.len)
+            .fold(0, u64::saturating_add);
+        if there < elements && !kind.is_packed() {
+            let problem = format!("{there} bytes of numbers cannot be {elements} elements");
+            return Err(self.input.malformed(name, problem));
+        }
+        Ok(Place::Numbers(runs.clone()))
+    }
+}
+
+#[cfg(test)]
+mod tests;
