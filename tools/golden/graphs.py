@@ -139,7 +139,7 @@ def left_out(file):
     file["null"] = h5py.Empty("f4")
     file["compound"] = np.zeros(2, dtype=[("a", "<f4"), ("b", "<i2")])
     file["soft"] = h5py.SoftLink("/scalar")
-    file["external"] = h5py.ExternalLink("other.h5", "/x")
+    file.create_group("outside")["external"] = h5py.ExternalLink("other.h5", "/x")
     file["loop"] = file["/"]
     file["again"] = file["scalar"]
     file["named"] = np.dtype("<f4")
@@ -161,14 +161,23 @@ def h5_read(path):
 
 
 def h5_files(out, rng):
-    for name, options in {"early": {"libver": "earliest"}, "late": {"libver": "latest"}, "v110": {"libver": ("v110", "v110")}}.items():
-        path = out / f"{name}.h5"
-        with h5py.File(path, "w", **options) as file:
-            # More links than fit into a header go into a fractal heap in new files.
-            h5_tree(file, rng, 30 if name == "early" else 5)
-            if name != "v110":
-                left_out(file)
-        save_file(h5_read(path), out / f"{name}_h5.safetensors", metadata())
+    path = out / "early.h5"
+    with h5py.File(path, "w", libver="earliest") as file:
+        h5_tree(file, rng, 30)
+        left_out(file)
+    save_file(h5_read(path), out / "early_h5.safetensors", metadata())
+    path = out / "late.h5"
+    with h5py.File(path, "w", libver="latest") as file:
+        cube = rng.normal(size=(7, 5, 9)).astype(np.float32)
+        file["plain"] = cube
+        file["scalar"] = np.float16(1)
+        file.create_dataset("inner/deep/chunks", data=cube, chunks=(3, 2, 4), compression="gzip", shuffle=True, fletcher32=True)
+        file.create_dataset("inner/many", data=np.arange(3000, dtype=">i2"), chunks=(2,))  # more than fit into a page
+        file.create_dataset("inner/one", data=cube, chunks=(7, 5, 9), compression="gzip")
+    save_file(h5_read(path), out / "late_h5.safetensors", metadata())
+    with h5py.File(out / "dense.h5", "w", libver="latest") as file:
+        for i in range(20):  # more links than fit into a header go into a fractal heap
+            file[f"{i}"] = np.float32(i)
     path = out / "userblock.h5"
     with h5py.File(path, "w", userblock_size=512) as file:
         file["a"] = np.float32([1, 2, 3])

@@ -5,6 +5,7 @@ import argparse
 import models
 import blocks
 import foreign
+import graphs
 import masks
 import pipeline_diffusers
 import pipeline_kdiffusion
@@ -13,7 +14,7 @@ import text
 import unet
 import vae
 
-ROOMS = {"layouts": models, "text": text, "blocks": blocks, "unet": unet, "vae": vae, "samplers": samplers, "masks": masks, "foreign": foreign,
+ROOMS = {"layouts": models, "text": text, "blocks": blocks, "unet": unet, "vae": vae, "samplers": samplers, "masks": masks, "foreign": foreign, "graphs": graphs,
          "pipeline_diffusers": pipeline_diffusers, "pipeline_kdiffusion": pipeline_kdiffusion}
 
 if __name__ == "__main__":

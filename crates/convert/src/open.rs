@@ -12,6 +12,7 @@ use crate::checkpoint::CheckpointSource;
 use crate::error::ConvertError;
 use crate::flax::{FlaxSource, is_flax};
 use crate::gguf::{GgufSource, Quantized};
+use crate::hdf5::{Hdf5Source, is_hdf5};
 use crate::layout::{FolderSource, is_diffusers_folder};
 use crate::npz::{NpzSource, is_npz};
 use crate::onnx::{OnnxSource, is_onnx};
@@ -98,6 +99,7 @@ pub fn open_with(path: &Path, options: &OpenOptions) -> Result<Box<dyn Source>, 
             &options.limits,
             options.values_to_metadata,
         )?)),
+        None if is_hdf5(&start) => Ok(Box::new(Hdf5Source::open(path, &options.limits)?)),
         None if start.len() > 8 && is_onnx(&open_file(path)?) => {
             Ok(Box::new(OnnxSource::open(path, &options.limits)?))
         }
@@ -114,6 +116,7 @@ pub fn open_with(path: &Path, options: &OpenOptions) -> Result<Box<dyn Source>, 
             &options.limits,
             options.quantized,
         )?)),
+        Some(FileKind::Hdf5) => Ok(Box::new(Hdf5Source::open(path, &options.limits)?)),
         Some(FileKind::Npy) => Ok(Box::new(NpzSource::open(path, &options.limits)?)),
         Some(FileKind::TorchZip | FileKind::Zip) if is_npz(&open_file(path)?) => {
             Ok(Box::new(NpzSource::open(path, &options.limits)?))

@@ -71,7 +71,11 @@ pub(super) fn dataspace(bytes: &[u8], sizes: Sizes) -> Result<Option<Vec<u64>>, 
     match version {
         1 => drop(fields.take(4)?),
         2 => {}
-        _ => return Err(format!("version {version} of a dataspace; 1 and 2 are known here")),
+        _ => {
+            return Err(format!(
+                "version {version} of a dataspace; 1 and 2 are known here"
+            ));
+        }
     }
     if version == 2 && kind == 2 {
         return Ok(None);
@@ -162,18 +166,31 @@ fn float(fields: &mut Fields<'_>, flags: u64, size: u64) -> Result<(Element, u64
     let (exponent, mantissa) = ((byte()?, byte()?), (byte()?, byte()?));
     let bias = fields.number(4)?;
     let sign_at = flags >> 8 & 0xff;
-    let plain = (offset, precision, sign_at) == (0, size.saturating_mul(8), size.saturating_mul(8).wrapping_sub(1));
+    let plain = (offset, precision, sign_at)
+        == (
+            0,
+            size.saturating_mul(8),
+            size.saturating_mul(8).wrapping_sub(1),
+        );
     let dtype = match (size, exponent, mantissa, bias) {
         (2, (10, 5), (0, 10), 15) => Dtype::F16,
         (2, (7, 8), (0, 7), 127) => Dtype::Bf16,
         (4, (23, 8), (0, 23), 127) => Dtype::F32,
         (8, (52, 11), (0, 52), 1023) => Dtype::F64,
         (1, (2, 5), (0, 2), 15) => Dtype::F8E5m2,
-        _ => return Ok((Element::Other(format!("floats of {size} bytes of an unusual kind")), size)),
+        _ => {
+            return Ok((
+                Element::Other(format!("floats of {size} bytes of an unusual kind")),
+                size,
+            ));
+        }
     };
     match flags & 0x41 {
         0 | 1 if plain => number(dtype, flags & 1 != 0, size),
-        _ => Ok((Element::Other("floats in an unusual byte order".into()), size)),
+        _ => Ok((
+            Element::Other("floats in an unusual byte order".into()),
+            size,
+        )),
     }
 }
 
@@ -190,7 +207,10 @@ fn enumeration(
         dtype, big_endian, ..
     } = base
     else {
-        return Ok((Element::Other("an enumeration of no plain numbers".into()), size));
+        return Ok((
+            Element::Other("an enumeration of no plain numbers".into()),
+            size,
+        ));
     };
     if dtype.bits() / 8 != size {
         return Err(format!("an enumeration of {size} bytes over {dtype}"));
@@ -203,14 +223,24 @@ fn enumeration(
             return Err("an enumeration's name does not end".into());
         };
         names.push(&rest[..len]);
-        let taken = if version < 3 { (len + 8) / 8 * 8 } else { len + 1 };
+        let taken = if version < 3 {
+            (len + 8) / 8 * 8
+        } else {
+            len + 1
+        };
         fields.take(taken as u64)?;
     }
-    let is_bool = size == 1 && flags & 0xffff == 2 && names == [&b"FALSE"[..], b"TRUE"] && fields.take(2)? == [0, 1];
+    let is_bool = size == 1
+        && flags & 0xffff == 2
+        && names == [&b"FALSE"[..], b"TRUE"]
+        && fields.take(2)? == [0, 1];
     let (dtype, note) = if is_bool {
         (Dtype::Bool, None)
     } else {
-        (dtype, Some("an enumeration is read as its numbers; their names are dropped"))
+        (
+            dtype,
+            Some("an enumeration is read as its numbers; their names are dropped"),
+        )
     };
     Ok((
         Element::Number {
@@ -263,7 +293,9 @@ pub(super) fn filters(bytes: &[u8]) -> Result<Result<Vec<Filter>, String>, Strin
     let mut fields = Fields::new(bytes);
     let (version, count) = (fields.byte()?, fields.byte()?);
     if !(1..=2).contains(&version) || count > 32 {
-        return Err(format!("version {version} of a filter message, {count} filters"));
+        return Err(format!(
+            "version {version} of a filter message, {count} filters"
+        ));
     }
     if version == 1 {
         fields.take(6)?;
@@ -271,10 +303,18 @@ pub(super) fn filters(bytes: &[u8]) -> Result<Result<Vec<Filter>, String>, Strin
     let mut filters = Vec::new();
     for _ in 0..count {
         let id = fields.number(2)?;
-        let name_len = if version == 1 || id >= 256 { fields.number(2)? } else { 0 };
+        let name_len = if version == 1 || id >= 256 {
+            fields.number(2)?
+        } else {
+            0
+        };
         fields.number(2)?;
         let value_count = fields.number(2)?;
-        let padded = if version == 1 { name_len.next_multiple_of(8) } else { name_len };
+        let padded = if version == 1 {
+            name_len.next_multiple_of(8)
+        } else {
+            name_len
+        };
         fields.take(padded)?;
         let values = (0..value_count).map(|_| fields.number(4));
         let values: Vec<u64> = values.collect::<Result<_, _>>()?;
@@ -323,8 +363,8 @@ pub(super) enum Index {
 pub(super) fn layout(bytes: &[u8], rank: usize, sizes: Sizes) -> Result<Layout, String> {
     let mut fields = Fields::new(bytes);
     let (version, class) = (fields.byte()?, fields.byte()?);
-    if !(3..=4).contains(&version) {
-        let what = format!("a layout of version {version} (3 and 4 are known here)");
+    if !(3..=5).contains(&version) {
+        let what = format!("a layout of version {version} (3 to 5 are known here)");
         return Ok(Layout::Other(what));
     }
     match class {
@@ -363,7 +403,9 @@ pub(super) fn layout(bytes: &[u8], rank: usize, sizes: Sizes) -> Result<Layout, 
             let index = index.unwrap_or(Index::Empty);
             Ok(Layout::Chunked { chunk, index })
         }
-        3 => Ok(Layout::Other("a virtual dataset, made of other files".into())),
+        3 => Ok(Layout::Other(
+            "a virtual dataset, made of other files".into(),
+        )),
         class => Err(format!("layout class {class}, which HDF5 does not have")),
     }
 }
@@ -376,7 +418,9 @@ fn chunk_shape(
     rank: usize,
 ) -> Result<Vec<u64>, String> {
     if usize::from(dims) != rank + 1 || rank == 0 {
-        return Err(format!("chunks of {dims} dimensions (with the element's) for a dataset of {rank}"));
+        return Err(format!(
+            "chunks of {dims} dimensions (with the element's) for a dataset of {rank}"
+        ));
     }
     let shape = (0..rank).map(|_| fields.number(width));
     let shape: Vec<u64> = shape.collect::<Result<_, _>>()?;

@@ -1,0 +1,154 @@
+//! Crafted files, made from a sound one by changing single bytes.
+
+use super::*;
+use crate::bytes::Memory;
+
+fn seed(name: &str) -> Vec<u8> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fuzz/corpus/h5");
+    std::fs::read(folder.join(name)).unwrap()
+}
+
+fn open(file: Vec<u8>) -> Result<Hdf5Source, ConvertError> {
+    let limits = Limits {
+        memory_bytes_max: 1 << 20,
+        ..Limits::default()
+    };
+    Hdf5Source::from_reader("m", Box::new(Memory(file)), &limits)
+}
+
+fn all(source: &Hdf5Source, index: usize) -> Result<Vec<u8>, ConvertError> {
+    let mut bytes = Vec::new();
+    source.read(index, &mut |piece| {
+        bytes.extend_from_slice(piece);
+        Ok(())
+    })?;
+    Ok(bytes)
+}
+
+/// Replaces the bytes `from`, which stand in the file once at least, everywhere.
+fn changed(name: &str, from: &[u8], to: &[u8]) -> Vec<u8> {
+    let mut file = seed(name);
+    let mut count = 0;
+    for at in 0..file.len() - from.len() {
+        if file[at..].starts_with(from) {
+            file[at..at + to.len()].copy_from_slice(to);
+            count += 1;
+        }
+    }
+    assert!(count > 0);
+    file
+}
+
+#[track_caller]
+fn refused(file: Vec<u8>, expected: &str) {
+    let opened = open(file);
+    let error = opened
+        .and_then(|source| all(&source, 0))
+        .unwrap_err()
+        .to_string();
+    assert!(error.contains(expected), "{error}");
+}
+
+#[test]
+fn all_layouts_give_the_same_numbers() {
+    let expected: Vec<u8> = (0..12u8).flat_map(|i| f32::from(i).to_le_bytes()).collect();
+    for libver in ["earliest", "latest"] {
+        for layout in ["plain", "chunks", "deflate", "one"] {
+            let name = format!("{libver}_{layout}.h5");
+            let source = open(seed(&name)).unwrap();
+            let index = source
+                .tensors()
+                .iter()
+                .position(|tensor| tensor.name == "g/a");
+            assert_eq!(all(&source, index.unwrap()).unwrap(), expected, "{name}");
+        }
+        let source = open(seed(&format!("{libver}_never.h5"))).unwrap();
+        assert_eq!(all(&source, 0).unwrap(), 2f32.to_le_bytes().repeat(12));
+    }
+}
+
+#[test]
+fn broken_files_are_refused_for_the_reason_given() {
+    refused(Vec::new(), "no HDF5 signature");
+    refused(vec![0; 5000], "no HDF5 signature");
+    refused(seed("earliest_plain.h5")[..100].to_vec(), "only 0 are left");
+    refused(
+        seed("earliest_plain.h5")[..2100].to_vec(),
+        "is the file whole?",
+    );
+    refused(
+        changed("earliest_plain.h5", b"TREE", b"TREF"),
+        "no B-tree node of type 0",
+    );
+    refused(
+        changed("earliest_plain.h5", b"SNOD", b"SNOE"),
+        "no symbol table",
+    );
+    refused(
+        changed("earliest_plain.h5", b"HEAP", b"HEAQ"),
+        "no local heap",
+    );
+    refused(
+        changed("latest_chunks.h5", b"FAHD", b"FAHE"),
+        "no fixed array",
+    );
+    refused(
+        changed("latest_chunks.h5", b"FADB", b"FADC"),
+        "no block of a fixed array",
+    );
+    refused(
+        changed("latest_plain.h5", b"OHDR", b"OHDS"),
+        "no object header",
+    );
+    refused(
+        changed("latest_plain.h5", b"OHDR\x02", b"OHDR\x03"),
+        "version 3 of an object header",
+    );
+    let mut version = seed("latest_plain.h5");
+    version[8] = 9;
+    refused(version, "version 9");
+    let mut sizes = seed("latest_plain.h5");
+    sizes[9] = 7;
+    refused(sizes, "addresses of 7 bytes");
+    // A dimension of 3 becomes 2⁶¹, in all places where it stands.
+    let three = [3, 0, 0, 0, 0, 0, 0, 0, 4, 0, 0, 0, 0, 0, 0, 0];
+    let huge = [0, 0, 0, 0, 0, 0, 0, 0x20];
+    refused(
+        changed("earliest_plain.h5", &three, &huge),
+        "no size in 64 bits",
+    );
+    let large = [0, 0, 0, 0, 0, 1, 0, 0];
+    refused(changed("earliest_plain.h5", &three, &large), "is it whole?");
+    refused(
+        changed("earliest_chunks.h5", &three, &large),
+        "bytes that were never written",
+    );
+}
+
+#[test]
+fn filters_are_undone_and_checked() {
+    // The end of a zlib stream and the checksum behind it.
+    let mut file = seed("earliest_deflate.h5");
+    let stream = file
+        .windows(2)
+        .rposition(|bytes| matches!(bytes, [0x78, 0x5e | 0x9c]))
+        .unwrap();
+    file[stream + 6] ^= 0x55;
+    refused(file, "the chunk at byte");
+}
+
+#[test]
+fn links_are_not_followed_twice() {
+    let source = open(seed("earliest_plain.h5")).unwrap();
+    let names: Vec<_> = source.tensors().iter().map(|tensor| &tensor.name).collect();
+    assert_eq!(names, ["b", "g/a"]);
+    assert_eq!(source.tensors()[0].dtype, Dtype::Bool);
+    let notes: Vec<_> = source.notes().iter().map(|note| note.to_string()).collect();
+    assert_eq!(
+        notes,
+        [
+            "`h`: not followed: a hard link to a group that has been read",
+            "`s`: not followed: a soft link"
+        ]
+    );
+}
