@@ -78,7 +78,7 @@ impl Chunked<'_> {
             let height = rows.min(self.shape[0] - row);
             let len = (rest * height) as usize;
             self.blank(&mut band, len);
-            for (position, chunk) in stored.range(first, &grid) {
+            for (position, chunk) in stored.band(first) {
                 let bytes = self.unpack(file, &chunk, chunk_bytes)?;
                 self.place(&bytes, &position, height, &mut band);
             }
@@ -290,12 +290,12 @@ impl Chunked<'_> {
         let mut at = vec![0usize; outer];
         loop {
             let (mut from, mut to) = (0, 0);
-            for dim in 0..rank {
+            for (dim, &place) in position.iter().enumerate() {
                 let here = at.get(dim).copied().unwrap_or(0);
                 let start = if dim == 0 {
                     0
                 } else {
-                    (position[dim] * self.chunk[dim]) as usize
+                    (place * self.chunk[dim]) as usize
                 };
                 let height_or_dim = if dim == 0 { height } else { self.shape[dim] };
                 from = from * self.chunk[dim] as usize + here;
@@ -337,7 +337,7 @@ impl Chunks {
             .push((position, stored));
     }
 
-    fn range(&self, first: u64, _grid: &[u64]) -> Vec<(Vec<u64>, Stored)> {
+    fn band(&self, first: u64) -> Vec<(Vec<u64>, Stored)> {
         self.by_band.get(&first).cloned().unwrap_or_default()
     }
 }

@@ -47,6 +47,9 @@ pub(super) enum Link {
     Other(u64),
 }
 
+/// Takes the key before a leaf's child of a B-tree, and the child's address.
+type Leaf<'l, 'a> = dyn FnMut(&mut File<'a>, &[u8], u64) -> Result<(), ConvertError> + 'l;
+
 /// A file with its sizes.
 pub(super) struct File<'a> {
     pub(super) input: &'a Input,
@@ -242,7 +245,7 @@ impl<'a> File<'a> {
         address: u64,
         kind: u8,
         key_bytes: u64,
-        leaf: &mut dyn FnMut(&mut File<'a>, &[u8], u64) -> Result<(), ConvertError>,
+        leaf: &mut Leaf<'_, 'a>,
     ) -> Result<(), ConvertError> {
         self.tree_node(address, kind, key_bytes, None, leaf)
     }
@@ -253,7 +256,7 @@ impl<'a> File<'a> {
         kind: u8,
         key_bytes: u64,
         level_expected: Option<u8>,
-        leaf: &mut dyn FnMut(&mut File<'a>, &[u8], u64) -> Result<(), ConvertError>,
+        leaf: &mut Leaf<'_, 'a>,
     ) -> Result<(), ConvertError> {
         let (mut cursor, at) = self.cursor(address)?;
         let start: [u8; 4] = cursor.array()?;
