@@ -16,22 +16,22 @@ use std::time::Instant;
 use crate::sys;
 
 /// Bytes per write. A multiple of every sector and page size there is.
-const PIECE_BYTES: usize = 8 * 1024 * 1024;
+pub(crate) const PIECE_BYTES: usize = 8 * 1024 * 1024;
 
 /// What direct writes must be a multiple of, in memory and in the file.
-const BLOCK_BYTES: usize = 4096;
+pub(crate) const BLOCK_BYTES: usize = 4096;
 
 /// Smaller files go through the page cache: they fit, and whoever saved them may read them next.
-const DIRECT_BYTES_MIN: u64 = if cfg!(test) { 4 } else { 32 } * PIECE_BYTES as u64;
+pub(crate) const DIRECT_BYTES_MIN: u64 = if cfg!(test) { 4 } else { 32 } * PIECE_BYTES as u64;
 
 /// More writers do not make a disk faster.
 const THREADS_MAX: usize = 4;
 
 /// After this many bytes a look at the clock says whether the disk keeps up.
-const TRIAL_BYTES: u64 = 128 * 1024 * 1024;
+pub(crate) const TRIAL_BYTES: u64 = 128 * 1024 * 1024;
 
 /// A disk slower than this is left to the page cache.
-const DIRECT_BYTES_PER_SECOND_MIN: f64 = 400e6;
+pub(crate) const DIRECT_BYTES_PER_SECOND_MIN: f64 = 400e6;
 
 /// Whether a saved file's bytes stay in memory.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -322,7 +322,7 @@ impl<'scope, 'f: 'scope> Write for Stream<'scope, '_, 'f> {
 }
 
 /// Memory for a piece, from a block's boundary on.
-struct Aligned {
+pub(crate) struct Aligned {
     memory: Vec<u8>,
     skew: usize,
     len: usize,
@@ -337,8 +337,19 @@ impl Aligned {
         }
     }
 
+    /// As large as it gets, so that it starts at a block's boundary however little is put in.
+    pub(crate) fn for_blocks() -> Aligned {
+        let mut aligned = Aligned::new();
+        aligned.grow(PIECE_BYTES);
+        aligned
+    }
+
+    pub(crate) fn clear(&mut self) {
+        self.len = 0;
+    }
+
     /// Takes as many bytes as there is room for.
-    fn push(&mut self, bytes: &[u8]) -> usize {
+    pub(crate) fn push(&mut self, bytes: &[u8]) -> usize {
         let count = bytes.len().min(PIECE_BYTES - self.len);
         let needed = self.skew + self.len + count;
         if needed > self.memory.len() {
@@ -363,7 +374,7 @@ impl Aligned {
         (self.memory, self.skew) = (memory, skew);
     }
 
-    fn bytes(&self) -> &[u8] {
+    pub(crate) fn bytes(&self) -> &[u8] {
         &self.memory[self.skew..self.skew + self.len]
     }
 }

@@ -27,7 +27,7 @@ pub struct SaveOptions {
     /// Fail where the file system cannot rename, rather than copy the finished file over the
     /// target (see [`crate::replace_file`]).
     pub only_atomic: bool,
-    /// Whether the file's bytes stay in memory after [`save`].
+    /// Whether the file's bytes stay in memory after [`save`] or [`crate::Writer::finish`].
     pub page_cache: PageCache,
 }
 

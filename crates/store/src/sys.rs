@@ -317,6 +317,26 @@ pub(crate) fn set_direct(file: &File, direct: bool, at: &Path) -> bool {
     }
 }
 
+/// The same file once more, to be written around the page cache; `None` where that cannot be done.
+pub(crate) fn open_direct(file: &File, at: &Path) -> Option<File> {
+    fault(Call::Direct, at).ok()?;
+    #[cfg(target_os = "linux")]
+    {
+        use rustix::fs::{Mode, OFlags};
+        use std::os::fd::AsRawFd as _;
+        let own = format!("/proc/self/fd/{}", file.as_raw_fd());
+        let flags = OFlags::WRONLY | OFlags::DIRECT | OFlags::CLOEXEC;
+        rustix::fs::open(own, flags, Mode::empty())
+            .ok()
+            .map(File::from)
+    }
+    #[cfg(not(target_os = "linux"))]
+    {
+        let _ = file;
+        None
+    }
+}
+
 /// Errors on request: what other file systems say, said here. And death at any call.
 #[cfg(test)]
 pub(crate) mod faults {

@@ -6,6 +6,7 @@ use std::sync::Mutex;
 
 use safelight_format::{HeaderPlan, Metadata, TensorSpec};
 
+use crate::around::Around;
 use crate::atomic::{Publish, Temporary};
 use crate::error::{StoreError, path_text};
 use crate::save::SaveOptions;
@@ -46,6 +47,8 @@ const BUFFER_BYTES: usize = 1024 * 1024;
 /// ```
 pub struct Writer {
     temporary: Temporary,
+    /// Where large pieces go.
+    around: Option<Around>,
     path: PathBuf,
     specs: Vec<TensorSpec>,
     plan: HeaderPlan,
@@ -87,7 +90,9 @@ impl Writer {
         sys::allocate(file, plan.file_bytes(), target)
             .and_then(|()| sys::write_at(file, &options.prefix(&plan), 0, target))
             .map_err(StoreError::io("write", path))?;
+        let around = Around::of(file, plan.file_bytes(), options.page_cache, target);
         Ok(Writer {
+            around,
             covered: Mutex::new(vec![Covered::default(); specs.len()]),
             failed: Mutex::new(None),
             publish: options.publish(),
@@ -124,11 +129,26 @@ impl Writer {
     /// If there are not that many tensors.
     pub fn write_at(&self, index: usize, offset: u64, bytes: &[u8]) -> Result<(), StoreError> {
         let at = self.claim(index, offset, bytes.len() as u64)?;
-        let (file, target) = (&self.temporary.file, &self.temporary.target);
-        sys::write_at(file, bytes, at, target).map_err(|error| {
+        self.put(bytes, at).map_err(|error| {
             self.give_back(index, offset, bytes.len() as u64);
             StoreError::io("write", &self.path)(error)
         })
+    }
+
+    /// Writes bytes to a place in the file: whole blocks of large files around the page cache.
+    fn put(&self, bytes: &[u8], at: u64) -> io::Result<()> {
+        let (file, target) = (&self.temporary.file, &self.temporary.target);
+        let (from, to) = match &self.around {
+            Some(around) => around.write(bytes, at, target)?,
+            None => (0, 0),
+        };
+        if from > 0 {
+            sys::write_at(file, &bytes[..from], at, target)?;
+        }
+        if to == bytes.len() {
+            return Ok(());
+        }
+        sys::write_at(file, &bytes[to..], at + to as u64, target)
     }
 
     /// Copies a piece of tensor `index` from another file, in the kernel where that is possible.

@@ -8,7 +8,7 @@ use std::path::Path;
 
 use common::Folder;
 use safelight_format::{Dtype, Metadata, Order, TensorSpec, TensorView};
-use safelight_store::{Checkpoint, SaveOptions, StoreError, Writer, save, save_to};
+use safelight_store::{Checkpoint, PageCache, SaveOptions, StoreError, Writer, save, save_to};
 
 fn spec(name: &str, dtype: Dtype, shape: &[u64]) -> TensorSpec {
     let (name, shape) = (name.to_owned(), shape.to_vec());
@@ -185,4 +185,49 @@ fn nothing_is_seen_before_the_end() {
     writer.write_at(2, 0, &[1; 24]).unwrap();
     writer.finish().unwrap();
     assert_eq!(folder.list(), ["model"]);
+}
+
+#[test]
+fn around_the_page_cache_the_bytes_are_the_same() {
+    let folder = Folder::new();
+    let sizes = [3_000_001u64, 5, 0, 12_345_678, 4096];
+    let specs: Vec<TensorSpec> = (sizes.iter().enumerate())
+        .map(|(index, &size)| TensorSpec {
+            name: format!("t{index}"),
+            dtype: Dtype::U8,
+            shape: vec![size],
+        })
+        .collect();
+    let contents: Vec<Vec<u8>> = (sizes.iter().enumerate())
+        .map(|(index, &size)| (0..size).map(|at| (at % 251) as u8 ^ index as u8).collect())
+        .collect();
+    let written = [PageCache::Keep, PageCache::Bypass].map(|page_cache| {
+        let options = SaveOptions {
+            page_cache,
+            ..SaveOptions::default()
+        };
+        let path = folder.path().join("a.safetensors");
+        let writer = Writer::create(&path, &specs, None, &options).unwrap();
+        std::thread::scope(|scope| {
+            for (index, content) in contents.iter().enumerate() {
+                let writer = &writer;
+                scope.spawn(move || {
+                    // Pieces of odd sizes, the last one first.
+                    let pieces: Vec<(usize, &[u8])> =
+                        content.chunks(1_300_003).enumerate().collect();
+                    for (count, piece) in pieces.into_iter().rev() {
+                        let offset = count as u64 * 1_300_003;
+                        writer.write_at(index, offset, piece).unwrap();
+                    }
+                });
+            }
+        });
+        writer.finish().unwrap();
+        std::fs::read(&path).unwrap()
+    });
+    assert!(written[0] == written[1]);
+    let checkpoint = Checkpoint::open(&folder.path().join("a.safetensors")).unwrap();
+    for (spec, content) in specs.iter().zip(&contents) {
+        assert!(checkpoint.read_bytes(&spec.name).unwrap() == *content);
+    }
 }
