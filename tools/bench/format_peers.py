@@ -1,6 +1,7 @@
 """Our reading of safetensors files against Hugging Face's safetensors, in the same run, ours and theirs in turn.
 
     cargo build --release -p safelight-store --example peers
+    cargo build --release -p safelight-cli          # for the row `convert`
     python tools/bench/format_peers.py --folder /tmp/peers --gb 4 --rounds 3
 
 A row is the median of the rounds: wall seconds, and CPU seconds (user and system) of the whole process without what an
@@ -10,6 +11,9 @@ empty process of its kind takes. On a busy machine only the second number means 
 * `map+touch`: safe_open, get_tensor of each, one byte of each page is read. Nothing is copied: the tensors lie in the page cache.
 * `owned`: the same, and then a clone of each tensor, so that it lies in memory of its own, as ours does.
 * `save`: save_file of tensors that lie in memory; loading them is not counted in the wall seconds, but is in the CPU seconds.
+* `torch`: torch.load(weights_only=True) of a .ckpt (tensors of f16 and f32 in `state_dict`, some training state beside them), then
+  save_file of the state_dict. Here the whole process counts, with the import of torch or the start of `safelight convert`, and the row
+  ends with the most memory each side had (resident, MB).
 * `pread`: safe_open(backend="pread"), which reads each tensor into memory of its own.
 """
 
@@ -54,6 +58,10 @@ tensors = {name: tensor.clone() for name, tensor in load_file(path).items()}
 start = time.perf_counter()
 save_file(tensors, sys.argv[2])
 """,
+    "torch": """
+from safetensors.torch import save_file
+save_file(torch.load(path, weights_only=True)["state_dict"], sys.argv[2])
+""",
     "sha256": """
 import hashlib
 with open(path, 'rb') as f: hashlib.file_digest(f, 'sha256').hexdigest()
@@ -91,6 +99,59 @@ def make(folder, gigabytes):
     return {"BIG": big, "MANY": many, "OUT": folder / "out.safetensors"}
 
 
+def make_ckpt(path, gigabytes):
+    """What training Stable Diffusion leaves: weights of the shapes of its UNet, most of them f16, and values beside them."""
+    import torch
+
+    half = lambda *shape: torch.randint(0, 15000, shape, dtype=torch.int16).view(torch.float16)
+    state, left, i = {}, gigabytes * 1e9, 0
+    while left > 0:
+        block = {
+            "in_layers.0.weight": torch.rand(1280),
+            "in_layers.0.bias": torch.rand(1280),
+            "in_layers.2.weight": half(1280, 1280, 3, 3),
+            "attn.to_q.weight": half(1280, 1280),
+            "attn.to_k.weight": half(1280, 768),
+            "ff.net.weight": torch.rand(2560, 1280),
+            "proj.weight": half(320, 320),
+            "proj.bias": half(320),
+        }
+        state.update({f"model.diffusion_model.block.{i}.{name}": tensor for name, tensor in block.items()})
+        left -= sum(tensor.numel() * tensor.element_size() for tensor in block.values())
+        i += 1
+    training = {"epoch": 3, "global_step": 1000, "pytorch-lightning_version": "1.4.2", "lr_schedulers": []}
+    torch.save({**training, "state_dict": state}, path)
+
+
+def convert(arguments, out):
+    """The row of `convert`: whole processes, and the most memory they had."""
+    path = arguments.folder / "big.ckpt"
+    if not path.exists():
+        make_ckpt(path, arguments.gb)
+    code = "import sys, torch\npath = sys.argv[1]\n" + THEIRS["torch"]
+    commands = [
+        [arguments.safelight, "convert", str(path), str(out), "--quiet", "--json"],
+        [sys.executable, "-c", code, str(path), str(out)],
+    ]
+    runs = [[], []]
+    for _ in range(arguments.rounds):
+        for command, seen in zip(commands, runs):
+            settle(out)
+            warm(path)
+            start = time.perf_counter()
+            process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+            _, status, used = os.wait4(process.pid, 0)
+            wall = time.perf_counter() - start
+            process.returncode = status
+            if status:
+                sys.exit(f"{command[0]} failed")
+            seen.append((wall, used.ru_utime + used.ru_stime, used.ru_maxrss / 1024))
+    settle(out)
+    memory = [statistics.median(run[2] for run in seen) for seen in runs]
+    name = f"convert .ckpt, warm; {memory[0]:.0f} and {memory[1]:.0f} MB"
+    report(arguments.json, name, "torch", *runs)
+
+
 def drop(path):
     descriptor = os.open(path, os.O_RDONLY)
     os.fsync(descriptor)
@@ -120,15 +181,17 @@ def main():
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--only", help="rows whose name contains this")
     parser.add_argument("--peers", default="target/release/examples/peers", help="our program")
+    parser.add_argument("--safelight", default="target/release/safelight", help="our program, for the row `convert`")
     parser.add_argument("--json", action="store_true", help="one JSON object a row")
     arguments = parser.parse_args()
-    files = make(arguments.folder, arguments.gb)
+    arguments.folder.mkdir(parents=True, exist_ok=True)
+    is_wanted = lambda name: not arguments.only or arguments.only in name
+    rows = [row for row in ROWS if is_wanted(row[0])]
+    files = make(arguments.folder, arguments.gb) if rows else {}
     if not arguments.json:
         print("| row | theirs | ours s | theirs s | ratio | ours CPU s | theirs CPU s | CPU ratio |")
         print("|---|---|---|---|---|---|---|---|")
-    for name, ours, kind, cold in ROWS:
-        if arguments.only and arguments.only not in name:
-            continue
+    for name, ours, kind, cold in rows:
         path = next(files[part] for part in ours if part in files)
         command = [arguments.peers, *(str(files.get(part, part)) for part in ours)]
         mine, other = [], []
@@ -146,6 +209,8 @@ def main():
                 other.append((wall, max(0.0, cpu - theirs("empty", path, files["OUT"])[1])))
         settle(files["OUT"])
         report(arguments.json, name, kind, mine, other)
+    if is_wanted("convert .ckpt, warm"):
+        convert(arguments, arguments.folder / "out.safetensors")
 
 
 def settle(out):

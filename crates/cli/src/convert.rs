@@ -12,7 +12,7 @@ use safelight_convert::{
     PruneOptions, Report, SharedTensors, Source, UnknownObjects, WriteOptions, open_with, prune,
     write_gguf, write_npz, write_safetensors, write_sharded,
 };
-use safelight_format::{Dtype, shown};
+use safelight_format::{Dtype, Order, shown};
 use serde_json::{Value, json};
 
 use crate::error::Failure;
@@ -68,6 +68,15 @@ pub(crate) struct ConvertArgs {
     /// Files of at most this size, such as 5GB, and an index
     #[arg(long, value_name = "SIZE", value_parser = size)]
     shard_size: Option<u64>,
+    /// For safetensors: the order of tensors in the file
+    #[arg(long, value_name = "ORDER")]
+    order: Option<TensorOrder>,
+    /// For safetensors: tensor data starts at a multiple of this, a power of two such as 4096
+    #[arg(long, value_name = "SIZE", value_parser = size)]
+    align: Option<u64>,
+    /// For safetensors: room left in the header for metadata that is added later, such as 64KiB
+    #[arg(long, value_name = "SIZE", value_parser = size)]
+    reserve: Option<u64>,
     /// For GGUF: what weights become (f32, f16, bf16, q8_0); by default they stay what they are
     #[arg(long, value_name = "TYPE", value_parser = quant)]
     quant: Option<GgufWeights>,
@@ -110,6 +119,19 @@ enum Kind {
     Npz,
     /// llama.cpp's and ggml's file
     Gguf,
+}
+
+/// The order of tensors in a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum TensorOrder {
+    /// By dtype, then by name, as Hugging Face writes
+    HuggingFace,
+    /// As in SRC
+    Source,
+    /// By name
+    Name,
+    /// So that as many tensors as possible start at multiples of --align
+    Aligned,
 }
 
 /// A dtype by any of its usual names.
@@ -256,6 +278,13 @@ impl ConvertArgs {
             )));
         };
         let wrong = |what: &str| Err(Failure::Usage(format!("{shown}: {what}")));
+        if let Some(align) = self
+            .align
+            .filter(|align| !align.is_power_of_two() || *align < 8)
+        {
+            let what = format!("--align {align} is no power of two, 8 or more");
+            return Err(Failure::Usage(what));
+        }
         match kind {
             Kind::Diffusers
                 if by_name.is_some_and(|by_name| {
@@ -273,6 +302,11 @@ impl ConvertArgs {
                 )
             }
             kind if kind != Kind::Npz && self.deflate => wrong("--deflate is for npz"),
+            Kind::Npz | Kind::Gguf
+                if self.order.is_some() || self.align.is_some() || self.reserve.is_some() =>
+            {
+                wrong("--order, --align and --reserve are for safetensors")
+            }
             kind => Ok(kind),
         }
     }
@@ -280,6 +314,14 @@ impl ConvertArgs {
     fn write(&self, kind: Kind, source: Arc<dyn Source>) -> Result<Written, Failure> {
         let mut options = WriteOptions::default();
         options.save.sync = self.sync;
+        options.save.order = match self.order {
+            None | Some(TensorOrder::HuggingFace) => Order::HuggingFace,
+            Some(TensorOrder::Source) => Order::Insertion,
+            Some(TensorOrder::Name) => Order::Name,
+            Some(TensorOrder::Aligned) => Order::Aligned,
+        };
+        options.save.align_bytes = self.align.unwrap_or(options.save.align_bytes);
+        options.save.reserve_header_bytes = self.reserve.unwrap_or(0);
         let all: u64 = source
             .tensors()
             .iter()

@@ -153,6 +153,37 @@ fn formats_follow_the_name() {
 }
 
 #[test]
+fn order_alignment_and_spare_room_can_be_asked_for() {
+    let place = Place::new();
+    let (b, a) = (("b", &[1.0][..]), ("a", &[2.0, 3.0][..]));
+    tensors(&place.path("from.safetensors"), &[b, a]);
+    let convert = |name: &str, flags: &[&str]| {
+        place.works(&[&["convert", "from.safetensors", name][..], flags].concat());
+        let path = place.path(name);
+        assert_eq!(read(&path, "a"), [2.0, 3.0]);
+        std::fs::read(path).unwrap()
+    };
+    let header_bytes = |file: &[u8]| u64::from_le_bytes(file[..8].try_into().unwrap()) + 8;
+    let by_name = convert("name.safetensors", &["--order", "name"]);
+    assert!(by_name.ends_with(&encode_f32(&[2.0, 3.0, 1.0])));
+    let aligned = convert(
+        "aligned.safetensors",
+        &["--order", "aligned", "--align", "4KiB"],
+    );
+    assert_eq!(header_bytes(&aligned) % 4096, 0);
+    let roomy = convert("roomy.safetensors", &["--reserve", "1000"]);
+    assert!(header_bytes(&roomy) >= header_bytes(&by_name) + 1000);
+    for (arguments, words) in [
+        (["a.safetensors", "--align", "100"], "power of two"),
+        (["a.npz", "--align", "64"], "are for safetensors"),
+        (["a.safetensors", "--order", "random"], "random"),
+    ] {
+        let arguments = [&["convert", "from.safetensors"][..], &arguments].concat();
+        place.refuses(&arguments, 2, &[words]);
+    }
+}
+
+#[test]
 fn wrong_requests_and_files_are_told_and_nothing_is_written() {
     let place = Place::new();
     tensors(&place.path("a.safetensors"), &[("w", &[1.0])]);

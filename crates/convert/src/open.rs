@@ -100,6 +100,9 @@ pub fn open_with(path: &Path, options: &OpenOptions) -> Result<Box<dyn Source>, 
             options.values_to_metadata,
         )?)),
         None if is_hdf5(&start) => Ok(Box::new(Hdf5Source::open(path, &options.limits)?)),
+        None if is_old_pickle(&start) => {
+            open_pickle(&Context::new(path, options), Box::new(open_file(path)?))
+        }
         None if start.len() > 8 && is_onnx(&open_file(path)?) => {
             Ok(Box::new(OnnxSource::open(path, &options.limits)?))
         }
@@ -132,6 +135,38 @@ pub fn open_with(path: &Path, options: &OpenOptions) -> Result<Box<dyn Source>, 
             kind,
         }),
     }
+}
+
+/// Whether a file begins as pickles of protocols 0 and 1 do, which have no mark of their own: with a dict, a list or
+/// a class, or with the first number of a PyTorch file. (CPython, `Lib/pickletools.py`.)
+fn is_old_pickle(start: &[u8]) -> bool {
+    const STARTS: &[&[u8]] = &[
+        b"(dp0\n",
+        b"(dp1\n",
+        b"(lp0\n",
+        b"(lp1\n",
+        b"}q\0",
+        b"}q\x01",
+        b"]q\0",
+        b"]q\x01",
+        b"L119547037146038801333356L\n.",
+    ];
+    let is_safetensors = start.get(8) == Some(&b'{') && start.get(4..8) == Some(&[0; 4]);
+    let is_word = |line: &[u8]| {
+        !line.is_empty()
+            && line
+                .iter()
+                .all(|byte| byte.is_ascii_alphanumeric() || b"._".contains(byte))
+    };
+    let mut lines = start[..start.len().min(512)].split(|byte| *byte == b'\n');
+    let names_class = start.first() == Some(&b'c')
+        && lines.next().is_some_and(|module| is_word(&module[1..]))
+        && lines.next().is_some_and(is_word)
+        && matches!(
+            lines.next().and_then(<[u8]>::first),
+            Some(b'p' | b'q' | b'(' | b')')
+        );
+    !is_safetensors && (names_class || STARTS.iter().any(|known| start.starts_with(known)))
 }
 
 /// What a URL names: safetensors and their shards. Foreign formats are read from this machine only.

@@ -62,7 +62,7 @@ pub fn write_safetensors(
     let available = thread::available_parallelism().map_or(1, usize::from);
     let threads = match all {
         0..BYTES_FOR_THREADS => 1,
-        _ => available.min(THREADS_MAX),
+        _ => available.clamp(2, THREADS_MAX), // one reads while another waits for the disk
     };
     run(&job, threads, all, progress)?;
     writer.finish()?;

@@ -1,9 +1,11 @@
 //! Files that hold data alone, if they are what they seem: numpy arrays, safetensors, Keras models.
 
-use safelight_format::{Header, Strictness, header_bytes, shown};
+use safelight_format::{
+    Header, LintOptions, Severity as LintSeverity, Strictness, header_bytes, lint, shown,
+};
 use safelight_store::ReadAt;
 
-use super::{Rule, Scanner};
+use super::{Rule, Scanner, Severity};
 use crate::bytes::{Part, number, read_exact_at, read_up_to};
 
 /// What is searched at once.
@@ -49,29 +51,48 @@ impl Scanner<'_> {
     /// A safetensors file: the format's rules, and metadata that looks like code.
     pub(super) fn safetensors(&mut self, bytes: &dyn ReadAt, start: &[u8], member: &str) {
         let file_bytes = bytes.byte_count().unwrap_or(0);
-        let limits = &self.limits.header;
-        let parsed = header_bytes(start, file_bytes, limits).and_then(|len| {
-            let mut prefix = vec![0; (len + 8) as usize]; // within the file and the limit
+        let limits = self.limits.header;
+        // Within the limit, if it is said at all; what is wrong with it the linter says.
+        let mut prefix = start.to_vec();
+        if let Ok(len) = header_bytes(start, file_bytes, &limits) {
+            prefix.resize((len + 8) as usize, 0);
             if read_exact_at(bytes, &mut prefix, 0).is_err() {
-                prefix.clear();
+                prefix = start.to_vec();
             }
-            let compat = Header::parse(&prefix, file_bytes, Strictness::Compat, limits)?;
-            let spec = Header::parse(&prefix, file_bytes, Strictness::Spec, limits);
-            Ok((compat, spec.err()))
-        });
-        match parsed {
+        }
+        let options = LintOptions {
+            limits,
+            ..LintOptions::default()
+        };
+        match lint(&prefix, file_bytes, &options) {
             Err(error) => self.suspicious(Rule::Safetensors, member, 0, error.to_string()),
-            Ok((header, broken)) => {
-                if let Some(error) = broken {
-                    let message = format!("readers that follow the format refuse it: {error}");
-                    self.suspicious(Rule::Safetensors, member, 8, message);
+            Ok(report) => {
+                for finding in &report.findings {
+                    let (severity, who) = match finding.rule.severity() {
+                        LintSeverity::Error => (Severity::Suspicious, "no reader takes it"),
+                        LintSeverity::Warning => (
+                            Severity::Suspicious,
+                            "readers that follow the format refuse it",
+                        ),
+                        LintSeverity::Note => (Severity::Allowed, "worth knowing"),
+                    };
+                    let message = format!("{who}: {} ({})", finding.explanation, finding.rule.id());
+                    self.find(
+                        severity,
+                        Rule::Safetensors,
+                        member,
+                        finding.at_byte,
+                        message,
+                    );
                 }
-                for (key, value) in header.metadata().into_iter().flatten() {
-                    if let Some(sign) = code_sign(key).or_else(|| code_sign(value)) {
-                        let message = format!("metadata `{}` contains `{sign}`", shown(key));
-                        self.suspicious(Rule::Text, member, 8, message);
-                    }
-                }
+                self.unlisted_count += report.left_out as u64;
+            }
+        }
+        let header = Header::parse(&prefix, file_bytes, Strictness::Compat, &limits);
+        for (key, value) in header.iter().filter_map(Header::metadata).flatten() {
+            if let Some(sign) = code_sign(key).or_else(|| code_sign(value)) {
+                let message = format!("metadata `{}` contains `{sign}`", shown(key));
+                self.suspicious(Rule::Text, member, 8, message);
             }
         }
     }
@@ -98,13 +119,7 @@ impl Scanner<'_> {
         }
         let message =
             format!("only its first {SEARCHED_BYTES_MAX} bytes were searched for layers with code");
-        self.find(
-            super::Severity::Allowed,
-            Rule::CodeLayer,
-            member,
-            at,
-            message,
-        );
+        self.find(Severity::Allowed, Rule::CodeLayer, member, at, message);
     }
 }
 

@@ -20,6 +20,9 @@ use crate::source::Source;
 /// `0x1950a86a20f9469cfc6c`, the first value of a legacy file, as LONG1 has it.
 const MAGIC: [u8; 10] = [0x6c, 0xfc, 0x9c, 0x46, 0xf9, 0x20, 0x6a, 0xa8, 0x50, 0x19];
 
+/// The same, as LONG has it.
+const MAGIC_TEXT: &[u8] = b"119547037146038801333356L";
+
 /// The only version there ever was.
 const PROTOCOL: i64 = 1001;
 
@@ -108,6 +111,10 @@ fn is_magic(heap: &Heap, input: &mut Input<'_>, id: Id) -> bool {
         Node::Long(blob) if blob.len == 10 => {
             input.read(*blob, 10).is_ok_and(|bytes| bytes == MAGIC)
         }
+        // The same number in decimal, as protocols 0 and 1 have it.
+        Node::Long(blob) if (24..=26).contains(&blob.len) => input
+            .read(*blob, 26)
+            .is_ok_and(|bytes| bytes.trim_ascii() == MAGIC_TEXT),
         _ => false,
     }
 }

@@ -1,0 +1,118 @@
+//! `convert` that is interrupted or runs out of room: the target is what it was, and nothing is left beside it.
+#![cfg(target_os = "linux")]
+#![allow(missing_docs)]
+
+mod common;
+
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use common::{Place, Ran};
+use safelight_format::{Dtype, TensorView};
+use safelight_store::{SaveOptions, save};
+
+/// A source of so many bytes, and an old target.
+fn prepare(place: &Place, byte_count: u64) {
+    let bytes = vec![1; byte_count as usize];
+    let view = TensorView {
+        name: "a",
+        dtype: Dtype::F32,
+        shape: &[2, byte_count / 8],
+        bytes: &bytes,
+    };
+    let path = place.path("from.safetensors");
+    save(&path, &[view], None, &SaveOptions::default()).unwrap();
+    place.write("to.safetensors", b"old");
+    place.write("to.npz", b"old");
+}
+
+fn check_nothing_changed(place: &Place, said: &str) {
+    assert_eq!(
+        place.everything(),
+        ["from.safetensors", "to.npz", "to.safetensors"],
+        "{said}"
+    );
+    for name in ["to.npz", "to.safetensors"] {
+        assert_eq!(std::fs::read(place.path(name)).unwrap(), b"old", "{said}");
+    }
+}
+
+#[test]
+fn ctrl_c_leaves_the_old_file() {
+    let place = Place::new();
+    prepare(&place, 64_000_000);
+    for arguments in [
+        &[
+            "convert",
+            "from.safetensors",
+            "to.safetensors",
+            "--dtype",
+            "f8_e4m3",
+        ][..],
+        &["convert", "from.safetensors", "to.npz", "--deflate"],
+    ] {
+        let interrupted = [200, 130, 90, 60, 40, 25, 15, 8]
+            .into_iter()
+            .any(|delay_ms| {
+                let mut child = place
+                    .command(arguments)
+                    .stdout(Stdio::piped())
+                    .stderr(Stdio::piped())
+                    .spawn()
+                    .unwrap();
+                std::thread::sleep(Duration::from_millis(delay_ms));
+                let id = child.id().to_string();
+                let is_running = child.try_wait().unwrap().is_none();
+                if is_running {
+                    let kill = Command::new("kill")
+                        .args(["-INT", &id])
+                        .stderr(Stdio::null())
+                        .status();
+                    kill.unwrap();
+                }
+                let ran = Ran::of(child.wait_with_output().unwrap());
+                if !is_running || ran.code == Some(0) {
+                    place.write("to.safetensors", b"old"); // it was done first
+                    place.write("to.npz", b"old");
+                    return false;
+                }
+                if ran.code.is_none() {
+                    check_nothing_changed(&place, "killed before it listened");
+                    return false;
+                }
+                assert_eq!(ran.code, Some(130), "{}", ran.stderr);
+                assert!(ran.stderr.contains("interrupted"), "{}", ran.stderr);
+                check_nothing_changed(&place, &ran.stderr);
+                true
+            });
+        assert!(
+            interrupted,
+            "{arguments:?} was always faster than the signal"
+        );
+    }
+}
+
+#[test]
+fn no_room_leaves_the_old_file() {
+    let place = Place::new();
+    prepare(&place, 8_000_000);
+    // As a full disk: the system refuses bytes behind the first megabyte or two.
+    let limited = |script: &str, target: &str| {
+        let safelight = env!("CARGO_BIN_EXE_safelight");
+        let mut command = Command::new("sh");
+        command.args(["-c", script, safelight, "convert", "from.safetensors"]);
+        let command = command.arg(target).current_dir(place.path("."));
+        Ran::of(command.output().unwrap())
+    };
+    for target in ["to.safetensors", "to.npz"] {
+        let ran = limited("trap '' XFSZ; ulimit -f 2000; exec \"$0\" \"$@\"", target);
+        assert_eq!(ran.code, Some(1), "{}", ran.stderr);
+        assert!(ran.stderr.contains(target), "{}", ran.stderr);
+        assert!(ran.stderr.contains("large"), "{}", ran.stderr);
+        check_nothing_changed(&place, &ran.stderr);
+        // Without the trap the system kills the program where it stands.
+        let ran = limited("ulimit -f 2000; exec \"$0\" \"$@\"", target);
+        assert_eq!(ran.code, None, "{}", ran.stderr);
+        check_nothing_changed(&place, "killed");
+    }
+}
