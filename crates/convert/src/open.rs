@@ -199,3 +199,30 @@ fn start_of(path: &Path) -> Result<Vec<u8>, ConvertError> {
     start.truncate(len);
     Ok(start)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pickles_without_a_mark() {
+        for pickle in [
+            &b"(dp0\nVa\np1\nI1\ns."[..],
+            b"}q\0(X\x01\0\0\0aK\x01u.",
+            b"L119547037146038801333356L\n.M\xe9\x03.",
+            b"ccollections\nOrderedDict\nq\0)Rq\x01.",
+            b"ccollections\nOrderedDict\np0\n(tR.",
+        ] {
+            assert!(is_old_pickle(pickle), "{}", pickle.escape_ascii());
+        }
+        for other in [
+            &b""[..],
+            b"c",
+            b"contents\nof a text\nthat decodes a little\n",
+            b"(a text in brackets)",
+            b"}q\0\0\0\0\0\0{\"a\":1}", // safetensors: a header of 0x717d bytes
+        ] {
+            assert!(!is_old_pickle(other), "{}", other.escape_ascii());
+        }
+    }
+}
