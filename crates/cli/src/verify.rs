@@ -14,14 +14,16 @@ use crate::say;
 
 pub(crate) const HELP: &str = "\
 The header is checked against every rule of the format, and all bytes are read. Of a damaged file the tensors that are
-whole are counted and the others named; `safelight repair` makes a file of what is whole.
+whole are told from the others, by name; `safelight repair` makes a file of what is whole. Of shards, the index must
+list every tensor, each once; a wrong `total_size` is a warning (with --strict, damage).
 
 Examples:
   safelight verify model.safetensors
   safelight verify models/*.safetensors --numbers --checksums
 
-JSON, one object a file: {file, intact, index {file, problem}, files [{file, bytes, expected_bytes, intact, problem,
-unreadable [{from, to, error}], tensor_count, whole_count, damaged [NAME]}], checksums [{kind, expected, found, matches}],
+JSON, one object a file: {file, intact, index {file, problem, problems [TEXT], warnings [TEXT]}, files [{file, bytes, expected_bytes, intact, problem,
+unreadable [{from, to, error}], tensor_count, whole_count, damaged [NAME],
+intact_tensors [NAME]}], checksums [{kind, expected, found, matches}],
 not_finite [{tensor, nan, inf}]}.";
 
 /// As many names as a text lists.
@@ -46,7 +48,7 @@ pub(crate) struct VerifyArgs {
     /// Also compare the whole file with this SHA-256
     #[arg(long, value_name = "HEX", value_parser = sha256)]
     sha256: Option<String>,
-    /// List every damaged tensor
+    /// List every tensor, the damaged and the intact
     #[arg(short, long)]
     long: bool,
 }
@@ -118,8 +120,9 @@ impl VerifyArgs {
         };
         let fine = intact && not_finite.is_empty() && checksums.iter().all(Compared::matches);
         if self.files.json {
-            let index = verdict.index.as_ref().map(|(file, problem)| {
-                json!({ "file": file, "problem": problem.as_ref().map(ToString::to_string) })
+            let index = verdict.index.as_ref().map(|index| {
+                let problems: Vec<_> = index.problems.iter().map(ToString::to_string).collect();
+                json!({ "file": index.file, "problem": problems.first(), "problems": problems, "warnings": index.warnings })
             });
             let files: Vec<Value> = verdict.files.iter().map(file_json).collect();
             let checksums = checksums.iter().map(|checksum| {
@@ -134,12 +137,15 @@ impl VerifyArgs {
             }))?;
         } else {
             let mut text = String::new();
-            if let Some((file, Some(problem))) = &verdict.index {
-                text += &format!(
-                    "{}: damaged: {}\n",
-                    shown(file),
-                    without(&problem.to_string(), file)
-                );
+            if let Some(index) = &verdict.index {
+                let file = shown(&index.file);
+                for problem in &index.problems {
+                    let problem = without(&problem.to_string(), &index.file);
+                    text += &format!("{file}: damaged: {problem}\n");
+                }
+                for warning in &index.warnings {
+                    text += &format!("{file}: warning: {}\n", shown(warning));
+                }
             }
             verdict
                 .files
@@ -174,7 +180,11 @@ impl VerifyArgs {
         let s = if tensor_count == 1 { "" } else { "s" };
         if file.is_intact() {
             let size = say::bytes(file.file_bytes);
-            return format!("{name}: intact, {tensor_count} tensor{s}, {size}\n");
+            let text = format!("{name}: intact, {tensor_count} tensor{s}, {size}\n");
+            return match self.long {
+                true => text + &self.names("intact", file.intact().map(|tensor| tensor.name)),
+                false => text,
+            };
         }
         let mut text = String::new();
         if let Some(problem) = &file.problem {
@@ -198,14 +208,21 @@ impl VerifyArgs {
             "  {} of {tensor_count} tensor{s} are whole\n",
             tensor_count - damaged.len()
         );
-        let listed = if self.long { damaged.len() } else { NAMES_MAX };
-        for name in damaged.iter().take(listed) {
-            text += &format!("  damaged: {}\n", shown(name));
+        text += &self.names("damaged", damaged.iter().copied());
+        text + &self.names("intact", file.intact().map(|tensor| tensor.name))
+    }
+
+    /// A line for each of some tensors, cut after a few.
+    fn names<'a>(&self, what: &str, mut names: impl Iterator<Item = &'a str>) -> String {
+        let listed = if self.long { usize::MAX } else { NAMES_MAX };
+        let mut text = String::new();
+        for name in names.by_ref().take(listed) {
+            text += &format!("  {what}: {}\n", shown(name));
         }
-        if damaged.len() > listed {
-            text += &format!("  and {} more; --long lists all\n", damaged.len() - listed);
+        match names.count() {
+            0 => text,
+            more => text + &format!("  … and {more} more, --long lists all\n"),
         }
-        text
     }
 
     /// Checksums that are known, and what they really are.
@@ -291,6 +308,7 @@ fn file_json(file: &FileVerdict) -> Value {
         "tensor_count": file.header.as_ref().map(|header| header.tensors().len()),
         "whole_count": file.header.as_ref().map(|_| file.intact().count()),
         "damaged": file.damaged().map(|tensor| tensor.name).collect::<Vec<_>>(),
+        "intact_tensors": file.intact().map(|tensor| tensor.name).collect::<Vec<_>>(),
     })
 }
 

@@ -150,7 +150,7 @@ pub fn lint(
     ) {
         findings.error(&kind, 0, None, None);
     }
-    tiles::check(&seen, data_start, file_bytes, &mut findings);
+    tiles::check(&seen, &text, data_start, file_bytes, &mut findings);
     Ok(findings.report())
 }
 

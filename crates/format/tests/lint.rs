@@ -91,6 +91,29 @@ fn places() {
         1,
         &[(WrongSize, 54), (FileTooShort, 62)],
     );
+    let whole = entry("a", "U8", "1", "0,1");
+    let cut = report(&json(&[whole, entry("b", "U8", "9", "1,10")]), 2);
+    let last = cut.findings.last().unwrap();
+    assert_eq!(
+        (last.rule, last.tensor.as_deref()),
+        (FileTooShort, Some("b"))
+    );
+    assert!(
+        last.explanation.ends_with("; the first that is cut is `b`"),
+        "{}",
+        last.explanation
+    );
+    // The number that is too much, and the last if it is only the bits.
+    for (shape, at_byte) in [
+        ("4294967296, 4294967296,2", 48),
+        ("9007199254740991,300", 53),
+    ] {
+        check(
+            &json(&[entry("a", "U8", shape, "0,1")]),
+            1,
+            &[(SizeOverflow, at_byte)],
+        );
+    }
     let two = [entry("a", "U8", "1", "2,3"), entry("b", "F16", "1", "0,2")];
     check(&json(&two), 3, &[(OutOfOrder, 61)]);
     let odd = [entry("a", "U8", "1", "0,1"), entry("b", "F32", "1", "1,5")];

@@ -209,6 +209,48 @@ impl Checkpoint {
         &self.warnings
     }
 
+    /// Where the index and its shards disagree, though every tensor that it lists can be read: tensors in two shards, tensors
+    /// that it does not list, an index that lists nothing.
+    pub(crate) fn disagreements(&self) -> Vec<StoreError> {
+        let Some(weight_map) = &self.weight_map else {
+            return Vec::new();
+        };
+        let (mut unlisted, mut twice) = (Vec::new(), Vec::new());
+        for (position, file) in self.files.iter().enumerate() {
+            let label = |position: usize| self.files[position].source.label.clone();
+            for tensor in file.header.tensors().iter() {
+                match weight_map.get(tensor.name) {
+                    None => unlisted.push((tensor.name.to_owned(), label(position))),
+                    Some(&given) if given != position => {
+                        twice.push((tensor.name.to_owned(), label(given), label(position)));
+                    }
+                    Some(_) => {}
+                }
+            }
+        }
+        let file = || self.label.clone();
+        let mut problems = Vec::new();
+        if weight_map.is_empty() {
+            problems.push(StoreError::BadIndex {
+                file: file(),
+                problem: "its `weight_map` is empty, so that no file belongs to it".to_owned(),
+            });
+        }
+        if !unlisted.is_empty() {
+            problems.push(StoreError::NotInIndex {
+                file: file(),
+                tensors: unlisted,
+            });
+        }
+        if !twice.is_empty() {
+            problems.push(StoreError::InTwoFiles {
+                file: file(),
+                tensors: twice,
+            });
+        }
+        problems
+    }
+
     pub(crate) fn files_mut(&mut self) -> &mut [ShardFile] {
         &mut self.files
     }

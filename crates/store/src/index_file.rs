@@ -15,6 +15,8 @@ pub(crate) struct IndexText {
     pub(crate) weight_map: Vec<(String, String)>,
     /// The bytes of all tensors, if it says so.
     pub(crate) total_size: Option<u64>,
+    /// It has a `total_size` that is no number of bytes.
+    pub(crate) size_is_odd: bool,
 }
 
 /// Reads an index; the error says what is wrong with it.
@@ -22,12 +24,17 @@ pub(crate) fn parse(text: &[u8]) -> Result<IndexText, String> {
     if text.len() as u64 > INDEX_BYTES_MAX {
         return Err(format!("it has more than {INDEX_BYTES_MAX} bytes"));
     }
+    if text.starts_with(b"\xef\xbb\xbf") {
+        let problem = "it begins with a byte order mark, which JSON does not allow; save it as UTF-8 without one";
+        return Err(problem.to_owned());
+    }
     let json: Json = serde_json::from_slice(text).map_err(|error| format!("not JSON: {error}"))?;
     let Json::Object(members) = json else {
         return Err("it has no object `weight_map`".to_owned());
     };
     let mut weight_map = None;
     let mut total_size = None;
+    let mut size_is_odd = false;
     let mut seen = HashSet::new();
     for (key, value) in members {
         if !seen.insert(key.clone()) {
@@ -35,7 +42,11 @@ pub(crate) fn parse(text: &[u8]) -> Result<IndexText, String> {
         }
         match (key.as_str(), value) {
             ("weight_map", Json::Object(tensors)) => weight_map = Some(tensors),
-            ("metadata", Json::Object(metadata)) => total_size = size(&metadata),
+            ("metadata", Json::Object(metadata)) => {
+                total_size = size(&metadata);
+                size_is_odd =
+                    total_size.is_none() && metadata.iter().any(|(key, _)| key == "total_size");
+            }
             _ => {}
         }
     }
@@ -43,7 +54,16 @@ pub(crate) fn parse(text: &[u8]) -> Result<IndexText, String> {
     Ok(IndexText {
         weight_map: pairs(weight_map)?,
         total_size,
+        size_is_odd,
     })
+}
+
+/// A shard's name without the parts that mean nothing: `./a//b` is `a/b`.
+fn plain(shard: &str) -> String {
+    let parts = shard.split('/').enumerate();
+    let parts = parts.filter(|(at, part)| *part != "." && (*at == 0 || !part.is_empty()));
+    let parts: Vec<&str> = parts.map(|(_, part)| part).collect();
+    parts.join("/")
 }
 
 fn size(metadata: &[(String, Json)]) -> Option<u64> {
@@ -69,7 +89,7 @@ fn pairs(tensors: Vec<(String, Json)>) -> Result<Vec<(String, String)>, String> 
                 shown(&tensor)
             ));
         }
-        listed.push((tensor, shard));
+        listed.push((tensor, plain(&shard)));
     }
     listed.sort_unstable();
     Ok(listed)
@@ -157,8 +177,25 @@ mod tests {
         assert_eq!(index.weight_map, pairs);
         for size in ["-1", "1.5", "\"9\"", "true", "null"] {
             let text = format!(r#"{{"weight_map":{{}},"metadata":{{"total_size":{size}}}}}"#);
-            assert_eq!(parse(text.as_bytes()).unwrap().total_size, None);
+            let index = parse(text.as_bytes()).unwrap();
+            assert_eq!((index.total_size, index.size_is_odd), (None, true));
         }
+    }
+
+    #[test]
+    fn names_without_what_means_nothing() {
+        for (shard, name) in [
+            ("./b.safetensors", "b.safetensors"),
+            ("././a/.//b", "a/b"),
+            ("/etc/passwd", "/etc/passwd"),
+            ("../a", "../a"),
+            (".", ""),
+            ("", ""),
+        ] {
+            assert_eq!(plain(shard), name, "{shard}");
+        }
+        let marked = parse(b"\xef\xbb\xbf{\"weight_map\":{}}").err().unwrap();
+        assert!(marked.contains("byte order mark"), "{marked}");
     }
 
     #[track_caller]

@@ -69,5 +69,5 @@ pub use shards::model_files;
 pub use slices::{EachPiece, SliceRead};
 pub use source::{Bytes, ReadAt};
 pub use strided::StridedView;
-pub use verify::{FileVerdict, Unreadable, Verdict, verify};
+pub use verify::{FileVerdict, IndexVerdict, Unreadable, Verdict, verify};
 pub use writer::{TensorWriter, Writer};

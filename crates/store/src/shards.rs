@@ -41,6 +41,7 @@ pub(crate) struct Index {
     pub(crate) shards: Vec<String>,
     /// The bytes of all tensors, if it says so.
     total_size: Option<u64>,
+    size_is_odd: bool,
 }
 
 impl Index {
@@ -50,7 +51,8 @@ impl Index {
             file: file.to_owned(),
             problem,
         })?;
-        let (listed, total_size) = (text.weight_map, text.total_size);
+        let (listed, total_size, size_is_odd) =
+            (text.weight_map, text.total_size, text.size_is_odd);
         let shards: BTreeSet<&str> = listed.iter().map(|(_, shard)| shard.as_str()).collect();
         let shards: Vec<String> = shards.into_iter().map(str::to_owned).collect();
         check_names(file, &shards)?;
@@ -58,6 +60,7 @@ impl Index {
             listed,
             shards,
             total_size,
+            size_is_odd,
         })
     }
 
@@ -103,11 +106,17 @@ impl Index {
     ) -> Result<(), StoreError> {
         let sizes = checkpoint.tensors().map(|tensor| tensor.byte_count());
         let found: u64 = sizes.sum();
-        let Some(said) = self.total_size.filter(|said| *said != found) else {
-            return Ok(());
+        let problem = match self.total_size {
+            Some(said) if said != found => {
+                format!("its `total_size` is {said}, the tensors it lists have {found} bytes")
+            }
+            None if self.size_is_odd => {
+                format!(
+                    "its `total_size` is no whole number; the tensors it lists have {found} bytes"
+                )
+            }
+            _ => return Ok(()),
         };
-        let problem =
-            format!("its `total_size` is {said}, the tensors it lists have {found} bytes");
         if options.strictness == Strictness::Spec {
             let file = checkpoint.label().to_owned();
             return Err(StoreError::BadIndex { file, problem });

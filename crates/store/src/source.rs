@@ -114,6 +114,15 @@ impl FileSource {
         let file_bytes = file
             .byte_count()
             .map_err(StoreError::io("read the size of", path))?;
+        // Files of /proc say that they are empty, and their bytes can't be counted beforehand.
+        if file_bytes == 0
+            && ReadAt::read_at(&file, &mut [0], 0).map_err(StoreError::io("read", path))? > 0
+        {
+            return Err(StoreError::NotAFile {
+                file: path_text(path),
+                what: "a file that the system makes up as it is read (it says it has 0 bytes, and has more); copy it first",
+            });
+        }
         Ok(FileSource {
             label: path_text(path),
             source: Source::File(file),

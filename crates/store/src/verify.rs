@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Sender, channel};
 use std::{fs, io, thread};
 
-use safelight_format::{FormatError, Header, TensorInfo};
+use safelight_format::{FormatError, Header, Strictness, TensorInfo};
 
 use crate::checkpoint::{Checkpoint, OpenOptions};
 use crate::error::{StoreError, path_text};
@@ -26,8 +26,8 @@ const THREADS_MAX: usize = 4;
 /// What is wrong with a model's files, if anything is.
 #[derive(Debug)]
 pub struct Verdict {
-    /// The index, if there is one, and what is wrong with it or between it and the shards.
-    pub index: Option<(String, Option<StoreError>)>,
+    /// The index, if there is one.
+    pub index: Option<IndexVerdict>,
     /// One for each file, in the order of their names.
     pub files: Vec<FileVerdict>,
 }
@@ -35,11 +35,54 @@ pub struct Verdict {
 impl Verdict {
     /// Whether nothing is wrong at all.
     pub fn is_intact(&self) -> bool {
-        let index_problem = self
-            .index
-            .as_ref()
-            .and_then(|(_, problem)| problem.as_ref());
-        index_problem.is_none() && self.files.iter().all(FileVerdict::is_intact)
+        let index = self.index.iter();
+        index.flat_map(|index| &index.problems).next().is_none()
+            && self.files.iter().all(FileVerdict::is_intact)
+    }
+}
+
+/// What is wrong with an index, or between it and its shards.
+#[derive(Debug)]
+pub struct IndexVerdict {
+    /// The index.
+    pub file: String,
+    /// What is wrong: a file or tensor is missing, is in two shards, is not listed.
+    pub problems: Vec<StoreError>,
+    /// What is odd but loses nothing: a wrong `total_size`. If held to the format's description
+    /// ([`Strictness::Spec`]), that is a problem.
+    pub warnings: Vec<String>,
+}
+
+impl IndexVerdict {
+    /// What is between the index and its shards; what is inside them is said file by file.
+    fn of(path: &Path, options: &OpenOptions) -> IndexVerdict {
+        let mut verdict = IndexVerdict {
+            file: path_text(path),
+            problems: Vec::new(),
+            warnings: Vec::new(),
+        };
+        let strict = options.strictness == Strictness::Spec;
+        let options = OpenOptions {
+            strictness: Strictness::Compat,
+            ..*options
+        };
+        match Checkpoint::open_with(path, &options) {
+            Ok(checkpoint) => {
+                verdict.problems = checkpoint.disagreements();
+                verdict.warnings = checkpoint.warnings().to_vec();
+            }
+            Err(StoreError::Format { .. }) => {}
+            Err(error) => verdict.problems.push(error),
+        }
+        if strict {
+            let file = &verdict.file;
+            let problems = verdict.warnings.drain(..).map(|problem| {
+                let file = file.clone();
+                StoreError::BadIndex { file, problem }
+            });
+            verdict.problems.extend(problems);
+        }
+        verdict
     }
 }
 
@@ -145,16 +188,9 @@ pub fn verify(
             files.insert(path);
             continue;
         }
-        match shards::shard_paths(&path) {
-            Ok(shards) => files.extend(shards),
-            Err(error) => verdict.index = Some((path_text(&path), Some(error))),
-        }
-        if verdict.index.is_none() {
-            // What is between the files; what is inside them will be said file by file.
-            let problem = Checkpoint::open_with(&path, options).err();
-            let between = problem.filter(|error| !matches!(error, StoreError::Format { .. }));
-            verdict.index = Some((path_text(&path), between));
-        }
+        // What is wrong with the index itself, opening it says again.
+        files.extend(shards::shard_paths(&path).unwrap_or_default());
+        verdict.index = Some(IndexVerdict::of(&path, options));
     }
     let sizes = files
         .iter()

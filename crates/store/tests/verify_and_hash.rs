@@ -7,7 +7,7 @@ use std::ops::ControlFlow;
 use std::path::Path;
 
 use common::{Folder, file_of, raw_file};
-use safelight_format::{Dtype, TensorView};
+use safelight_format::{Dtype, Strictness, TensorView};
 use safelight_store::{HashOptions, Hashes, OpenOptions, StoreError, Verdict, hash, verify};
 
 fn go_on(_: u64, _: u64) -> ControlFlow<()> {
@@ -124,8 +124,8 @@ fn shards_are_checked_each_and_together() {
     let verdict = verified(&index);
     assert!(verdict.files.iter().all(|file| file.is_intact()) && !verdict.is_intact());
     assert!(matches!(
-        verdict.index,
-        Some((_, Some(StoreError::NotInShard { .. })))
+        verdict.index.unwrap().problems[..],
+        [StoreError::NotInShard { .. }]
     ));
     // One cut, one missing: both are named.
     folder.write("m-1.safetensors", &one("a")[..20]);
@@ -135,9 +135,95 @@ fn shards_are_checked_each_and_together() {
     folder.write("m.safetensors.index.json", "{");
     let verdict = verified(&index);
     assert!(matches!(
-        verdict.index,
-        Some((_, Some(StoreError::BadIndex { .. })))
+        verdict.index.unwrap().problems[..],
+        [StoreError::BadIndex { .. }]
     ));
+}
+
+#[test]
+fn an_index_must_tell_the_truth() {
+    let folder = Folder::new();
+    let shard = |names: &[&str]| {
+        let tensors: Vec<TensorView> = names
+            .iter()
+            .map(|name| TensorView {
+                name,
+                dtype: Dtype::U8,
+                shape: &[3],
+                bytes: b"abc",
+            })
+            .collect();
+        file_of(&tensors, None)
+    };
+    folder.write("1.safetensors", shard(&["a", "b"]));
+    folder.write("2.safetensors", shard(&["b", "c"]));
+    let index = |size: &str, map: &str| {
+        let json = format!(r#"{{"metadata":{{"total_size":{size}}},"weight_map":{{{map}}}}}"#);
+        let path = folder.write("m.safetensors.index.json", json);
+        verified(&path)
+    };
+    let all = r#""a":"1.safetensors","b":"./1.safetensors","c":".//2.safetensors""#;
+    let verdict = index("9", all);
+    assert!(!verdict.is_intact());
+    let said = verdict.index.unwrap();
+    assert!(
+        matches!(&said.problems[..], [StoreError::InTwoFiles { tensors, .. }] if tensors[0].0 == "b")
+    );
+    assert!(said.warnings.is_empty());
+
+    let verdict = index("9", r#""a":"1.safetensors","c":"2.safetensors""#);
+    let problems = verdict.index.unwrap().problems;
+    assert!(
+        matches!(&problems[..], [StoreError::NotInIndex { tensors, .. }] if tensors.len() == 2)
+    );
+    let problems = index("0", "").index.unwrap().problems;
+    assert!(
+        problems[0].to_string().contains("`weight_map` is empty"),
+        "{problems:?}"
+    );
+
+    folder.write("2.safetensors", shard(&["c"]));
+    for (size, intact, word) in [
+        ("9", true, None),
+        ("8", true, Some("`total_size` is 8, ")),
+        ("\"9\"", true, Some("is no whole number")),
+    ] {
+        let verdict = index(size, all);
+        assert_eq!(verdict.is_intact(), intact, "{size}");
+        let warnings = verdict.index.unwrap().warnings;
+        assert_eq!(
+            warnings
+                .first()
+                .map(|text| text.contains(word.unwrap_or("-"))),
+            word.map(|_| true)
+        );
+    }
+    let strict = OpenOptions {
+        strictness: Strictness::Spec,
+        ..Default::default()
+    };
+    let verdict = verify(
+        &folder.join("m.safetensors.index.json"),
+        &strict,
+        &mut go_on,
+    )
+    .unwrap();
+    assert!(!verdict.is_intact());
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn files_that_lie_about_their_size_are_refused() {
+    let error = hash(
+        Path::new("/proc/version"),
+        &HashOptions::default(),
+        &mut go_on,
+    );
+    let error = error.unwrap_err().to_string();
+    assert!(
+        error.contains("it says it has 0 bytes, and has more"),
+        "{error}"
+    );
 }
 
 #[test]

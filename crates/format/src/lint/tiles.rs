@@ -4,11 +4,17 @@ use super::walk::{Seen, SeenTensor};
 use super::{Findings, Rule, quoted};
 use crate::dtype::Dtype;
 use crate::error::{EntryField, FormatError};
-use crate::header::bit_count;
+use crate::header::{LENGTH_BYTES, bit_count};
 
 /// Checks all tensors whose place is known, as the parser does with those that are not overruled by
 /// a later one of the same name.
-pub(super) fn check(seen: &Seen, data_start: u64, file_bytes: u64, findings: &mut Findings) {
+pub(super) fn check(
+    seen: &Seen,
+    text: &[u8],
+    data_start: u64,
+    file_bytes: u64,
+    findings: &mut Findings,
+) {
     let mut placed: Vec<(&SeenTensor, (u64, u64))> = seen
         .tensors
         .iter()
@@ -35,12 +41,13 @@ pub(super) fn check(seen: &Seen, data_start: u64, file_bytes: u64, findings: &mu
     for (tensor, (starts_at, ends_at)) in &placed {
         let (starts_at, ends_at) = (*starts_at, *ends_at);
         let mut complain = |error| {
-            findings.error(
-                &error,
-                tensor.offsets_at,
-                Some(&tensor.label),
-                Some(EntryField::DataOffsets),
-            )
+            let (at_byte, field) = match &error {
+                FormatError::SizeOverflow { shape, .. } => {
+                    (overflow_at(tensor, shape, text), EntryField::Shape)
+                }
+                _ => (tensor.offsets_at, EntryField::DataOffsets),
+            };
+            findings.error(&error, at_byte, Some(&tensor.label), Some(field))
         };
         let name = || tensor.label.clone();
         if starts_at != end {
@@ -65,6 +72,29 @@ pub(super) fn check(seen: &Seen, data_start: u64, file_bytes: u64, findings: &mu
     if !seen.lost {
         file_size(&placed, end, data_start, file_bytes, findings);
     }
+}
+
+/// Where the number of a shape stands that makes the size overflow; `text` is the header behind its length.
+fn overflow_at(tensor: &SeenTensor, shape: &[u64], text: &[u8]) -> u64 {
+    let fits = |count: &usize| {
+        let dims = shape[..=*count].iter();
+        dims.clone()
+            .try_fold(1u64, |product, &dim| product.checked_mul(dim))
+            .is_some()
+    };
+    let last = shape.len().saturating_sub(1);
+    let position = (0..last).take_while(fits).count();
+    let start = (tensor.shape_at - LENGTH_BYTES) as usize;
+    let opens = |byte: &u8| matches!(byte, b'[' | b',');
+    let bytes = text.iter().enumerate().skip(start);
+    let mut numbers = bytes.filter(|(_, byte)| opens(byte)).map(|(at, _)| at + 1);
+    let Some(behind) = numbers.nth(position) else {
+        return tensor.shape_at;
+    };
+    let spaces = text[behind..]
+        .iter()
+        .take_while(|byte| byte.is_ascii_whitespace());
+    LENGTH_BYTES + (behind + spaces.count()) as u64
 }
 
 fn wrong_size(tensor: &SeenTensor, offset_bytes: u64) -> Option<FormatError> {
@@ -138,7 +168,13 @@ fn file_size(
             intact_count,
             tensor_count: placed.len(),
         };
-        findings.error(&error, file_bytes, None, None);
+        let cut = placed.iter().find(|(_, (_, ends_at))| *ends_at > there);
+        let label = cut.map(|(tensor, _)| tensor.label.as_str());
+        let first = label.map_or(String::new(), |label| {
+            format!("; the first that is cut is {}", quoted(label))
+        });
+        let what = format!("{error}{first}");
+        findings.note(Rule::FileTooShort, file_bytes, label, None, what);
     } else if end < there {
         let error = FormatError::FileTooLong {
             expected_bytes,

@@ -29,6 +29,7 @@ pub(super) struct SeenTensor {
     pub(super) at_byte: u64,
     pub(super) dtype: Option<Dtype>,
     pub(super) shape: Option<Vec<u64>>,
+    pub(super) shape_at: u64,
     pub(super) offsets: Option<(u64, u64)>,
     pub(super) offsets_at: u64,
     /// A later tensor has the same name.
@@ -223,6 +224,7 @@ impl<'a> Walk<'a, '_> {
             at_byte,
             dtype: None,
             shape: None,
+            shape_at: at_byte,
             offsets: None,
             offsets_at: at_byte,
             overruled: false,
@@ -347,6 +349,8 @@ impl<'a> Walk<'a, '_> {
         match field {
             EntryField::Dtype => tensor.dtype = self.dtype(&tensor.label)?,
             EntryField::Shape => {
+                self.scanner.peek_token();
+                tensor.shape_at = self.scanner.at_byte();
                 tensor.shape = self.integers(&tensor.label, field, "an array of integers")?;
                 self.check_rank(tensor);
             }
