@@ -16,15 +16,17 @@ use crate::progress::BytesProgress;
 use crate::say;
 
 pub(crate) const HELP: &str = "\
-SLICE is what stands between the brackets in numpy: positions, start:stop:step, ..., None, lists and masks.
+SLICE is what stands between the brackets in numpy, without them: positions, start:stop:step, ..., None, lists and
+masks. `[0, 2]` is a list, as in a[[0, 2]].
 
 Examples:
   safelight cat model.safetensors model.norm.weight
-  safelight cat model.safetensors model.embed.weight '[:2, -4:]'
+  safelight cat model.safetensors model.embed.weight ':2, -4:'
   safelight cat model.safetensors model.embed.weight 0 --format npy -o row.npy
   safelight cat model.safetensors model.norm.weight --format raw | sha256sum
 
 JSON: {file, tensor, dtype, shape, slice, values}: nested lists; NaN and infinities are strings, complex numbers pairs.
+Numbers narrower than F32 are exact, F32 has the fewest digits that are read back as the same F32.
 npy has no type for BF16, F8, F6 and F4: these become float32, which is exact.";
 
 /// More numbers than this are no text to be read.
@@ -81,7 +83,21 @@ struct Wanted {
 }
 
 fn index(text: &str) -> Result<Wanted, String> {
-    let index = parse_index(text).map_err(|error| error.to_string())?;
+    // A comma at the end changes nothing, and brackets in front of one are a list's and not those of `tensor[…]`.
+    let trimmed = text.trim();
+    let is_list = trimmed.starts_with('[') && !trimmed.ends_with(',');
+    let index = match is_list {
+        true => parse_index(&format!("{trimmed},")),
+        false => parse_index(text),
+    };
+    let index = index.map_err(|mut error| {
+        error.text = text.to_owned();
+        let advice = match is_list {
+            true => "; SLICE has no brackets around it, as in ':2, -4:'",
+            false => "",
+        };
+        format!("{error}{advice}")
+    })?;
     Ok(Wanted {
         text: text.to_owned(),
         index,
@@ -158,8 +174,8 @@ impl<'a> Slice<'a> {
         let index = args.slice.as_ref().map_or(&[][..], |slice| &slice.index);
         let plan = SlicePlan::new(tensor.dtype.bits(), tensor.shape, index);
         let plan = plan.map_err(|error| {
-            let (name, shape) = (shown(tensor.name), tensor.shape);
-            Failure::Usage(format!("tensor `{name}` of shape {shape:?}: {error}"))
+            let (name, shape) = (shown(tensor.name), crate::ls::shape_text(tensor.shape));
+            Failure::Usage(format!("tensor `{name}` of shape {shape}: {error}"))
         })?;
         Ok(Slice {
             checkpoint,

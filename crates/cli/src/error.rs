@@ -76,6 +76,21 @@ impl Failure {
     }
 }
 
+/// Whether a path leads to nothing that can be read: the fault of who named it, and of no machine.
+fn wrong_path(error: &std::io::Error) -> bool {
+    use std::io::ErrorKind as Kind;
+    /// ELOOP, for which `ErrorKind` has no stable name.
+    const LOOP_OF_LINKS: i32 = if cfg!(target_os = "linux") { 40 } else { 62 };
+    let by_kind = [
+        Kind::NotFound,
+        Kind::PermissionDenied,
+        Kind::NotADirectory,
+        Kind::IsADirectory,
+        Kind::InvalidFilename,
+    ];
+    by_kind.contains(&error.kind()) || cfg!(unix) && error.raw_os_error() == Some(LOOP_OF_LINKS)
+}
+
 /// Sorts what `store` says by who can act: a file that is not there or not whole is the model's fault, a tensor that is not
 /// in it the request's, and everything else the system says is the machine's.
 impl From<StoreError> for Failure {
@@ -84,7 +99,7 @@ impl From<StoreError> for Failure {
         let message = error.to_string();
         match &error {
             StoreError::Io { doing, error, .. } => match error.kind() {
-                Kind::NotFound | Kind::PermissionDenied if ["open", "read"].contains(doing) => {
+                _ if wrong_path(error) && ["open", "read"].contains(doing) => {
                     Failure::Model(message)
                 }
                 // A file to be edited that is not there; one that may not be written to is the machine's affair.
@@ -104,12 +119,11 @@ impl From<StoreError> for Failure {
 /// Sorts what `convert` says by who can act, as for [`StoreError`].
 impl From<ConvertError> for Failure {
     fn from(error: ConvertError) -> Failure {
-        use std::io::ErrorKind as Kind;
         let message = error.to_string();
         match error {
             ConvertError::Store(error) => error.into(),
             ConvertError::Io { doing, error, .. } => match error.kind() {
-                Kind::NotFound | Kind::PermissionDenied if ["open", "read"].contains(&doing) => {
+                _ if wrong_path(&error) && ["open", "read"].contains(&doing) => {
                     Failure::Model(message)
                 }
                 _ => Failure::Machine(message),

@@ -20,57 +20,71 @@ use crate::{
 
 /// Exit codes of commands that do something.
 pub(crate) const CODES: &str = "\
-Exit codes: 0 done; 1 the machine failed (disk full …); 2 the request is wrong; 3 a file is wrong (not found,
-damaged, of another kind); 130 Ctrl-C";
+Exit codes: 0 done; 1 the machine failed (disk full …); 2 the request is wrong;
+3 a file is wrong (not found, damaged, of another kind); 130 Ctrl-C";
 
 /// Exit codes of commands that look for something, as `diff` and linters have them.
 pub(crate) const FINDING_CODES: &str = "\
-Exit codes: 0 nothing found; 1 something found; 2 trouble (the request is wrong, a file can't be read); 130 Ctrl-C";
+Exit codes: 0 nothing found; 1 something found; 2 trouble (the request is wrong,
+a file can't be read); 130 Ctrl-C";
+
+/// What commands say that read URLs too.
+const URLS: &str = "\
+FILE may be a URL: https, http, s3, gs, az or hf (safetensors and their shards).";
+
+/// What the others say.
+const NO_URLS: &str = "Files are on this machine; URLs are refused.";
+
+/// What `meta` says.
+const GET_URLS: &str = "`get` reads URLs too; `set` and `rm` refuse them.";
+
+/// Help is as wide as a terminal is at least.
+const HELP_COLUMNS: usize = 80;
 
 /// What a file command does; a new one gets a line here and in [`FileCommand::command`].
 #[derive(Debug, Subcommand)]
 pub(crate) enum FileCommand {
     /// Convert files of tensors, models and their layouts
-    #[command(after_help = help(convert::HELP, CODES))]
+    #[command(after_help = help(convert::HELP, URLS, CODES))]
     Convert(convert::ConvertArgs),
     /// Compare two files of tensors, in structure and in numbers
-    #[command(after_help = help(diff::HELP, FINDING_CODES))]
+    #[command(after_help = help(diff::HELP, URLS, FINDING_CODES))]
     Diff(diff::DiffArgs),
     /// Merge shards into one file, or models into one
-    #[command(after_help = help(merge::HELP, CODES))]
+    #[command(after_help = help(merge::HELP, URLS, CODES))]
     Merge(merge::MergeArgs),
     /// Show what numbers tensors hold: range, mean, NaN, zeros, sizes
-    #[command(after_help = help(stats::HELP, CODES))]
+    #[command(after_help = help(stats::HELP, URLS, CODES))]
     Stats(stats::StatsArgs),
     /// List the tensors of a file
-    #[command(after_help = help(ls::HELP, CODES))]
+    #[command(after_help = help(ls::HELP, URLS, CODES))]
     Ls(ls::LsArgs),
     /// Print a tensor's numbers, or a slice of them
-    #[command(after_help = help(cat::HELP, CODES))]
+    #[command(after_help = help(cat::HELP, URLS, CODES))]
     Cat(cat::CatArgs),
     /// Look around in a file: its tensors as a tree, numbers, metadata
-    #[command(after_help = help(browse::HELP, CODES))]
+    #[command(after_help = help(browse::HELP, URLS, CODES))]
     Browse(browse::BrowseArgs),
     /// Check that files are whole, and what numbers and checksums say
-    #[command(after_help = help(verify::HELP, CODES))]
+    #[command(after_help = help(verify::HELP, URLS, CODES))]
     Verify(verify::VerifyArgs),
     /// List every deviation of files from the format
-    #[command(after_help = help(lint::HELP, FINDING_CODES))]
+    #[command(after_help = help(lint::HELP, NO_URLS, FINDING_CODES))]
     Lint(lint::LintArgs),
     /// Print files' hashes: SHA-256, AutoV1 to V3, modelspec, BLAKE3 …
-    #[command(after_help = help(hash::HELP, CODES))]
+    #[command(after_help = help(hash::HELP, URLS, CODES))]
     Hash(hash::HashArgs),
     /// Read, set and remove a file's metadata
-    #[command(after_help = help(meta::HELP, CODES))]
+    #[command(after_help = help(meta::HELP, GET_URLS, CODES))]
     Meta(meta::MetaArgs),
     /// Look for what files would run if they were loaded
-    #[command(after_help = help(scan::HELP, FINDING_CODES))]
+    #[command(after_help = help(scan::HELP, NO_URLS, FINDING_CODES))]
     Scan(scan::ScanArgs),
     /// Divide a file into shards with an index
-    #[command(after_help = help(split::HELP, CODES))]
+    #[command(after_help = help(split::HELP, URLS, CODES))]
     Split(split::SplitArgs),
     /// Rescue what is whole of a damaged file
-    #[command(after_help = help(repair::HELP, CODES))]
+    #[command(after_help = help(repair::HELP, NO_URLS, CODES))]
     Repair(repair::RepairArgs),
 }
 
@@ -100,8 +114,37 @@ impl FileCommand {
     }
 }
 
-fn help(text: &str, codes: &str) -> String {
-    format!("{text}\n\n{codes}")
+fn help(text: &str, urls: &str, codes: &str) -> String {
+    format!("{}\n\n{urls}\n\n{codes}", wrapped(text))
+}
+
+/// Paragraphs in lines of [`HELP_COLUMNS`] at most; examples, which are indented, stay as they are.
+fn wrapped(text: &str) -> String {
+    let mut lines: Vec<String> = Vec::new();
+    let mut open = false; // whether the last line may be gone on with
+    for line in text.lines() {
+        if line.starts_with(' ') || line.is_empty() {
+            lines.push(line.to_owned());
+            open = false;
+            continue;
+        }
+        if !open {
+            lines.push(String::new());
+        }
+        for word in line.split(' ') {
+            let last = lines.last_mut().expect("one was pushed");
+            if last.is_empty() {
+                last.push_str(word);
+            } else if last.chars().count() + 1 + word.chars().count() <= HELP_COLUMNS {
+                *last += &format!(" {word}");
+            } else {
+                lines.push(word.to_owned());
+            }
+        }
+        // A short line ends where its author wanted.
+        open = line.chars().count() > HELP_COLUMNS;
+    }
+    lines.join("\n")
 }
 
 /// A command for tensor files.
@@ -215,11 +258,19 @@ pub(crate) fn open(path: &Path) -> Result<Checkpoint, Failure> {
 /// The files that a path stands for, sound or not: itself, the shards of an index, or the safetensors files of a folder.
 pub(crate) fn members(path: &Path) -> Result<Vec<PathBuf>, Failure> {
     match Location::of(path) {
-        Location::Url(url) => Err(Failure::Usage(format!(
-            "{}: this needs a file on a disk; download it first",
-            shown_path(Path::new(&url))
-        ))),
+        Location::Url(_) => Err(on_disk(path).expect_err("a URL")),
         Location::Path(path) => Ok(model_files(&path)?),
+    }
+}
+
+/// The path of something on this machine; URLs are refused, without their secrets in the message.
+pub(crate) fn on_disk(path: &Path) -> Result<PathBuf, Failure> {
+    match Location::of(path) {
+        Location::Path(path) => Ok(path),
+        Location::Url(_) => Err(Failure::Usage(format!(
+            "{}: this command reads no URLs; download the file first",
+            shown_path(path)
+        ))),
     }
 }
 
@@ -296,6 +347,26 @@ fn unwritable(error: std::io::Error) -> Failure {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn help_fits_80_columns() {
+        for command in crate::args::command().get_subcommands() {
+            let Some(help) = command.get_after_help() else {
+                continue;
+            };
+            for line in help
+                .to_string()
+                .lines()
+                .filter(|line| !line.starts_with(' '))
+            {
+                let name = command.get_name();
+                assert!(line.chars().count() <= HELP_COLUMNS, "{name}: {line}");
+            }
+        }
+        assert_eq!(wrapped("a\nb\n\n  c"), "a\nb\n\n  c");
+        let long = ["word"; 40].join(" ");
+        assert_eq!(wrapped(&long).lines().count(), 3);
+    }
 
     #[test]
     fn exit_codes() {

@@ -1,5 +1,6 @@
 //! `safelight hash`: the hashes by which people know model files, all in one pass.
 
+use std::io::IsTerminal as _;
 use std::path::Path;
 
 use clap::{Args, ValueEnum};
@@ -121,7 +122,12 @@ impl HashArgs {
                     "{file}: no intact safetensors file, so it has no {kind}"
                 ))
             })?;
-            return say::answer(&format!("{hash}  {}\n", shown_path(path)));
+            let line = sum_line(&hash, &files::name(path));
+            // What reads a pipe needs the name as it is; a terminal must not be commanded by it.
+            return say::answer(&match std::io::stdout().is_terminal() {
+                true => format!("{}\n", say::tame(&line, usize::MAX)),
+                false => format!("{line}\n"),
+            });
         }
         let mut text = format!("{}\n", shown_path(path));
         for kind in wanted {
@@ -145,5 +151,27 @@ impl HashArgs {
             autov1: wants(&[Kind::Autov1, Kind::SshsLegacyHash]),
             blake3: wants(&[Kind::Blake3]),
         }
+    }
+}
+
+/// A line of sha256sum; as there, a backslash in front of it says that the name's backslashes and line ends are escaped.
+fn sum_line(hash: &str, name: &str) -> String {
+    let escaped = name
+        .replace('\\', "\\\\")
+        .replace('\n', "\\n")
+        .replace('\r', "\\r");
+    let mark = if escaped == name { "" } else { "\\" };
+    format!("{mark}{hash}  {escaped}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_are_those_of_sha256sum() {
+        assert_eq!(sum_line("ab", "a b.bin"), "ab  a b.bin");
+        assert_eq!(sum_line("ab", "b\\c"), "\\ab  b\\\\c");
+        assert_eq!(sum_line("ab", "b\nc\r"), "\\ab  b\\nc\\r");
     }
 }

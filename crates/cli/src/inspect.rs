@@ -11,6 +11,8 @@ use serde_json::{Value, json};
 
 use crate::args::InspectArgs;
 use crate::error::Failure;
+use crate::files::{on_disk, shown_path};
+use crate::ls::shape_text;
 use crate::{choose, models, picture, say};
 
 /// Longer metadata values are cut in text; JSON has them whole.
@@ -26,12 +28,12 @@ pub(crate) fn run(args: &InspectArgs) -> Result<(), Failure> {
     let mut answers = Vec::new();
     let mut failure = None;
     for path in &args.paths {
-        match look(path, args) {
+        match on_disk(path).and_then(|path| look(&path, args)) {
             Ok(answer) => answers.push(answer),
             // The others are looked at all the same.
             Err(error) => {
                 if failure.is_some() {
-                    say::note(&format!("error: {error}"));
+                    say::note(&say::harmless(&format!("error: {error}")));
                 } else {
                     failure = Some(error);
                 }
@@ -65,13 +67,20 @@ fn look(path: &Path, args: &InspectArgs) -> Result<Answer, Failure> {
     }
     if std::fs::metadata(path).is_ok_and(|metadata| !metadata.is_file()) {
         let what = "is a pipe or a device, not a file";
-        return Err(Failure::Usage(format!("{}: {what}", path.display())));
+        return Err(Failure::Usage(format!("{}: {what}", shown_path(path))));
+    }
+    // A name that is no picture's is taken for a model's, and what can't be read is the model's fault.
+    if let (Err(error), false) = (std::fs::metadata(path), is_picture(path)) {
+        return Err(Failure::Model(format!(
+            "cannot open {}: {error}",
+            shown_path(path)
+        )));
     }
     match picture::kind(path)? {
         Some(FileKind::Png | FileKind::Jpeg | FileKind::Webp) => picture_answer(path),
         _ if is_picture(path) => {
             let what = picture::what_it_is(path);
-            Err(Failure::Picture(format!("{}: {what}", path.display())))
+            Err(Failure::Picture(format!("{}: {what}", shown_path(path))))
         }
         _ => model(path, args),
     }
@@ -94,7 +103,7 @@ fn folder(path: &Path, args: &InspectArgs) -> Result<Answer, Failure> {
         .retain(|entry| entry.layout != Layout::Embedded);
     models::find_hashes(&mut catalog, args.no_hash);
     let pictures = pictures_in(path)?;
-    let mut text = format!("{}: ", path.display());
+    let mut text = format!("{}: ", shown_path(path));
     match catalog.entries.len() {
         0 if !pictures.is_empty() => text += "a folder of pictures\n",
         0 => text += "a folder without checkpoints\n",
@@ -117,7 +126,8 @@ fn folder(path: &Path, args: &InspectArgs) -> Result<Answer, Failure> {
 
 /// The pictures that lie in a folder itself, each as a table's row and as JSON.
 fn pictures_in(folder: &Path) -> Result<Vec<(Vec<String>, Value)>, Failure> {
-    let failed = |error: std::io::Error| Failure::Machine(format!("{}: {error}", folder.display()));
+    let failed =
+        |error: std::io::Error| Failure::Machine(format!("{}: {error}", shown_path(folder)));
     let mut paths = Vec::new();
     for entry in std::fs::read_dir(folder).map_err(failed)? {
         paths.push(entry.map_err(failed)?.path());
@@ -152,7 +162,7 @@ fn picture_answer(path: &Path) -> Result<Answer, Failure> {
     let (width, height) = picture::dimensions(path)?;
     let parameters = picture::parameters(path)?;
     let info = parameters.as_deref().map(Infotext::parse);
-    let mut text = format!("{}: a picture, {width} × {height}\n", path.display());
+    let mut text = format!("{}: a picture, {width} × {height}\n", shown_path(path));
     match (&parameters, &info) {
         (Some(_), Some(info)) => {
             text += &format!("prompt: {}\n", tame_lines(&info.prompt));
@@ -244,7 +254,7 @@ fn model_text(
     metadata: &BTreeMap<&str, &str>,
     list: bool,
 ) -> String {
-    let mut text = format!("{}: ", path.display());
+    let mut text = format!("{}: ", shown_path(path));
     text += &match entry.family() {
         Some(family) => format!("{}\n", family.a_name()),
         None => "a safetensors file\n".into(),
@@ -265,15 +275,18 @@ fn model_text(
             row(
                 part.part.name(),
                 format!(
-                    "{} tensors, {} parameters, {}",
-                    part.tensors,
+                    "{}, {} parameters, {}",
+                    say::plural(part.tensors as u64, "tensor"),
                     say::count(part.parameters),
                     dtypes.join(", ")
                 ),
             );
         }
         if info.ignored_tensors > 0 {
-            row("ignored", format!("{} tensors", info.ignored_tensors));
+            row(
+                "ignored",
+                say::plural(info.ignored_tensors as u64, "tensor"),
+            );
         }
     }
     if let Some((width, height)) = entry.native_size {
@@ -290,7 +303,7 @@ fn model_text(
             );
         }
         for (idx, tensor) in largest(tensors).into_iter().enumerate() {
-            let (dtype, shape) = (tensor.dtype, crate::ls::shape_text(tensor.shape));
+            let (dtype, shape) = (tensor.dtype, shape_text(tensor.shape));
             let what = format!("{}  {dtype} {shape}", say::bytes(tensor.byte_count()));
             let head = if idx == 0 { "largest" } else { "" };
             let room = say::columns().saturating_sub(what.chars().count() + 14);
@@ -330,11 +343,10 @@ fn model_text(
     }
     if list {
         let cells = |tensor: &TensorInfo| {
-            let shape: Vec<String> = tensor.shape.iter().map(u64::to_string).collect();
             vec![
-                say::tame(tensor.name, 200),
+                safelight_format::shown(tensor.name).to_string(),
                 tensor.dtype.name().to_owned(),
-                format!("[{}]", shape.join(", ")),
+                shape_text(tensor.shape),
                 say::bytes(tensor.byte_count()),
             ]
         };

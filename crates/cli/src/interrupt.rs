@@ -18,6 +18,16 @@ pub(crate) fn listen() {
     let _ = ctrlc::set_handler(on_signal);
 }
 
+/// A write beyond the limit of file sizes (`ulimit -f`) shall fail with an error that can be told, not end the program.
+pub(crate) fn outlive_file_size_limit() {
+    #[cfg(unix)]
+    {
+        let met = std::sync::Arc::new(AtomicBool::new(false));
+        // Where the signal can't be caught, it ends the program as ever.
+        let _ = signal_hook::flag::register(signal_hook::consts::SIGXFSZ, met);
+    }
+}
+
 /// Whether someone asked to end.
 pub(crate) fn asked() -> bool {
     ASKED.load(Ordering::Relaxed)

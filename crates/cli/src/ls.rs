@@ -186,10 +186,21 @@ impl LsArgs {
     }
 }
 
-/// `[320, 4, 3, 3]`, as Python shows it.
+/// As many dimensions as are shown.
+const DIMENSIONS_MAX: usize = 8;
+
+/// `[320, 4, 3, 3]`, as Python shows it; of more dimensions than anyone has, the first ones and their number.
 pub(crate) fn shape_text(shape: &[u64]) -> String {
-    let dimensions: Vec<String> = shape.iter().map(u64::to_string).collect();
-    format!("[{}]", dimensions.join(", "))
+    let dimensions: Vec<String> = shape
+        .iter()
+        .take(DIMENSIONS_MAX)
+        .map(u64::to_string)
+        .collect();
+    let dimensions = dimensions.join(", ");
+    match shape.len() {
+        0..=DIMENSIONS_MAX => format!("[{dimensions}]"),
+        count => format!("[{dimensions}, …] ({count} dimensions)"),
+    }
 }
 
 #[derive(Serialize)]
@@ -264,10 +275,11 @@ impl Totals {
 
     fn write(&self, out: &mut dyn Write, count: usize, of: &str) -> Result<(), Failure> {
         let s = if count == 1 { "" } else { "s" };
+        let e = if self.elements == 1 { "" } else { "s" };
         let (elements, bytes) = (say::count(self.elements), say::bytes(self.bytes));
         files::line(
             out,
-            format_args!("{count}{of} tensor{s}, {elements} elements, {bytes}"),
+            format_args!("{count}{of} tensor{s}, {elements} element{e}, {bytes}"),
         )?;
         if self.dtypes.len() < 2 {
             return Ok(());
@@ -348,7 +360,7 @@ impl Node {
             }
             let what = match (&node.ends, node.tensors) {
                 (Some(what), 1) => what.clone(),
-                (_, count) => format!("{count} tensors"),
+                (_, count) => say::plural(count, "tensor"),
             };
             let indent = "  ".repeat(level);
             rows.push(vec![
@@ -364,6 +376,14 @@ impl Node {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn shapes_are_not_endless() {
+        assert_eq!(shape_text(&[]), "[]");
+        assert_eq!(shape_text(&[1; 8]), "[1, 1, 1, 1, 1, 1, 1, 1]");
+        let many = "[1, 1, 1, 1, 1, 1, 1, 1, …] (60000 dimensions)";
+        assert_eq!(shape_text(&[1; 60_000]), many);
+    }
 
     #[test]
     fn numbers_in_names_sort_as_numbers() {

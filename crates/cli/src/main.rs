@@ -46,6 +46,7 @@ use args::{Cli, Command};
 use error::Failure;
 
 fn main() -> ExitCode {
+    interrupt::outlive_file_size_limit();
     let matches = args::command().try_get_matches();
     let cli = match matches.and_then(|matches| Cli::from_arg_matches(&matches)) {
         Ok(cli) => cli,
@@ -69,7 +70,7 @@ fn main() -> ExitCode {
                     .iter()
                     .map(|path| path.to_string_lossy())
                     .collect();
-                let _ = say::answer_json(&match pictures.is_empty() {
+                let _ = say::answer_json_line(&match pictures.is_empty() {
                     true => json!({ "error": error }),
                     false => json!({ "error": error, "written": pictures }),
                 });
@@ -96,7 +97,7 @@ fn not_a_command(error: &clap::Error) -> ExitCode {
         let message = error.to_string();
         let message = message.strip_prefix("error: ").unwrap_or(&message);
         let error = json!({ "kind": "usage", "message": message.trim_end(), "exit_code": 2 });
-        let _ = say::answer_json(&json!({ "error": error }));
+        let _ = say::answer_json_line(&json!({ "error": error }));
     }
     ExitCode::from(2)
 }

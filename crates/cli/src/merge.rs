@@ -23,7 +23,7 @@ Examples:
   safelight merge model.safetensors.index.json -o model.safetensors
   safelight merge part-1.safetensors part-2.safetensors -o whole.safetensors
   safelight merge --weighted a.safetensors b.safetensors --alpha 0.3 -o mix.safetensors
-  safelight merge --add-difference inpaint.safetensors mine.safetensors base.safetensors -o mine-inpaint.safetensors
+  safelight merge --add-difference inpaint.ckpt mine.ckpt base.ckpt -o mix.safetensors
 
 Weighted: (1 - alpha) * A + alpha * B. Difference: A + alpha * (B - C). Both are computed in f32 and written in A's
 dtypes or --dtype, one tensor at a time; names, metadata and what is no weight (positions, the noise schedule) are A's.

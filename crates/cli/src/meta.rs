@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand, ValueHint};
 use safelight_format::{Metadata, shown};
+use safelight_store::StoreError;
 use safelight_store::edit::{EditOptions, Edited, How, Strategy, set_metadata};
 use serde_json::json;
 
@@ -144,7 +145,7 @@ impl Run for MetaArgs {
 fn get(args: &GetArgs) -> Result<(), Failure> {
     let checkpoint = files::open(&args.file)?;
     let metadata = checkpoint.metadata().cloned().unwrap_or_default();
-    let file = args.file.to_string_lossy();
+    let file = files::name(&args.file);
     let Some(key) = &args.key else {
         if args.json {
             return say::answer_json_line(&json!({ "file": file, "metadata": metadata }));
@@ -231,7 +232,13 @@ fn change(
     let members = files::members(file)?;
     let mut edits: Vec<(PathBuf, Edited)> = Vec::new();
     for member in members {
-        let edited = set_metadata(&member, changes, &how.options())?;
+        let edited = set_metadata(&member, changes, &how.options()).map_err(|error| {
+            let no_room = matches!(error, StoreError::NoRoom { .. });
+            match no_room {
+                true => Failure::Usage(format!("{error}: leave out --in-place")),
+                false => error.into(),
+            }
+        })?;
         edits.push((member, edited));
     }
     let keys = |set: bool| -> Vec<&String> {

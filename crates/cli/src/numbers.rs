@@ -25,8 +25,13 @@ impl Number {
         }
     }
 
-    /// As JSON: numbers that JSON does not know are strings, complex ones pairs.
+    /// As JSON: numbers that JSON does not know are strings, complex ones pairs. Those of types narrower than F32 have
+    /// all the digits of their value as an `f64`, since nobody reads JSON as such a type.
     pub(crate) fn to_json(self, dtype: Dtype) -> String {
+        let dtype = match dtype {
+            Dtype::F32 | Dtype::C64 => dtype,
+            _ => Dtype::F64,
+        };
         let float = |value: f64| match value {
             _ if value.is_nan() => "\"NaN\"".to_owned(),
             f64::INFINITY => "\"Infinity\"".into(),
@@ -298,6 +303,10 @@ mod tests {
         );
         assert_eq!(Number::Complex(1.0, -0.5).to_json(Dtype::C64), "[1.0,-0.5]");
         assert_eq!(Number::Float(12.0).to_json(Dtype::F16), "12.0");
+        let tenth = Number::Float(0.100_097_656_25); // 0.1 as a BF16
+        assert_eq!(tenth.to_json(Dtype::Bf16), "0.10009765625");
+        let smallest = Number::Float(2f64.powi(-127)).to_json(Dtype::F8E8m0);
+        assert_eq!(smallest.parse(), Ok(2f64.powi(-127)));
         assert_eq!(
             Number::Int(u64::MAX.into()).to_json(Dtype::U64),
             "18446744073709551615"

@@ -57,18 +57,19 @@ impl Run for RepairArgs {
     }
 
     fn run(&self) -> Result<Outcome, Failure> {
+        let file = files::on_disk(&self.file)?;
         if let Some(output) = &self.output {
-            files::check_other(output, &self.file)?;
+            files::check_other(output, &file)?;
             if output.exists() && !self.force {
                 let output = shown_path(output);
                 let what = format!("{output} is there already; replace it with --force");
                 return Err(Failure::Usage(what));
             }
         }
-        let repair = Repair::plan(&self.file, &Limits::default())?;
+        let repair = Repair::plan(&file, &Limits::default())?;
         let target = match self.in_place {
             // A sound file stays as it is; a copy of it was asked for by name.
-            true => repair.is_needed().then_some(&self.file),
+            true => repair.is_needed().then_some(&file),
             false => self.output.as_ref(),
         };
         let written = match target {

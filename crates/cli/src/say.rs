@@ -2,6 +2,7 @@
 
 use std::io::{self, BufWriter, StdoutLock, Write};
 
+use safelight_format::shown;
 use serde_json::{Value, json};
 use unicode_width::{UnicodeWidthChar as _, UnicodeWidthStr as _};
 
@@ -147,11 +148,17 @@ pub(crate) fn note(text: &str) {
     let _ = writeln!(io::stderr(), "{text}");
 }
 
+/// `1 tensor`, `2 tensors`.
+pub(crate) fn plural(count: u64, what: &str) -> String {
+    let s = if count == 1 { "" } else { "s" };
+    format!("{count} {what}{s}")
+}
+
 /// Bytes in the unit that fits: `512 bytes`, `12.3 MB`, `4.27 GB`.
 pub(crate) fn bytes(count: u64) -> String {
     const UNITS: [&str; 5] = ["kB", "MB", "GB", "TB", "PB"];
     if count < 1000 {
-        return format!("{count} bytes");
+        return plural(count, "byte");
     }
     let mut value = count as f64 / 1000.0;
     let mut unit = 0;
@@ -214,10 +221,16 @@ pub(crate) fn harmless(text: &str) -> String {
     lines.join("\n")
 }
 
-/// Text from a file without what could command a terminal, and not endless.
+/// Text from a file without what could command a terminal or hides from readers, and not endless.
 pub(crate) fn tame(text: &str, length_max: usize) -> String {
-    let clean = text.chars().map(|c| if c.is_control() { ' ' } else { c });
-    let mut out: String = clean.take(length_max).collect();
+    let mut out = String::new();
+    for c in text.chars().take(length_max) {
+        match c {
+            _ if c.is_control() => out.push(' '),
+            _ if c.is_ascii() => out.push(c),
+            _ => out += &shown(c.encode_utf8(&mut [0; 4])).to_string(),
+        }
+    }
     if text.chars().count() > length_max {
         out.push('…');
     }
@@ -232,6 +245,7 @@ mod tests {
     fn units() {
         let pairs = [
             (0, "0 bytes"),
+            (1, "1 byte"),
             (999, "999 bytes"),
             (1000, "1.00 kB"),
             (12_345_678, "12.3 MB"),
@@ -273,6 +287,7 @@ mod tests {
     fn foreign_text_is_tamed() {
         assert_eq!(tame("a\x1b[31m\nb", 100), "a [31m b");
         assert_eq!(tame("abcdef", 3), "abc…");
+        assert_eq!(tame("é\u{202e}x", 100), "é\\u{202e}x");
         assert_eq!(harmless("a\x1b[31m\n  b"), "a [31m\n  b");
     }
 }

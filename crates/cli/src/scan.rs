@@ -10,7 +10,7 @@ use safelight_format::shown;
 use serde_json::json;
 
 use crate::error::Failure;
-use crate::files::{Codes, Outcome, Run};
+use crate::files::{self, Codes, Outcome, Run};
 use crate::{interrupt, say};
 
 pub(crate) const HELP: &str = "\
@@ -78,7 +78,7 @@ impl Run for ScanArgs {
             Ok(())
         };
         for path in &self.paths {
-            walk(path, &mut each)?;
+            walk(&files::on_disk(path)?, &mut each)?;
         }
         if self.sarif {
             say::answer_json(&sarif(&reports))?;
@@ -201,7 +201,10 @@ fn walk(path: &Path, each: &mut dyn FnMut(&Path) -> Result<(), Failure>) -> Resu
             continue;
         }
         let failed = |error: std::io::Error| {
-            Failure::Model(format!("can't read the folder {}: {error}", path.display()))
+            Failure::Model(format!(
+                "can't read the folder {}: {error}",
+                files::shown_path(&path)
+            ))
         };
         let mut inner = Vec::new();
         for entry in fs::read_dir(&path).map_err(failed)? {

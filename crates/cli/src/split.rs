@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use clap::{ArgGroup, Args, ValueHint};
 use safelight_format::{Order, TensorSpec, shown};
+use safelight_store::location::Location;
 use safelight_store::{Checkpoint, Place, SaveOptions, Writer, replace_file};
 use serde_json::{Map, Value, json};
 
@@ -117,7 +118,7 @@ impl Run for SplitArgs {
                 })
                 .collect();
             say::answer_json_line(&json!({
-                "file": self.file.to_string_lossy(), "index": names.index.to_string_lossy(),
+                "file": files::name(&self.file), "index": names.index.to_string_lossy(),
                 "total_size": written.total_size, "shards": shards,
             }))?;
             return Ok(Outcome::Clean);
@@ -144,6 +145,8 @@ impl Run for SplitArgs {
 
 /// The files that will be written.
 struct Names {
+    /// Folders that were made for them, the innermost first.
+    made: Vec<PathBuf>,
     shards: Vec<PathBuf>,
     index: PathBuf,
 }
@@ -216,12 +219,23 @@ impl SplitArgs {
     }
 
     fn names(&self, checkpoint: &Checkpoint, count: usize) -> Result<Names, Failure> {
+        let is_url = matches!(Location::of(&self.file), Location::Url(_));
         let folder = match &self.output {
             Some(folder) => folder.clone(),
+            None if is_url => {
+                let what = "name a folder on a disk with --output; nothing is written behind URLs";
+                return Err(Failure::Usage(format!(
+                    "{}: {what}",
+                    shown_path(&self.file)
+                )));
+            }
             None if self.file.is_dir() => self.file.clone(),
             None => self.file.parent().unwrap_or(Path::new("")).to_owned(),
         };
-        let name = self.file.file_name().unwrap_or_default().to_string_lossy();
+        // Of a URL without its query, which may be a secret.
+        let name = files::name(&self.file);
+        let name = Path::new(name.trim_end_matches("?…")).file_name();
+        let name = name.unwrap_or_default().to_string_lossy();
         let stem = match &self.stem {
             Some(stem) if stem.is_empty() || stem.contains(['/', '\\', '\0']) => {
                 let what = "--stem is the beginning of a file's name, without folders";
@@ -234,7 +248,8 @@ impl SplitArgs {
             }
         };
         let shard = |at: usize| folder.join(format!("{stem}-{at:05}-of-{count:05}.safetensors"));
-        let names = Names {
+        let mut names = Names {
+            made: Vec::new(),
             shards: (1..=count).map(shard).collect(),
             index: folder.join(format!("{stem}.safetensors.index.json")),
         };
@@ -250,6 +265,7 @@ impl SplitArgs {
             )));
         }
         if !folder.as_os_str().is_empty() {
+            names.made = missing(&folder);
             std::fs::create_dir_all(&folder).map_err(|error| {
                 Failure::Machine(format!(
                     "can't make the folder {}: {error}",
@@ -259,6 +275,13 @@ impl SplitArgs {
         }
         Ok(names)
     }
+}
+
+/// The folder and those above it that are not there, the innermost first.
+fn missing(folder: &Path) -> Vec<PathBuf> {
+    let folders = folder.ancestors();
+    let missing = folders.take_while(|folder| !folder.as_os_str().is_empty() && !folder.exists());
+    missing.map(Path::to_owned).collect()
 }
 
 struct Written {
@@ -284,6 +307,10 @@ fn write(
             .filter(|path| names.shards[..done].contains(**path))
         {
             let _ = std::fs::remove_file(path);
+        }
+        // Only what is empty can be removed so.
+        for folder in &names.made {
+            let _ = std::fs::remove_dir(folder);
         }
     }
     written

@@ -148,7 +148,7 @@ impl StatsArgs {
                 ));
             }
         }
-        rows.push(row(&format!("all {} tensors", tensors.len()), "", total));
+        rows.push(row(&all_of(tensors.len()), "", total));
         text += &say::fitting_table(&mut rows, &[2, 3, 4, 5, 6, 7], 0, say::columns());
         if self.histogram || self.total {
             text += &drawn(total);
@@ -203,6 +203,11 @@ fn row(name: &str, dtype: &str, numbers: &Numbers) -> Vec<String> {
         },
         odd.join(", "),
     ]
+}
+
+/// The name of the last line.
+fn all_of(count: usize) -> String {
+    format!("all {}", say::plural(count as u64, "tensor"))
 }
 
 /// Widest bar of a histogram.

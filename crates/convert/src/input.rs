@@ -1,6 +1,5 @@
 //! A foreign file, read at any position: never past its end, never more than asked for.
 
-use std::fs::File;
 use std::io;
 use std::path::Path;
 
@@ -21,7 +20,7 @@ pub(crate) struct Input {
 impl Input {
     /// Opens a file that claims to be of a format.
     pub(crate) fn open(path: &Path, format: &'static str) -> Result<Input, ConvertError> {
-        let file = File::open(path).map_err(ConvertError::io("open", path))?;
+        let file = crate::open::open_file(path)?;
         Input::new(path.to_string_lossy(), Box::new(file), format)
     }
 

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use safelight_format::{FileKind, sniff};
 use safelight_store::location::{self, Location};
-use safelight_store::{Checkpoint, ReadAt as _};
+use safelight_store::{Checkpoint, ReadAt as _, StoreError};
 
 use crate::checkpoint::CheckpointSource;
 use crate::error::ConvertError;
@@ -179,7 +179,15 @@ fn open_url(url: &str, options: &OpenOptions) -> Result<Box<dyn Source>, Convert
     Ok(Box::new(CheckpointSource::new(checkpoint)))
 }
 
-fn open_file(path: &Path) -> Result<File, ConvertError> {
+/// Opens a file; a device or a pipe is refused, as opening one could wait for ever.
+pub(crate) fn open_file(path: &Path) -> Result<File, ConvertError> {
+    let metadata = std::fs::metadata(path).map_err(ConvertError::io("open", path))?;
+    if !metadata.is_file() && !metadata.is_dir() {
+        return Err(ConvertError::Store(StoreError::NotAFile {
+            file: path.to_string_lossy().into_owned(),
+            what: "a device or pipe",
+        }));
+    }
     File::open(path).map_err(ConvertError::io("open", path))
 }
 

@@ -193,12 +193,13 @@ impl ScanReport {
 /// # Errors
 /// [`ConvertError::Io`] if the file cannot be read.
 pub fn scan(path: &Path, limits: &Limits) -> Result<ScanReport, ConvertError> {
-    let file = File::open(path).map_err(ConvertError::io("open", path))?;
-    let is_file = file.metadata().map(|metadata| metadata.is_file());
-    if !is_file.map_err(ConvertError::io("open", path))? {
+    // Asked before it is opened: opening a pipe waits for a writer.
+    let metadata = std::fs::metadata(path).map_err(ConvertError::io("open", path))?;
+    if !metadata.is_file() {
         let what = "a folder, device or pipe, where a file is expected";
         return Err(ConvertError::unsupported(&path.to_string_lossy(), "", what));
     }
+    let file = File::open(path).map_err(ConvertError::io("open", path))?;
     scan_bytes(&path.to_string_lossy(), &file, limits)
 }
 
