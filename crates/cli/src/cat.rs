@@ -4,7 +4,9 @@ use std::io::{IsTerminal as _, Write};
 use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueEnum, ValueHint};
-use safelight_format::{Dtype, Index, SliceOptions, SlicePlan, TensorInfo, parse_index, shown};
+use safelight_format::{
+    Dtype, Index, OpaqueTensor, SliceOptions, SlicePlan, TensorInfo, parse_index, shown,
+};
 use safelight_store::Checkpoint;
 use serde_json::json;
 
@@ -32,6 +34,9 @@ npy has no type for BF16, F8, F6 and F4: these become float32, which is exact.";
 /// More numbers than this are no text to be read.
 const TEXT_COUNT_MAX: u64 = 50_000_000;
 
+/// What is read at a time of a tensor of an unknown dtype.
+const UNKNOWN_PIECE_BYTES: u64 = 4 * 1024 * 1024;
+
 /// The arguments of `cat`.
 #[derive(Debug, Args)]
 pub(crate) struct CatArgs {
@@ -55,6 +60,9 @@ pub(crate) struct CatArgs {
     /// Print JSON: the same as --format json
     #[arg(long)]
     json: bool,
+    /// Also tensors of dtypes that the format does not have: their bytes, with --format raw
+    #[arg(long)]
+    unknown_dtypes: bool,
     /// Print all numbers, not only the edges of large tensors
     #[arg(short, long)]
     all: bool,
@@ -117,11 +125,27 @@ impl Run for CatArgs {
                 "bytes are not for a terminal: name a file with --output, or a pipe".into(),
             ));
         }
-        let checkpoint = files::open(&self.file)?;
+        let checkpoint = files::open_with(&self.file, self.unknown_dtypes)?;
         if let Some(output) = &self.output {
             for file in checkpoint.files() {
                 files::check_other(output, Path::new(file))?;
             }
+        }
+        let mut unknown = checkpoint.opaque_tensors();
+        if let Some(place) = unknown.find(|place| place.tensor.name == self.tensor) {
+            if format != Format::Raw || self.slice.is_some() {
+                let (name, dtype) = (shown(&self.tensor), shown(place.tensor.dtype));
+                let what = format!(
+                    "tensor `{name}` has the unknown dtype `{dtype}`: only all its bytes can be had, with --format raw"
+                );
+                return Err(Failure::Usage(what));
+            }
+            let write = |out: &mut dyn Write| write_unknown(&checkpoint, &place.tensor, out);
+            match &self.output {
+                None => say::stream(write)?,
+                Some(output) => files::replace(output, write)?,
+            }
+            return Ok(Outcome::Clean);
         }
         let slice = Slice::new(&checkpoint, self)?;
         let Some(output) = &self.output else {
@@ -157,6 +181,25 @@ impl CatArgs {
             }
         }
     }
+}
+
+/// All bytes of a tensor whose dtype is unknown.
+fn write_unknown(
+    checkpoint: &Checkpoint,
+    tensor: &OpaqueTensor<'_>,
+    out: &mut dyn Write,
+) -> Result<(), Failure> {
+    let mut buffer = vec![0; tensor.byte_count().min(UNKNOWN_PIECE_BYTES) as usize];
+    let mut offset = 0;
+    while offset < tensor.byte_count() {
+        let bytes = UNKNOWN_PIECE_BYTES.min(tensor.byte_count() - offset) as usize;
+        let piece = &mut buffer[..bytes];
+        checkpoint.read_opaque_at(tensor.name, offset, piece)?;
+        files::bytes(out, piece)?;
+        offset += bytes as u64;
+        crate::interrupt::check()?;
+    }
+    Ok(())
 }
 
 /// What is wanted of a tensor.

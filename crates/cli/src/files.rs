@@ -255,6 +255,15 @@ pub(crate) fn open(path: &Path) -> Result<Checkpoint, Failure> {
     })
 }
 
+/// As [`open`]; tensors of unknown dtypes are no error if `unknown_dtypes` says so.
+pub(crate) fn open_with(path: &Path, unknown_dtypes: bool) -> Result<Checkpoint, Failure> {
+    let options = safelight_store::OpenOptions {
+        opaque_dtypes: unknown_dtypes,
+        ..Default::default()
+    };
+    Ok(location::open_with(path, &options)?)
+}
+
 /// The files that a path stands for, sound or not: itself, the shards of an index, or the safetensors files of a folder.
 pub(crate) fn members(path: &Path) -> Result<Vec<PathBuf>, Failure> {
     match Location::of(path) {

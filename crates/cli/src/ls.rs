@@ -22,7 +22,8 @@ Examples:
   safelight ls model.safetensors.index.json --json
 
 JSON, one object a file: file, tensor_count, tensors [{name, dtype, shape, elements, bytes, file, offset}], shown_count,
-bytes, elements, dtypes {NAME: {tensors, elements, bytes}}, metadata. `offset` is the tensor's first byte in its file.";
+bytes, elements, dtypes {NAME: {tensors, elements, bytes}}, metadata. `offset` is the tensor's first byte in its file.
+With --unknown-dtypes also unknown_dtypes [{name, dtype, shape, bytes, file, offset}].";
 
 /// The arguments of `ls`.
 #[derive(Debug, Args)]
@@ -50,6 +51,9 @@ pub(crate) struct LsArgs {
     /// Only so many levels of the tree
     #[arg(short, long, value_name = "N", requires = "tree", value_parser = clap::value_parser!(u32).range(1..))]
     depth: Option<u32>,
+    /// Also list tensors of dtypes that the format does not have, instead of refusing their file
+    #[arg(long)]
+    unknown_dtypes: bool,
     /// Only the totals
     #[arg(long, conflicts_with = "long")]
     totals: bool,
@@ -82,13 +86,25 @@ impl Run for LsArgs {
 
 impl LsArgs {
     fn list(&self, path: &Path) -> Result<(), Failure> {
-        let checkpoint = files::open(path)?;
+        let checkpoint = files::open_with(path, self.unknown_dtypes)?;
         let mut places: Vec<Place<'_>> = checkpoint
             .places()
             .filter(|place| self.wants(place.tensor.name))
             .collect();
         self.sort(&mut places);
         let totals = Totals::of(&places);
+        let unknown: Vec<Unknown<'_>> = checkpoint
+            .opaque_tensors()
+            .filter(|place| self.wants(place.tensor.name))
+            .map(|place| Unknown {
+                name: place.tensor.name,
+                dtype: place.tensor.dtype,
+                shape: place.tensor.shape,
+                bytes: place.tensor.byte_count(),
+                file: place.file,
+                offset: place.starts_at,
+            })
+            .collect();
         if self.files.json {
             let answer = Answer {
                 file: files::name(path),
@@ -101,6 +117,7 @@ impl LsArgs {
                     true => None,
                     false => Some(places.iter().map(Listed::of).collect()),
                 },
+                unknown_dtypes: self.unknown_dtypes.then_some(&unknown),
                 metadata: checkpoint.metadata(),
             };
             return say::stream(|out| {
@@ -123,6 +140,14 @@ impl LsArgs {
                 false => format!(" of {}", checkpoint.len()),
             };
             totals.write(out, places.len(), &of)?;
+            for tensor in &unknown {
+                let (name, dtype) = (shown(tensor.name), shown(tensor.dtype));
+                let (shape, bytes) = (shape_text(tensor.shape), say::bytes(tensor.bytes));
+                files::line(
+                    out,
+                    format_args!("unknown dtype: {name}  {dtype}  {shape}  {bytes}"),
+                )?;
+            }
             match self.files.files.len() {
                 1 => Ok(()),
                 _ => files::line(out, format_args!("")),
@@ -213,7 +238,20 @@ struct Answer<'a> {
     dtypes: &'a BTreeMap<&'static str, DtypeTotals>,
     #[serde(skip_serializing_if = "Option::is_none")]
     tensors: Option<Vec<Listed<'a>>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    unknown_dtypes: Option<&'a Vec<Unknown<'a>>>,
     metadata: Option<&'a Metadata>,
+}
+
+/// A tensor of a dtype that the format does not have.
+#[derive(Serialize)]
+struct Unknown<'a> {
+    name: &'a str,
+    dtype: &'a str,
+    shape: &'a [u64],
+    bytes: u64,
+    file: &'a str,
+    offset: u64,
 }
 
 #[derive(Serialize)]

@@ -21,7 +21,7 @@ Examples:
   safelight repair download.safetensors
   safelight repair download.safetensors -o rescued.safetensors
 
-JSON: {file, needed, output, kept_count, kept_bytes, dropped [{what, why}], changes [TEXT], bytes}; output and bytes are
+JSON: {file, needed, output, kept_count, unknown_count, kept_bytes, dropped [{what, why}], changes [TEXT], bytes}; output and bytes are
 null if nothing was written.";
 
 /// As many dropped things as a text lists.
@@ -89,6 +89,7 @@ impl Run for RepairArgs {
             say::answer_json_line(&json!({
                 "file": self.file.to_string_lossy(), "needed": repair.is_needed(),
                 "output": output.map(|path| path.to_string_lossy()), "kept_count": repair.tensor_count(),
+                "unknown_count": repair.opaque_count(),
                 "kept_bytes": repair.tensor_bytes(), "dropped": dropped, "changes": repair.changes, "bytes": written,
             }))?;
         } else {
@@ -121,6 +122,12 @@ impl RepairArgs {
         if repair.dropped.len() > listed {
             let more = repair.dropped.len() - listed;
             text += &format!("dropped: {more} more; --long lists all\n");
+        }
+        if repair.opaque_count() > 0 {
+            let count = repair.opaque_count();
+            text += &format!(
+                "kept as bytes: {count} of unknown dtypes; --unknown-dtypes of ls, cat and verify reads them\n"
+            );
         }
         match output {
             Some(output) => {

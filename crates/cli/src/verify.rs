@@ -39,6 +39,9 @@ pub(crate) struct VerifyArgs {
     /// Hold the file to the format's description, not only to what the reference implementation accepts
     #[arg(long)]
     strict: bool,
+    /// Tensors of dtypes that the format does not have are no damage
+    #[arg(long)]
+    unknown_dtypes: bool,
     /// Also look for numbers that are NaN or infinite
     #[arg(short, long)]
     numbers: bool,
@@ -102,6 +105,7 @@ impl VerifyArgs {
         };
         let options = OpenOptions {
             strictness,
+            opaque_dtypes: self.unknown_dtypes,
             ..OpenOptions::default()
         };
         let verdict = {
@@ -115,7 +119,7 @@ impl VerifyArgs {
             Vec::new()
         };
         let not_finite = match intact && self.numbers {
-            true => not_finite(path)?,
+            true => not_finite(path, self.unknown_dtypes)?,
             false => Vec::new(),
         };
         let fine = intact && not_finite.is_empty() && checksums.iter().all(Compared::matches);
@@ -173,16 +177,15 @@ impl VerifyArgs {
 
     fn file_text(&self, file: &FileVerdict) -> String {
         let name = shown(&file.file).to_string();
-        let tensor_count = file
-            .header
-            .as_ref()
-            .map_or(0, |header| header.tensors().len());
+        let tensor_count = file.header.as_ref().map_or(0, |header| {
+            header.tensors().len() + header.opaque_tensors().len()
+        });
         let s = if tensor_count == 1 { "" } else { "s" };
         if file.is_intact() {
             let size = say::bytes(file.file_bytes);
             let text = format!("{name}: intact, {tensor_count} tensor{s}, {size}\n");
             return match self.long {
-                true => text + &self.names("intact", file.intact().map(|tensor| tensor.name)),
+                true => text + &self.names("intact", names_of(file, true).into_iter()),
                 false => text,
             };
         }
@@ -203,13 +206,13 @@ impl VerifyArgs {
         if file.header.is_none() || tensor_count == 0 {
             return text;
         }
-        let damaged: Vec<&str> = file.damaged().map(|tensor| tensor.name).collect();
+        let damaged: Vec<&str> = names_of(file, false);
         text += &format!(
             "  {} of {tensor_count} tensor{s} are whole\n",
             tensor_count - damaged.len()
         );
         text += &self.names("damaged", damaged.iter().copied());
-        text + &self.names("intact", file.intact().map(|tensor| tensor.name))
+        text + &self.names("intact", names_of(file, true).into_iter())
     }
 
     /// A line for each of some tensors, cut after a few.
@@ -230,7 +233,7 @@ impl VerifyArgs {
         let mut compared = Vec::new();
         if self.checksums {
             for file in files::readable(path)? {
-                compared.append(&mut recorded(&file)?);
+                compared.append(&mut recorded(&file, self.unknown_dtypes)?);
             }
         }
         if let Some(expected) = &self.sha256 {
@@ -250,8 +253,8 @@ impl VerifyArgs {
 }
 
 /// What a file's metadata say of its hashes.
-fn recorded(path: &Path) -> Result<Vec<Compared>, Failure> {
-    let checkpoint = files::open(path)?;
+fn recorded(path: &Path, unknown_dtypes: bool) -> Result<Vec<Compared>, Failure> {
+    let checkpoint = files::open_with(path, unknown_dtypes)?;
     let known: Vec<(&'static str, String)> = ["modelspec.hash_sha256", "sshs_model_hash"]
         .into_iter()
         .filter_map(|key| Some((key, checkpoint.metadata()?.get(key)?.to_lowercase())))
@@ -298,6 +301,7 @@ fn without(message: &str, file: &str) -> String {
 }
 
 fn file_json(file: &FileVerdict) -> Value {
+    let (damaged, whole) = (names_of(file, false), names_of(file, true));
     let unreadable = file.unreadable.iter().map(|part| {
         json!({ "from": part.bytes.start, "to": part.bytes.end, "error": part.error.to_string() })
     });
@@ -305,16 +309,31 @@ fn file_json(file: &FileVerdict) -> Value {
         "file": file.file, "bytes": file.file_bytes, "expected_bytes": file.expected_bytes,
         "intact": file.is_intact(), "problem": file.problem.as_ref().map(ToString::to_string),
         "unreadable": unreadable.collect::<Vec<_>>(),
-        "tensor_count": file.header.as_ref().map(|header| header.tensors().len()),
-        "whole_count": file.header.as_ref().map(|_| file.intact().count()),
-        "damaged": file.damaged().map(|tensor| tensor.name).collect::<Vec<_>>(),
-        "intact_tensors": file.intact().map(|tensor| tensor.name).collect::<Vec<_>>(),
+        "tensor_count": file.header.as_ref().map(|_| damaged.len() + whole.len()),
+        "whole_count": file.header.as_ref().map(|_| whole.len()),
+        "damaged": damaged,
+        "intact_tensors": whole,
     })
 }
 
+/// The names of the tensors that are whole, or of those that are not; at the end those of unknown dtypes.
+fn names_of(file: &FileVerdict, whole: bool) -> Vec<&str> {
+    let known: Vec<&str> = match whole {
+        true => file.intact().map(|tensor| tensor.name).collect(),
+        false => file.damaged().map(|tensor| tensor.name).collect(),
+    };
+    let opaque = file
+        .opaque_tensors()
+        .filter(|(_, is_whole)| *is_whole == whole);
+    known
+        .into_iter()
+        .chain(opaque.map(|(tensor, _)| tensor.name))
+        .collect()
+}
+
 /// All float tensors with numbers that are none.
-fn not_finite(path: &Path) -> Result<Vec<NotFinite>, Failure> {
-    let checkpoint = files::open(path)?;
+fn not_finite(path: &Path, unknown_dtypes: bool) -> Result<Vec<NotFinite>, Failure> {
+    let checkpoint = files::open_with(path, unknown_dtypes)?;
     let progress = BytesProgress::new(false, &files::name(path), checkpoint.file_bytes());
     let mut found = Vec::new();
     let mut values = Vec::new();

@@ -58,4 +58,4 @@ pub use slice::{
 };
 pub use sniff::{FileKind, sniff};
 pub use spec::TensorSpec;
-pub use write::{Alignment, HeaderPlan, Order, PlanOptions, TensorView, WriteError};
+pub use write::{Alignment, HeaderPlan, OpaqueSpec, Order, PlanOptions, TensorView, WriteError};

@@ -272,6 +272,30 @@ impl HeaderPlan {
         lay_out(&entries?, metadata, options)
     }
 
+    /// As [`HeaderPlan::from_specs`], for files that hand on tensors of dtypes which the format does not have: the spec of each
+    /// such tensor says `U8` and how many bytes it has, and the header says what `opaque` does. Only
+    /// [`crate::ParseOptions::opaque_dtypes`] reads such files.
+    ///
+    /// # Errors
+    /// As [`HeaderPlan::new`].
+    ///
+    /// # Panics
+    /// If there are not as many specs as a position in `opaque` says.
+    pub fn with_opaque(
+        specs: &[TensorSpec],
+        opaque: &[OpaqueSpec],
+        metadata: Option<&Metadata>,
+        options: &PlanOptions,
+    ) -> Result<HeaderPlan, WriteError> {
+        let entries: Result<Vec<Entry<'_>>, WriteError> = specs.iter().map(of_spec).collect();
+        let mut entries = entries?;
+        for tensor in opaque {
+            let entry = &mut entries[tensor.position];
+            (entry.dtype_name, entry.shape) = (&tensor.dtype, &tensor.shape);
+        }
+        lay_out(&entries, metadata, options)
+    }
+
     /// The file's first bytes: length and header. Tensor data follows.
     pub fn prefix(&self) -> &[u8] {
         &self.prefix
@@ -338,10 +362,23 @@ impl HeaderPlan {
     }
 }
 
+/// What a header says of a tensor of a dtype that the format does not have, see [`HeaderPlan::with_opaque`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OpaqueSpec {
+    /// Which of the specs stands for it.
+    pub position: usize,
+    /// What the header calls its dtype, any text.
+    pub dtype: String,
+    /// Its dimensions; nothing follows from them.
+    pub shape: Vec<u64>,
+}
+
 /// One tensor of a plan.
 struct Entry<'a> {
     name: &'a str,
     dtype: Dtype,
+    /// What the header calls it.
+    dtype_name: &'a str,
     shape: &'a [u64],
     byte_count: u64,
 }
@@ -356,6 +393,7 @@ fn of_spec(spec: &TensorSpec) -> Result<Entry<'_>, WriteError> {
     Ok(Entry {
         name: &spec.name,
         dtype: spec.dtype,
+        dtype_name: spec.dtype.name(),
         shape: &spec.shape,
         byte_count,
     })
@@ -379,6 +417,7 @@ fn of_view<'a>(tensor: &TensorView<'a>) -> Result<Entry<'a>, WriteError> {
     Ok(Entry {
         name,
         dtype,
+        dtype_name: dtype.name(),
         shape,
         byte_count,
     })
@@ -492,9 +531,9 @@ fn put_entry(json: &mut Vec<u8>, entry: &Entry<'_>, (starts_at, ends_at): (u64, 
         json.push(b',');
     }
     put_string(json, entry.name);
-    json.extend_from_slice(b":{\"dtype\":\"");
-    json.extend_from_slice(entry.dtype.name().as_bytes());
-    json.extend_from_slice(b"\",\"shape\":[");
+    json.extend_from_slice(b":{\"dtype\":");
+    put_string(json, entry.dtype_name);
+    json.extend_from_slice(b",\"shape\":[");
     for (count, &dim) in entry.shape.iter().enumerate() {
         if count > 0 {
             json.push(b',');

@@ -5,7 +5,8 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 
 use safelight_format::{
-    DecodeError, Header, Limits, Metadata, Strictness, TensorInfo, TensorView, decode_f32_into,
+    DecodeError, Header, Limits, Metadata, OpaqueTensor, ParseOptions, Strictness, TensorInfo,
+    TensorView, decode_f32_into,
 };
 
 use crate::error::{StoreError, path_text};
@@ -26,6 +27,19 @@ pub struct OpenOptions {
     pub strictness: Strictness,
     /// How much a header may ask for.
     pub limits: Limits,
+    /// Tensors of dtypes that the format does not have are listed apart, in [`Checkpoint::opaque_tensors`], instead of being
+    /// an error.
+    pub opaque_dtypes: bool,
+}
+
+impl OpenOptions {
+    pub(crate) fn parse(&self) -> ParseOptions {
+        ParseOptions {
+            strictness: self.strictness,
+            limits: self.limits,
+            opaque_dtypes: self.opaque_dtypes,
+        }
+    }
 }
 
 /// The tensors of a model: one safetensors file, all shards of an index, or a buffer.
@@ -45,6 +59,17 @@ pub struct Checkpoint {
 pub struct Place<'a> {
     /// The tensor.
     pub tensor: TensorInfo<'a>,
+    /// Its file: a shard's path, or the label of a buffer.
+    pub file: &'a str,
+    /// The position of its first byte in that file.
+    pub starts_at: u64,
+}
+
+/// Where a tensor of an unknown dtype lies.
+#[derive(Clone, Copy, Debug)]
+pub struct OpaquePlace<'a> {
+    /// The tensor.
+    pub tensor: OpaqueTensor<'a>,
     /// Its file: a shard's path, or the label of a buffer.
     pub file: &'a str,
     /// The position of its first byte in that file.
@@ -230,7 +255,7 @@ impl Checkpoint {
         }
         let file = || self.label.clone();
         let mut problems = Vec::new();
-        if weight_map.is_empty() {
+        if weight_map.is_empty() && self.opaque_tensors().next().is_none() {
             problems.push(StoreError::BadIndex {
                 file: file(),
                 problem: "its `weight_map` is empty, so that no file belongs to it".to_owned(),
@@ -334,6 +359,64 @@ impl Checkpoint {
                     starts_at: file.header.data_start() + tensor.data_offsets.0,
                 })
         })
+    }
+
+    /// The tensors of unknown dtypes, file by file: none unless [`OpenOptions::opaque_dtypes`] asked for them. They are not among
+    /// [`Checkpoint::tensors`].
+    ///
+    /// ```
+    /// use safelight_store::{Checkpoint, OpenOptions};
+    /// let json = br#"{"a":{"dtype":"Q1","shape":[9],"data_offsets":[0,2]}}"#;
+    /// let file = [&(json.len() as u64).to_le_bytes()[..], json, b"xy"].concat();
+    /// let options = OpenOptions { opaque_dtypes: true, ..OpenOptions::default() };
+    /// let checkpoint = Checkpoint::from_bytes_with("odd", file, &options)?;
+    /// let place = checkpoint.opaque_tensors().next().unwrap();
+    /// assert_eq!((place.tensor.dtype, checkpoint.len()), ("Q1", 0));
+    /// let mut bytes = [0; 2];
+    /// checkpoint.read_opaque_at("a", 0, &mut bytes)?;
+    /// assert_eq!(&bytes, b"xy");
+    /// # Ok::<(), safelight_store::StoreError>(())
+    /// ```
+    pub fn opaque_tensors(&self) -> impl Iterator<Item = OpaquePlace<'_>> {
+        self.files.iter().flat_map(|file| {
+            file.header.opaque_tensors().map(|tensor| OpaquePlace {
+                tensor,
+                file: &file.source.label,
+                starts_at: file.header.data_start() + tensor.data_offsets.0,
+            })
+        })
+    }
+
+    /// Fills `out` with the bytes of a tensor of an unknown dtype that start at `offset` within it.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::read_bytes`].
+    ///
+    /// # Panics
+    /// If `offset` and `out` reach beyond the tensor.
+    pub fn read_opaque_at(
+        &self,
+        name: &str,
+        offset: u64,
+        out: &mut [u8],
+    ) -> Result<(), StoreError> {
+        let mut places = self.files.iter().filter_map(|file| {
+            let mut opaque = file.header.opaque_tensors();
+            Some((file, opaque.find(|tensor| tensor.name == name)?))
+        });
+        let (file, tensor) = places.next().ok_or_else(|| StoreError::NoSuchTensor {
+            file: self.label.clone(),
+            tensor: name.to_owned(),
+        })?;
+        let end = offset.checked_add(out.len() as u64);
+        assert!(
+            end.is_some_and(|end| end <= tensor.byte_count()),
+            "{} bytes from {offset} of a tensor of {} bytes",
+            out.len(),
+            tensor.byte_count()
+        );
+        let start = file.header.data_start() + tensor.data_offsets.0;
+        file.source.read_exact_at(out, start + offset)
     }
 
     /// The names of all tensors, in the order of [`Checkpoint::tensors`].
@@ -515,12 +598,7 @@ impl ShardFile {
         options: &OpenOptions,
     ) -> Result<ShardFile, StoreError> {
         let prefix = source.read_prefix(options)?;
-        let header = Header::parse(
-            &prefix,
-            source.file_bytes,
-            options.strictness,
-            &options.limits,
-        );
+        let header = Header::parse_with(&prefix, source.file_bytes, &options.parse());
         let header = header.map_err(|error| source.not_safetensors(error))?;
         drop(prefix);
         Ok(ShardFile { source, header })

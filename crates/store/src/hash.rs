@@ -145,7 +145,11 @@ pub fn hash(
     let mut data_start = None;
     if options.data_sha256 {
         // Only to know where data starts: a file that is no safetensors file has none.
-        match ShardFile::open(path, &OpenOptions::default()) {
+        let options = OpenOptions {
+            opaque_dtypes: true,
+            ..OpenOptions::default()
+        };
+        match ShardFile::open(path, &options) {
             Ok(file) => data_start = Some(file.header.data_start()),
             Err(StoreError::Format { .. }) => {}
             Err(error) => return Err(error),

@@ -57,7 +57,7 @@ mod writer;
 pub use atomic::{replace_file, replace_file_seek};
 pub use backend::Backend;
 pub use bulk::PageCache;
-pub use checkpoint::{Checkpoint, OpenOptions, Place};
+pub use checkpoint::{Checkpoint, OpaquePlace, OpenOptions, Place};
 pub use error::StoreError;
 pub use hash::{HashOptions, Hashes, hash, sha256_hex};
 pub use lint::lint;

@@ -10,8 +10,8 @@ use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
 use safelight_format::{
-    Dtype, FormatError, Header, Limits, Metadata, Order, Strictness, TensorSpec, WriteError,
-    header_bytes, shown,
+    Dtype, FormatError, Header, HeaderPlan, Limits, Metadata, OpaqueSpec, Order, ParseOptions,
+    Strictness, TensorSpec, WriteError, header_bytes, shown,
 };
 use serde::Deserializer as _;
 use serde::de::{Error as _, MapAccess, Visitor};
@@ -48,6 +48,8 @@ struct Kept {
     /// Of the file.
     starts_at: u64,
     byte_count: u64,
+    /// Of an unknown dtype: what the header calls it and its shape. `spec` says how many bytes it has.
+    opaque: Option<Box<(String, Vec<u64>)>>,
 }
 
 /// Something of a file that a repair leaves out.
@@ -83,7 +85,12 @@ impl Repair {
         // Within the limit, which was just checked.
         let mut all = vec![0; 8 + header_bytes as usize];
         source.read_exact_at(&mut all, 0)?;
-        let strict = Header::parse(&all, file_bytes, Strictness::Spec, limits).err();
+        let options = ParseOptions {
+            strictness: Strictness::Spec,
+            limits: *limits,
+            opaque_dtypes: true,
+        };
+        let strict = Header::parse_with(&all, file_bytes, &options).err();
         let mut repair = Repair {
             path: path.to_owned(),
             file: open_regular(path)?,
@@ -120,6 +127,12 @@ impl Repair {
         self.kept.len()
     }
 
+    /// How many of them have a dtype that the format does not have: their bytes are handed on as they are.
+    pub fn opaque_count(&self) -> usize {
+        let opaque = self.kept.iter().filter(|kept| kept.opaque.is_some());
+        opaque.count()
+    }
+
     /// The size of all that are kept.
     pub fn tensor_bytes(&self) -> u64 {
         self.kept.iter().map(|kept| kept.byte_count).sum()
@@ -140,7 +153,23 @@ impl Repair {
             order: Order::Insertion,
             ..SaveOptions::default()
         };
-        let writer = Writer::create(target, &specs, self.metadata.as_ref(), &options)?;
+        let opaque = self.kept.iter().enumerate();
+        let opaque = opaque.filter_map(|(position, kept)| {
+            let (dtype, shape) = &**kept.opaque.as_ref()?;
+            Some(OpaqueSpec {
+                position,
+                dtype: dtype.clone(),
+                shape: shape.clone(),
+            })
+        });
+        let opaque: Vec<OpaqueSpec> = opaque.collect();
+        let metadata = self.metadata.as_ref();
+        let planned = HeaderPlan::with_opaque(&specs, &opaque, metadata, &options.plan());
+        let plan = planned.map_err(|error| StoreError::Write {
+            file: path_text(target),
+            error,
+        })?;
+        let writer = Writer::with_plan(target, specs, plan, &options)?;
         let (mut done, all) = (0, self.tensor_bytes());
         for (index, kept) in self.kept.iter().enumerate() {
             let mut offset = 0;
@@ -158,7 +187,7 @@ impl Repair {
     }
 
     /// The header's entries, whatever stands around them; `None` if there is no object.
-    fn entries(&mut self, json: &[u8]) -> Option<Vec<(String, Value)>> {
+    fn entries(&mut self, json: &[u8]) -> Option<Vec<(String, Said)>> {
         let text = std::str::from_utf8(json).ok()?;
         let start = text.find(|c: char| !is_padding(c) && c != '\u{feff}')?;
         if start > 0 {
@@ -183,23 +212,29 @@ impl Repair {
         Some(entries)
     }
 
-    fn take(&mut self, entries: Vec<(String, Value)>, data_start: u64, file_bytes: u64) {
-        let last: HashMap<String, usize> = entries
-            .iter()
-            .enumerate()
-            .map(|(position, (name, _))| (name.clone(), position))
-            .collect();
-        for (position, (name, entry)) in entries.into_iter().enumerate() {
-            if last[&name] != position {
+    fn take(&mut self, entries: Vec<(String, Said)>, data_start: u64, file_bytes: u64) {
+        let mut overruled = vec![false; entries.len()];
+        let mut last: HashMap<&str, usize> = HashMap::with_capacity(entries.len());
+        for (position, (name, _)) in entries.iter().enumerate() {
+            if let Some(earlier) = last.insert(name, position) {
+                overruled[earlier] = true;
+            }
+        }
+        drop(last);
+        for ((name, entry), overruled) in entries.into_iter().zip(overruled) {
+            if overruled {
                 let why = "stands in the header twice; the last entry counts".into();
                 self.dropped.push(Dropped { what: name, why });
                 continue;
             }
-            if name == "__metadata__" {
-                self.take_metadata(entry);
-                continue;
-            }
-            match tensor(&name, &entry, data_start, file_bytes) {
+            let entry = match entry {
+                Said::Metadata(entry) => {
+                    self.take_metadata(entry);
+                    continue;
+                }
+                Said::Tensor(entry) => entry,
+            };
+            match tensor(&name, entry, data_start, file_bytes) {
                 Ok(kept) => self.kept.push(kept),
                 Err(why) => self.dropped.push(Dropped { what: name, why }),
             }
@@ -291,18 +326,21 @@ fn consumed(text: &str) -> Option<usize> {
 }
 
 /// A tensor, if all that is said of it makes sense and its bytes are there.
-fn tensor(name: &str, entry: &Value, data_start: u64, file_bytes: u64) -> Result<Kept, String> {
-    let dtype = entry["dtype"].as_str().ok_or("has no dtype")?;
-    let known = Dtype::from_name(dtype);
-    let dtype = known.ok_or_else(|| format!("its dtype `{}` is unknown", shown(dtype)))?;
-    let numbers = |field: &str| -> Option<Vec<u64>> {
-        let list = entry[field].as_array()?;
-        list.iter().map(Value::as_u64).collect()
-    };
-    let shape = numbers("shape").ok_or("has no shape")?;
-    let offsets = numbers("data_offsets").ok_or("has no data_offsets")?;
+fn tensor(name: &str, said: SaidTensor, data_start: u64, file_bytes: u64) -> Result<Kept, String> {
+    let dtype = said.dtype.ok_or("has no dtype")?;
+    let shape = said.shape.ok_or("has no shape")?;
+    let offsets = said.offsets.ok_or("has no data_offsets")?;
     let [starts_at, ends_at] = offsets[..] else {
         return Err(format!("has {} data_offsets instead of 2", offsets.len()));
+    };
+    let spanned = ends_at.checked_sub(starts_at);
+    let (dtype, shape, opaque) = match dtype {
+        Ok(dtype) => (dtype, shape, None),
+        // Its size is known from its place alone.
+        Err(unknown) => {
+            let bytes = spanned.unwrap_or(0);
+            (Dtype::U8, vec![bytes], Some(Box::new((unknown, shape))))
+        }
     };
     let spec = TensorSpec {
         name: name.to_owned(),
@@ -312,7 +350,12 @@ fn tensor(name: &str, entry: &Value, data_start: u64, file_bytes: u64) -> Result
     let needed = spec
         .byte_count()
         .ok_or("its shape is no whole number of bytes below 2^64")?;
-    if ends_at.checked_sub(starts_at) != Some(needed) {
+    if spanned.is_none() && opaque.is_some() {
+        return Err(format!(
+            "its data_offsets are {starts_at} and {ends_at}: it ends before it starts"
+        ));
+    }
+    if spanned != Some(needed) {
         return Err(format!(
             "its data_offsets are {starts_at} and {ends_at}, but its shape needs {needed} bytes"
         ));
@@ -322,6 +365,7 @@ fn tensor(name: &str, entry: &Value, data_start: u64, file_bytes: u64) -> Result
             spec,
             starts_at: data_start + starts_at,
             byte_count: needed,
+            opaque,
         }),
         end => {
             let end = end.map_or("2^64".to_owned(), |end| end.to_string());
@@ -332,11 +376,40 @@ fn tensor(name: &str, entry: &Value, data_start: u64, file_bytes: u64) -> Result
     }
 }
 
+/// What an entry of the header says. A header may have millions: only what is needed is kept of each.
+enum Said {
+    Metadata(Value),
+    Tensor(SaidTensor),
+}
+
+/// The fields of a tensor, as far as they make sense.
+struct SaidTensor {
+    /// The type, or the unknown one's name.
+    dtype: Option<Result<Dtype, String>>,
+    shape: Option<Vec<u64>>,
+    offsets: Option<Vec<u64>>,
+}
+
+impl SaidTensor {
+    fn of(entry: &Value) -> SaidTensor {
+        let numbers = |field: &str| -> Option<Vec<u64>> {
+            let list = entry[field].as_array()?;
+            list.iter().map(Value::as_u64).collect()
+        };
+        let name = entry["dtype"].as_str();
+        SaidTensor {
+            dtype: name.map(|name| Dtype::from_name(name).ok_or_else(|| name.to_owned())),
+            shape: numbers("shape"),
+            offsets: numbers("data_offsets"),
+        }
+    }
+}
+
 /// A JSON object with all its keys, also those that stand there twice.
 struct Entries;
 
 impl<'de> Visitor<'de> for Entries {
-    type Value = Vec<(String, Value)>;
+    type Value = Vec<(String, Said)>;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("an object")
@@ -344,8 +417,13 @@ impl<'de> Visitor<'de> for Entries {
 
     fn visit_map<M: MapAccess<'de>>(self, mut map: M) -> Result<Self::Value, M::Error> {
         let mut entries = Vec::new();
-        while let Some(entry) = map.next_entry()? {
-            entries.push(entry);
+        while let Some(key) = map.next_key::<String>()? {
+            let value: Value = map.next_value()?;
+            let said = match key.as_str() {
+                "__metadata__" => Said::Metadata(value),
+                _ => Said::Tensor(SaidTensor::of(&value)),
+            };
+            entries.push((key, said));
             if entries.len() > u32::MAX as usize {
                 return Err(M::Error::custom(WriteError::TotalOverflow));
             }

@@ -4,7 +4,7 @@
 //! {"metadata": {"total_size": 8}, "weight_map": {"a": "model-00001-of-00002.safetensors"}}
 //! ```
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::io::Read as _;
 use std::path::{Component, Path, PathBuf};
 
@@ -76,8 +76,20 @@ impl Index {
         let files = files.collect::<Result<Vec<_>, _>>()?;
         let mut weight_map = HashMap::with_capacity(self.listed.len());
         let mut strays = Vec::new();
+        let opaque: Vec<HashSet<&str>> = files
+            .iter()
+            .map(|file| {
+                file.header
+                    .opaque_tensors()
+                    .map(|tensor| tensor.name)
+                    .collect()
+            })
+            .collect();
         for (tensor, shard) in &self.listed {
             let position = self.shards.partition_point(|name| name < shard);
+            if opaque[position].contains(tensor.as_str()) {
+                continue; // listed apart
+            }
             if files[position].header.get(tensor).is_none() {
                 strays.push((tensor.clone(), shard.clone()));
             }
@@ -92,6 +104,7 @@ impl Index {
         if options.strictness == Strictness::Spec {
             check_all_listed(&file, &self.shards, &files, &weight_map)?;
         }
+        drop(opaque);
         let mut checkpoint = Checkpoint::new(file, path, files, Some(weight_map));
         self.check_total_size(&mut checkpoint, options)?;
         Ok(checkpoint)
@@ -105,7 +118,9 @@ impl Index {
         options: &OpenOptions,
     ) -> Result<(), StoreError> {
         let sizes = checkpoint.tensors().map(|tensor| tensor.byte_count());
-        let found: u64 = sizes.sum();
+        let opaque = checkpoint.opaque_tensors();
+        let opaque = opaque.map(|place| place.tensor.byte_count());
+        let found: u64 = sizes.chain(opaque).sum();
         let problem = match self.total_size {
             Some(said) if said != found => {
                 format!("its `total_size` is {said}, the tensors it lists have {found} bytes")

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Sender, channel};
 use std::{fs, io, thread};
 
-use safelight_format::{FormatError, Header, Strictness, TensorInfo};
+use safelight_format::{FormatError, Header, OpaqueTensor, Strictness, TensorInfo};
 
 use crate::checkpoint::{Checkpoint, OpenOptions};
 use crate::error::{StoreError, path_text};
@@ -120,12 +120,22 @@ impl FileVerdict {
 
     /// The tensors all of whose bytes are there and readable.
     pub fn intact(&self) -> impl Iterator<Item = TensorInfo<'_>> {
-        self.tensors().filter(|tensor| self.is_readable(tensor))
+        self.tensors()
+            .filter(|tensor| self.is_readable(tensor.data_offsets))
     }
 
     /// The tensors of which bytes are missing or unreadable.
     pub fn damaged(&self) -> impl Iterator<Item = TensorInfo<'_>> {
-        self.tensors().filter(|tensor| !self.is_readable(tensor))
+        self.tensors()
+            .filter(|tensor| !self.is_readable(tensor.data_offsets))
+    }
+
+    /// The tensors of unknown dtypes, if [`OpenOptions::opaque_dtypes`] asked for them, and whether all their bytes are there
+    /// and readable.
+    pub fn opaque_tensors(&self) -> impl Iterator<Item = (OpaqueTensor<'_>, bool)> {
+        let headers = self.header.iter();
+        let tensors = headers.flat_map(Header::opaque_tensors);
+        tensors.map(|tensor| (tensor, self.is_readable(tensor.data_offsets)))
     }
 
     fn tensors(&self) -> impl Iterator<Item = TensorInfo<'_>> {
@@ -133,10 +143,10 @@ impl FileVerdict {
         headers.flat_map(|header| header.tensors().iter())
     }
 
-    fn is_readable(&self, tensor: &TensorInfo<'_>) -> bool {
+    fn is_readable(&self, data_offsets: (u64, u64)) -> bool {
         let data_start = self.header.as_ref().map_or(0, Header::data_start);
-        let start = data_start.saturating_add(tensor.data_offsets.0);
-        let end = data_start.saturating_add(tensor.data_offsets.1);
+        let start = data_start.saturating_add(data_offsets.0);
+        let end = data_start.saturating_add(data_offsets.1);
         let damaged = |part: &Unreadable| part.bytes.start < end && start < part.bytes.end;
         end <= self.file_bytes && !self.unreadable.iter().any(damaged)
     }
@@ -293,8 +303,7 @@ fn check_header(source: &FileSource, options: &OpenOptions, verdict: &mut FileVe
             return;
         }
     };
-    let parse =
-        |file_bytes| Header::parse(&prefix, file_bytes, options.strictness, &options.limits);
+    let parse = |file_bytes| Header::parse_with(&prefix, file_bytes, &options.parse());
     match parse(source.file_bytes) {
         Ok(header) => {
             verdict.expected_bytes = Some(source.file_bytes);

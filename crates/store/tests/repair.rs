@@ -168,8 +168,12 @@ fn entries_that_make_no_sense_are_dropped_by_name() {
     let good = entry("a", 0, 1);
     for (bad, word) in [
         (
-            r#""x":{"dtype":"U9","shape":[1],"data_offsets":[1,2]}"#,
-            "`U9` is unknown",
+            r#""x":{"dtype":"U9","shape":[1],"data_offsets":[2,1]}"#,
+            "ends before it starts",
+        ),
+        (
+            r#""x":{"dtype":"U9","shape":[1],"data_offsets":[1,3]}"#,
+            "it ends at byte",
         ),
         (
             r#""x":{"dtype":"U8","shape":[2],"data_offsets":[1,2]}"#,
@@ -256,4 +260,55 @@ fn a_repair_that_is_broken_off_changes_nothing() {
         .unwrap()
         .unwrap();
     assert!(Checkpoint::open(&path).is_ok());
+}
+
+#[test]
+fn tensors_of_unknown_dtypes_are_kept_as_they_are() {
+    let folder = Folder::new();
+    let odd = r#""q":{"dtype":"Q4\"K","shape":[9,1],"data_offsets":[0,3]}"#;
+    let good = r#""a":{"dtype":"U8","shape":[2],"data_offsets":[3,5]}"#;
+    // Cut behind `a`: `z` is lost.
+    let lost = r#""z":{"dtype":"F32","shape":[1],"data_offsets":[5,9]}"#;
+    let path = file(&folder, &format!("{{{odd},{good},{lost}}}"), 5);
+    let repair = Repair::plan(&path, &Limits::default()).unwrap();
+    assert_eq!((repair.tensor_count(), repair.opaque_count()), (2, 1));
+    assert_eq!(repair.dropped.len(), 1, "{:?}", repair.dropped);
+    let target = folder.join("repaired.safetensors");
+    let written = repair.write(&target, &mut |_, _| ControlFlow::Continue(()));
+    written.unwrap().unwrap();
+
+    let options = OpenOptions {
+        strictness: Strictness::Spec,
+        opaque_dtypes: true,
+        ..Default::default()
+    };
+    assert!(Checkpoint::open(&target).is_err());
+    let repaired = Checkpoint::open_with(&target, &options).unwrap();
+    assert_eq!(repaired.read_bytes("a").unwrap(), [3, 4]);
+    let place = repaired.opaque_tensors().next().unwrap();
+    assert_eq!((place.tensor.name, place.tensor.dtype), ("q", "Q4\"K"));
+    assert_eq!(place.tensor.shape, [9, 1]);
+    let mut bytes = [9; 3];
+    repaired.read_opaque_at("q", 0, &mut bytes).unwrap();
+    assert_eq!(bytes, [0, 1, 2]);
+    // There is nothing more to do for it.
+    let again = Repair::plan(&target, &Limits::default()).unwrap();
+    assert!(!again.is_needed(), "{again:?}");
+}
+
+#[test]
+fn shards_may_have_unknown_dtypes() {
+    let folder = Folder::new();
+    let odd = r#"{"q":{"dtype":"Q4","shape":[9],"data_offsets":[0,3]}}"#;
+    folder.write("1.safetensors", raw_file(odd, b"xyz"));
+    let index = r#"{"metadata":{"total_size":3},"weight_map":{"q":"1.safetensors"}}"#;
+    let index = folder.write("m.safetensors.index.json", index);
+    assert!(Checkpoint::open(&index).is_err());
+    let options = OpenOptions {
+        opaque_dtypes: true,
+        ..Default::default()
+    };
+    let opened = Checkpoint::open_with(&index, &options).unwrap();
+    assert_eq!((opened.len(), opened.opaque_tensors().count()), (0, 1));
+    assert!(opened.warnings().is_empty(), "{:?}", opened.warnings());
 }
