@@ -4,7 +4,8 @@ use std::path::Path;
 
 use clap::{Args, ValueEnum};
 use safelight_format::{Finding, LintOptions, LintReport, Severity, Strictness};
-use safelight_store::lint;
+use safelight_store::location::Location;
+use safelight_store::{lint, lint_targets};
 use serde_json::{Value, json};
 
 use crate::error::Failure;
@@ -13,7 +14,8 @@ use crate::say;
 
 pub(crate) const HELP: &str = "\
 An error is what the reference implementation refuses, a warning what the format's description forbids though readers
-accept it, a note what is allowed but worth knowing. Bytes are counted from the beginning of the file.
+accept it, a note what is allowed but worth knowing. Bytes are counted from the beginning of the file. An index is
+looked at too, and whether its files hold what it says.
 
 Examples:
   safelight lint model.safetensors
@@ -65,7 +67,11 @@ impl Run for LintArgs {
     fn run(&self) -> Result<Outcome, Failure> {
         files::each(&self.files, self.codes(), |path| {
             let mut outcome = Outcome::Clean;
-            for file in files::members(path)? {
+            let targets = match Location::of(path) {
+                Location::Path(path) => lint_targets(&path)?,
+                Location::Url(_) => files::members(path)?, // which says why not
+            };
+            for file in targets {
                 outcome = outcome.max(self.lint(&file)?);
             }
             Ok(outcome)

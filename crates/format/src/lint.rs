@@ -95,6 +95,33 @@ impl LintReport {
     }
 }
 
+impl LintReport {
+    /// What is odd about the names that an index gives to tensors: they are looked at as those of a header. Beside each stands where it
+    /// is in the index.
+    pub fn of_index_names<'a>(
+        names: impl Iterator<Item = (&'a str, u64)>,
+        options: &LintOptions,
+    ) -> LintReport {
+        let mut findings = Findings::new(options.findings_max);
+        for (name, at_byte) in names {
+            text::name(name, b"", at_byte, &mut findings);
+        }
+        findings.report()
+    }
+
+    /// Adds a finding of someone else: about an index and its files.
+    pub fn add(&mut self, finding: Finding, options: &LintOptions) {
+        self.counts[finding.rule.severity() as usize] += 1;
+        if self.findings.len() >= options.findings_max {
+            self.left_out += 1;
+            return;
+        }
+        let behind = |other: &Finding| other.at_byte <= finding.at_byte;
+        let position = self.findings.partition_point(behind);
+        self.findings.insert(position, finding);
+    }
+}
+
 /// Looks at a header for everything that is wrong or odd about it.
 ///
 /// `prefix` and `file_bytes` are as for [`crate::Header::parse`].

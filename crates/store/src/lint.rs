@@ -5,12 +5,15 @@ use std::path::Path;
 use safelight_format::{LintOptions, LintReport, header_bytes};
 
 use crate::error::StoreError;
+use crate::lint_index::lint_index;
+use crate::shards;
 use crate::source::FileSource;
 
 /// As many bytes as tell what a file is that is no safetensors file.
 const SNIFFED_BYTES: u64 = 512;
 
-/// Reads a file's header and hands it to [`safelight_format::lint`].
+/// Reads a file's header and hands it to [`safelight_format::lint`]; looks at an index (`*.index.json`) and whether what it says
+/// of its files is true.
 ///
 /// ```
 /// use safelight_format::{LintOptions, Rule};
@@ -25,6 +28,9 @@ const SNIFFED_BYTES: u64 = 512;
 /// # Errors
 /// What the system says. What the file breaks is in the report.
 pub fn lint(path: &Path, options: &LintOptions) -> Result<LintReport, StoreError> {
+    if shards::is_index(path) {
+        return lint_index(path, options);
+    }
     let source = FileSource::open(path)?;
     let file_bytes = source.file_bytes;
     let mut prefix = vec![0; SNIFFED_BYTES.min(file_bytes) as usize];

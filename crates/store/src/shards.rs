@@ -287,7 +287,7 @@ fn matches(pattern: &str, name: &str) -> bool {
 }
 
 /// The index's text.
-fn read_index(path: &Path) -> Result<Vec<u8>, StoreError> {
+pub(crate) fn read_index(path: &Path) -> Result<Vec<u8>, StoreError> {
     let file = open_regular(path)?;
     let mut text = Vec::new();
     file.take(INDEX_BYTES_MAX + 1)
@@ -297,7 +297,7 @@ fn read_index(path: &Path) -> Result<Vec<u8>, StoreError> {
 }
 
 /// Shards must lie in or below the index's folder.
-fn check_names(file: &str, names: &[String]) -> Result<(), StoreError> {
+pub(crate) fn check_names(file: &str, names: &[String]) -> Result<(), StoreError> {
     for name in names {
         let inside = Path::new(name)
             .components()
