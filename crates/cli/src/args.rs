@@ -11,8 +11,9 @@ use safelight_diffusion::schedule::Schedule;
 use crate::files::FileCommand;
 
 const EXIT_CODES: &str = "\
-Exit codes: 0 done; 1 the machine failed (nothing can be written there …); 2 the request is wrong;
-3 the model is wrong (not found, damaged, of another family); 4 a picture or mask is wrong; 130 Ctrl-C";
+Exit codes: 0 done; 1 the machine failed (nothing can be written there …);
+2 the request is wrong; 3 the model is wrong (not found, damaged, of another
+family); 4 a picture or mask is wrong; 130 Ctrl-C";
 
 const EXAMPLES: &str = "\
 Examples:
@@ -128,9 +129,11 @@ impl Command {
 }
 
 const MODELS_HELP: &str = "\
-Models are .safetensors files, shards with a .safetensors.index.json, or diffusers folders. They are looked for, at any
-depth, in the folders of --models; else in those of the variable SAFELIGHT_MODELS; else in ./models and in the user's own
-folder (on Linux ~/.local/share/safelight/models). Adding a file is enough. With none there is a small one built in.
+Models are .safetensors files, shards with a .safetensors.index.json, or
+diffusers folders. They are looked for, at any depth, in the folders of
+--models; else in those of the variable SAFELIGHT_MODELS; else in ./models and
+in the user's own folder (on Linux ~/.local/share/safelight/models). Adding a
+file is enough. With none there is a small one built in.
 
 Example:
   safelight models --models /data/stable-diffusion --no-hash";
