@@ -143,6 +143,14 @@ def cases():
         yield f"numpy_{protocol}.pkl", pickle.dumps(arrays(), protocol), expected_arrays()
 
 
+def refused():
+    """Views whose numbers torch stores as they were before conjugation or negation: there is nothing expected of them."""
+    lazy = torch.complex(*numbers(6, torch.float32, (2, 3))).conj()
+    yield "refused_conj.pt", save({"lazy": lazy})
+    yield "refused_neg.pt", save({"lazy": lazy.imag})
+    yield "refused_neg_legacy.pt", save({"lazy": lazy.imag}, legacy=True)
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", default="testdata/golden/pickle")
@@ -153,4 +161,7 @@ if __name__ == "__main__":
         (out / name).write_bytes(data)
         tensors = {key: value.detach().clone().contiguous() for key, value in tensors.items()}
         safetensors.torch.save_file(tensors, out / (Path(name).stem + ".safetensors"), {"made_with": versions})
+        print(name, len(data))
+    for name, data in refused():
+        (out / name).write_bytes(data)
         print(name, len(data))

@@ -243,7 +243,11 @@ impl Sums {
                 .decode(self.dtypes[side], runs[side], count, &mut values[side])?;
         }
         for (index, (&x, &y)) in values[0].iter().zip(&values[1]).enumerate() {
-            self.pair(x, y, index as u64);
+            let apart = match x == y {
+                true => self.wide_integers_apart(runs, index, x),
+                false => (x - y).abs(),
+            };
+            self.pair(x, y, apart, index as u64);
         }
         if self.found.max_ulp.is_some() && runs[0] != runs[1] {
             let elements = runs[0]
@@ -262,7 +266,25 @@ impl Sums {
         Ok(())
     }
 
-    fn pair(&mut self, x: f64, y: f64, index: u64) {
+    /// How far apart two numbers are that are the same `value` as f64: 64-bit integers above 2⁵³ can differ.
+    fn wide_integers_apart(&self, runs: &[&[u8]], index: usize, value: f64) -> f64 {
+        let is_wide = |dtype| matches!(dtype, Dtype::I64 | Dtype::U64);
+        if !self.dtypes.into_iter().any(is_wide) || value.abs() < (1u64 << 53) as f64 {
+            return 0.0;
+        }
+        let [a, b] = [0, 1].map(|side: usize| {
+            let eight = |run: &[u8]| run.as_chunks().0.get(index).copied();
+            match (self.dtypes[side], eight(runs[side])) {
+                (Dtype::I64, Some(bytes)) => i128::from(i64::from_le_bytes(bytes)),
+                (Dtype::U64, Some(bytes)) => i128::from(u64::from_le_bytes(bytes)),
+                // Floats from 2⁵³ on are integers.
+                _ => value as i128,
+            }
+        });
+        a.abs_diff(b) as f64
+    }
+
+    fn pair(&mut self, x: f64, y: f64, apart: f64, index: u64) {
         if !(x.is_finite() && y.is_finite()) {
             if x != y && !(x.is_nan() && y.is_nan()) {
                 self.found.different += 1;
@@ -275,7 +297,6 @@ impl Sums {
         self.products[0] += x * y;
         self.products[1] += x * x;
         self.products[2] += y * y;
-        let apart = (x - y).abs();
         if apart == 0.0 {
             return;
         }
@@ -368,6 +389,35 @@ mod tests {
                 && (found.cosine - 22.0 / (21f64 * 23.25).sqrt()).abs() < 1e-6,
             "{found:?}"
         );
+    }
+
+    #[test]
+    fn integers_that_f64_cannot_tell_apart_differ() {
+        let check = |dtype: [Dtype; 2], a: u64, b: u64, apart: f64| {
+            let specs = dtype.map(|dtype| TensorSpec {
+                name: "t".into(),
+                dtype,
+                shape: vec![1],
+            });
+            let mut sums = Sums::new(&specs, Tolerance::default());
+            sums.add(&[&a.to_le_bytes(), &b.to_le_bytes()]).unwrap();
+            let found = sums.finish();
+            assert_eq!(
+                (found.different, found.max_absolute),
+                (u64::from(apart > 0.0), apart),
+                "{dtype:?} {a} {b}"
+            );
+        };
+        let two_62 = 1u64 << 62;
+        check([Dtype::I64; 2], two_62 + 1, two_62, 1.0);
+        check([Dtype::I64; 2], two_62, two_62, 0.0);
+        check([Dtype::U64; 2], (1 << 63) + 1, 1 << 63, 1.0);
+        check([Dtype::U64; 2], u64::MAX, u64::MAX - 2, 2.0);
+        let minus = |value: i64| value as u64;
+        check([Dtype::I64; 2], minus(i64::MIN), minus(i64::MIN + 1), 1.0);
+        let float = (2f64.powi(53)).to_bits();
+        check([Dtype::I64, Dtype::F64], (1 << 53) + 1, float, 1.0);
+        check([Dtype::I64, Dtype::F64], 1 << 53, float, 0.0);
     }
 
     #[test]

@@ -142,3 +142,15 @@ fn shared_tensors() {
     assert_eq!(source.metadata()["second"], "first");
     assert_eq!(source.metadata()["third"], "first");
 }
+
+#[test]
+fn views_still_to_be_conjugated_or_negated_are_refused() {
+    for name in ["refused_conj.pt", "refused_neg.pt", "refused_neg_legacy.pt"] {
+        let error = open(&golden(name), &Limits::default()).err().unwrap();
+        let said = error.to_string();
+        assert!(
+            said.contains(name) && said.contains("lazy") && said.contains("resolve_conj"),
+            "{said}"
+        );
+    }
+}

