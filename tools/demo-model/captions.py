@@ -1,6 +1,6 @@
-"""The 50 captions nobody trains on, in `testdata/demo/captions.json`; run as a command, it writes them.
+"""The 200 captions nobody trains on, in `testdata/demo/captions.json`; run as a command, it writes them.
 
-Each says its sky and its ground; thing, colour and place are given where the caption names them.
+Each entry gives what its caption says: sky, ground, thing, colour, place, and where sun or moon stand. What is not said is left out.
 """
 
 import argparse
@@ -11,7 +11,7 @@ from pathlib import Path
 from world import Caption, Scene, describe, random_scene
 
 PATH = Path(__file__).resolve().parents[2] / "testdata" / "demo" / "captions.json"
-COUNT = 50
+COUNT = 200
 
 
 def held_out() -> list[dict]:
@@ -36,14 +36,14 @@ def main() -> None:
     out = parser.parse_args().out
     if out.exists():
         parser.error(f"{out} is there already, and figures refer to it: choose another name")
-    rng = random.Random(20_000_001)
+    rng = random.Random(20_000_002)
     entries: list[dict] = []
     while len(entries) < COUNT:
         caption = describe(random_scene(rng), rng)
-        if not (caption.sky and caption.ground) or any(e["caption"] == caption.text for e in entries):
+        if any(e["caption"] == caption.text for e in entries):
             continue
-        entry = {"caption": caption.text, "sky": caption.sky, "ground": caption.ground, "thing": caption.thing}
-        entry |= {k: v for k in ("colour", "place") if (v := getattr(caption, k)) is not None}
+        said = ("sky", "ground", "orb_place", "thing", "colour", "place")
+        entry = {"caption": caption.text} | {k: v for k in said if (v := getattr(caption, k)) is not None}
         entries.append(entry)
     lines = ",\n".join("  " + json.dumps(entry) for entry in entries)
     out.write_text(f"[\n{lines}\n]\n")

@@ -78,7 +78,7 @@ class Demo:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("model", type=Path, help="demo.safetensors or demo.safetensors.zz")
-    parser.add_argument("--count", type=int, default=50)
+    parser.add_argument("--count", type=int, default=200)
     parser.add_argument("--steps", type=int, default=16)
     parser.add_argument("--cfg", type=float, default=2.0)
     parser.add_argument("--sampler", choices=("dpm", "euler"), default="dpm")
@@ -96,12 +96,13 @@ def main() -> None:
         pictures += list(demo.draw(texts, args.seed + 100 + at, args.steps, args.cfg, args.sampler))
     took = time.time() - start
 
-    right = {k: [] for k in ("sky", "ground", "both", "thing", "colour", "place", "all")}
+    right = {k: [] for k in ("sky", "ground", "both", "orb_place", "thing", "colour", "place", "all")}
     record = []
     for entry, picture in zip(entries, pictures):
         verdict = judge(picture)
-        hits = {k: getattr(verdict, k) == entry[k] for k in ("sky", "ground", "thing", "colour", "place") if k in entry}
-        hits["both"] = hits["sky"] and hits["ground"]
+        hits = {k: getattr(verdict, k) == entry[k] for k in ("sky", "ground", "orb_place", "thing", "colour", "place") if k in entry}
+        if "sky" in hits and "ground" in hits:
+            hits["both"] = hits["sky"] and hits["ground"]
         hits["all"] = all(hits.values())
         for k, hit in hits.items():
             right[k].append(hit)

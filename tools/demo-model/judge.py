@@ -1,8 +1,8 @@
-"""Says from pixels alone what a picture shows: sky, ground, thing, its colour and its place.
+"""Says from pixels alone what a picture shows: sky, ground, sun or moon and its place, thing, its colour and its place.
 
 Sky and ground are two rules of three comparisons on a median colour (README.md spells them out
-for reimplementation); things are found by laying every drawn sprite over the picture.
-Run as a command, it judges drawn scenes and prints how often it is right.
+for reimplementation); things are found by laying every drawn sprite over the picture,
+sun and moon by counting pixels of their colour inside a disc at each place and in a ring around it. Run as a command, it judges drawn scenes and prints how often it is right.
 """
 
 from __future__ import annotations
@@ -14,10 +14,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from world import COLOURS, draw, random_scene, sprite
+from world import COLOURS, LOW_SUN, MOON, PLACES, SUN, draw, random_scene, sprite
 
 SKY_ROWS = slice(2, 34)
 GROUND_ROWS = slice(104, 126)
+ORB_TOLERANCE = 60  # largest difference of a channel, in 255ths
+ORB_SHARE, ORB_SHARE_NIGHT = 0.35, 0.2  # of a disc's pixels; mountains may hide part of a sun, a moon is a crescent
 THING_LIMIT = 36.0  # mean absolute error of a found thing's pixels, in 255ths
 
 
@@ -25,6 +27,7 @@ THING_LIMIT = 36.0  # mean absolute error of a found thing's pixels, in 255ths
 class Verdict:
     sky: str
     ground: str
+    orb_place: str | None
     thing: str
     colour: str | None
     place: str | None
@@ -33,8 +36,9 @@ class Verdict:
 
 def judge(picture: np.ndarray) -> Verdict:
     """Judges a `[128, 128, 3]` byte picture."""
-    thing, colour, place, error = _thing(picture)
-    return Verdict(sky_of(picture), ground_of(picture), thing, colour, place, error)
+    thing, colour, place, error, covered = _thing(picture)
+    sky = sky_of(picture)
+    return Verdict(sky, ground_of(picture), orb_place_of(picture, sky, covered), thing, colour, place, error)
 
 
 def sky_of(picture: np.ndarray) -> str:
@@ -49,6 +53,28 @@ def ground_of(picture: np.ndarray) -> str:
     if b > g and b > r:
         return "mountains" if r > 0.55 * b else "sea"
     return "hills" if g > r * 1.12 else "desert"
+
+
+def orb_place_of(picture: np.ndarray, sky: str, covered: np.ndarray) -> str | None:
+    """Where the sun (by night the moon) stands; None when there is none, or more than one.
+
+    Pixels `covered` by the thing don't count: a red balloon is no sun.
+    """
+    colour, y, radius = {"day": (SUN, 24, 12), "sunset": (LOW_SUN, 48, 14), "night": (MOON, 24, 12)}[sky]
+    alike = np.abs(picture.astype(np.float32) - colour).max(-1) < ORB_TOLERANCE
+    alike &= ~covered
+    rows, columns = np.mgrid[: picture.shape[0], : picture.shape[1]]
+    found = []
+    for place, x in zip(PLACES, (24, 64, 104)):
+        inside = []
+        for dx in (-8, -4, 0, 4, 8):
+            distance = np.hypot(rows - y + 0.5, columns - x - dx + 0.5)
+            disc, ring = distance < radius - 1, (distance > radius + 2) & (distance < radius + 7) & (rows < 72)
+            inside.append(alike[disc].mean() - alike[ring].mean())
+        found.append((max(inside), place))
+    share = ORB_SHARE_NIGHT if sky == "night" else ORB_SHARE
+    seen = [place for value, place in sorted(found, reverse=True) if value > share]
+    return seen[0] if len(seen) == 1 else None
 
 
 @functools.cache
@@ -70,15 +96,18 @@ def _sprites():
 
 
 def _thing(picture: np.ndarray):
-    """The sprite that fits best; nothing, when even that fits badly or plain background fits better."""
+    """The sprite that fits best, and the pixels it covers; nothing, when even that fits badly or plain background fits better."""
     best = ("none", None, None, THING_LIMIT)
+    covered = np.zeros(picture.shape[:2], bool)
     picture = picture.astype(np.float32)
     empty = np.abs(picture - np.median(picture, 1, keepdims=True))  # distance to each row's usual colour
     for labels, box, pixels, mask in _sprites():
         error = float(np.abs(picture[box] - pixels)[mask].mean())
         if error < best[3] and error < empty[box][mask].mean():
             best = (*labels, error)
-    return best
+            covered[:] = False
+            covered[box] = mask
+    return *best, covered
 
 
 def main() -> None:
@@ -86,7 +115,7 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=300)
     args = parser.parse_args()
     rng = random.Random(99)
-    right = dict.fromkeys(("sky", "ground", "thing", "colour", "place"), 0)
+    right = dict.fromkeys(("sky", "ground", "orb_place", "thing", "colour", "place"), 0)
     for _ in range(args.count):
         scene = random_scene(rng)
         verdict = judge(draw(scene)[0])

@@ -1,9 +1,11 @@
-"""Trains encoder and decoder of the autoencoder, each for itself, on the designed latents.
+"""Trains the autoencoder near the designed latents.
 
-The decoder draws from exact latents with a little noise, so that the UNet's small errors do no
-harm; the encoder computes the latents from pixels.
+Half of each batch is decoded from exact latents, half from what the encoder makes of the pixels, both with a little
+noise, so that the UNet's small errors do no harm. The encoder is pulled towards the exact latents, but may stray from
+them a little: in that little it tells the decoder where inside a cell an edge runs, which four cell averages can't.
 """
 
+import math
 import random
 
 import numpy as np
@@ -15,7 +17,7 @@ from training import Average, Clock, agreed, arguments, average_gradients, launc
 from world import CELL, SIZE, draw, random_scene
 
 NOISE = 0.04
-ENCODER_EVERY = 3
+PULL = 0.3  # weight of the encoder's distance to the exact latents, squared
 WHOLE_PICTURES_FROM = 0.6  # crops before, then whole pictures, as normalisation sees them in use
 
 
@@ -62,20 +64,22 @@ def train(rank: int, args) -> None:
             save(path, dict(model=model.state_dict(), average=average.weights, optimizer=optimizer.state_dict(),
                             step=step, seconds=clock.seconds()))
 
-    encoder_loss = torch.zeros(())
     while (progress := agreed(clock.seconds(), args.processes) / (60 * args.minutes)) < 1:
         whole = progress >= WHOLE_PICTURES_FROM
         pixels, latents = batch_of(rng, max(1, args.batch // 4) if whole else args.batch, 16 if whole else 8)
-        noisy = latents + NOISE * torch.randn(latents.shape, generator=noise_rng)
         with torch.autocast("cpu", torch.bfloat16):
-            guess = model.decode(noisy).sample
-        colour, edge = drawing_loss(guess.float(), pixels)
-        loss = colour + edge
-        if step % ENCODER_EVERY == 0 and not args.decoder_only:
-            with torch.autocast("cpu", torch.bfloat16):
-                mean = model.encode(pixels).latent_dist.mean
-            encoder_loss = F.mse_loss(mean.float(), latents) + 0.2 * F.l1_loss(mean.float(), latents)
-            loss = loss + encoder_loss
+            mean = model.encode(pixels).latent_dist.mean.float()
+        encoder_loss = F.mse_loss(mean, latents)
+        exact = len(pixels) // 2 if step % 2 else (len(pixels) + 1) // 2
+        chosen = torch.cat([latents[:exact], mean[exact:]])
+        noisy = chosen + NOISE * torch.randn(chosen.shape, generator=noise_rng)
+        with torch.autocast("cpu", torch.bfloat16):
+            guess = model.decode(noisy).sample.float()
+        colour, edge = drawing_loss(guess, pixels)
+        loss = colour + edge + PULL * encoder_loss
+        with torch.no_grad():
+            psnr = [10 * math.log10(4 / max(1e-9, F.mse_loss(a, b).item())) for a, b in
+                    ((guess[:exact], pixels[:exact]), (guess[exact:], pixels[exact:])) if len(a)]
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         if args.processes > 1:
@@ -90,13 +94,12 @@ def train(rank: int, args) -> None:
         step += 1
         if rank == 0 and step % 50 == 0:
             log(args.state / "vae.log", f"vae {clock.seconds() / 60:5.1f} min step {step} colour {colour.item():.4f} "
-                                        f"edge {edge.item():.4f} encoder {encoder_loss.item():.4f}")
+                                        f"edge {edge.item():.4f} encoder {encoder_loss.item():.4f} "
+                                        f"dB {' '.join(f'{x:.1f}' for x in psnr)}")
         if clock.save_due():
             checkpoint()
     checkpoint()
 
 
 if __name__ == "__main__":
-    parser = arguments(__doc__, minutes=60, lr=1e-3, batch=12)
-    parser.add_argument("--decoder-only", action="store_true")
-    launch(train, parser.parse_args())
+    launch(train, arguments(__doc__, minutes=60, lr=1e-3, batch=12).parse_args())
