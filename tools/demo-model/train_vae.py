@@ -17,7 +17,7 @@ from training import Average, Clock, agreed, arguments, average_gradients, launc
 from world import CELL, SIZE, draw, random_scene
 
 NOISE = 0.04
-PULL = 0.3  # weight of the encoder's distance to the exact latents, squared
+PULL = 0.1  # weight of the encoder's distance to the exact latents, squared
 WHOLE_PICTURES_FROM = 0.6  # crops before, then whole pictures, as normalisation sees them in use
 
 
