@@ -17,8 +17,10 @@ const RIGHT_MIN: usize = 43;
 fn sky_and_ground_are_what_unseen_captions_say() {
     let entry = Entry::demo();
     let model = entry.load(&LoadOptions::default()).unwrap();
-    let captions: Vec<Value> = serde_json::from_str(CAPTIONS).unwrap();
-    assert_eq!(captions.len(), 50);
+    let mut captions: Vec<Value> = serde_json::from_str(CAPTIONS).unwrap();
+    assert_eq!(captions.len(), 200);
+    captions.retain(|caption| caption["sky"].is_string() && caption["ground"].is_string());
+    captions.truncate(50);
     let mut wrong = Vec::new();
     for (idx, caption) in captions.iter().enumerate() {
         let text = caption["caption"].as_str().unwrap();
