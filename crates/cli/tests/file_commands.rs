@@ -517,7 +517,8 @@ fn lint_exits_like_a_linter() {
     place.write("noise", b"\x13\x37\xff\xee\xdd\xcc\xbb\xaa\x99\x88\x77\x66");
     assert_eq!(place.run(&["lint", "noise"]).code, Some(1));
     place.works(&["split", "good.safetensors", "-o", "s", "--count", "2"]);
-    assert_eq!(lines(&place.works(&["lint", "s", "--json"])).len(), 2);
+    // The index itself, then its two shards.
+    assert_eq!(lines(&place.works(&["lint", "s", "--json"])).len(), 3);
     // `repair` puts in order what `lint` finds.
     place.works(&["repair", "odd.safetensors", "--in-place"]);
     place.works(&["lint", "odd.safetensors"]);
