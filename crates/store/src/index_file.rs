@@ -60,6 +60,9 @@ pub(crate) fn parse(text: &[u8]) -> Result<IndexText, String> {
 
 /// A shard's name without the parts that mean nothing: `./a//b` is `a/b`.
 fn plain(shard: &str) -> String {
+    if shard.contains("://") {
+        return shard.to_owned(); // a URL: its slashes mean something, and who asks for shards refuses it
+    }
     let parts = shard.split('/').enumerate();
     let parts = parts.filter(|(at, part)| *part != "." && (*at == 0 || !part.is_empty()));
     let parts: Vec<&str> = parts.map(|(_, part)| part).collect();
@@ -189,6 +192,7 @@ mod tests {
             ("././a/.//b", "a/b"),
             ("/etc/passwd", "/etc/passwd"),
             ("../a", "../a"),
+            ("http://other/a", "http://other/a"),
             (".", ""),
             ("", ""),
         ] {
