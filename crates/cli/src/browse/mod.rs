@@ -1,6 +1,6 @@
 //! `safelight browse`: a file's tensors on a terminal, with keys.
 //!
-//! [`app`] is what is shown and what keys do, [`draw`] how it looks; only this file knows that there is a terminal.
+//! [`app`] is what is shown and what keys do, [`mod@draw`] how it looks; only this file knows that there is a terminal.
 
 mod app;
 mod draw;
