@@ -205,7 +205,8 @@ impl DiffArgs {
                 _ => " within the tolerance",
             };
             text += &format!(
-                "{same} tensors the same{how}, {} different, {} only in A, {} only in B\n",
+                "{} the same{how}, {} different, {} only in A, {} only in B\n",
+                say::plural(same as u64, "tensor"),
                 rows.len(),
                 found.only_a.len(),
                 found.only_b.len()
