@@ -469,7 +469,7 @@ mod tests {
             ("y", Dtype::F32, vec![1, 2], vec![0; 8]),
             ("z", Dtype::I8, vec![1], vec![1]),
         ]);
-        b.metadata.insert("k".into(), "v".into());
+        b.contents.metadata.insert("k".into(), "v".into());
         let found = diff(&a, &b, Some(Tolerance::default()), &|_| true, &go_on).unwrap();
         assert_eq!(
             (

@@ -12,7 +12,7 @@ use safelight_store::ReadAt;
 
 use crate::error::ConvertError;
 use crate::input::{Cursor, Input};
-use crate::source::{Limits, Note, Source};
+use crate::source::{Contents, Limits, Note, Source};
 
 /// Deeper nesting is refused, whatever the limits say: each level is a call.
 const DEPTH_MAX: u32 = 200;
@@ -50,11 +50,9 @@ pub(crate) fn is_flax(start: &[u8]) -> bool {
 /// The arrays of a Flax checkpoint.
 pub struct FlaxSource {
     input: Input,
-    tensors: Vec<TensorSpec>,
+    contents: Contents,
     /// Where each tensor's bytes lie; several runs if it came in pieces.
     places: Vec<Vec<Place>>,
-    metadata: BTreeMap<String, String>,
-    notes: Vec<Note>,
 }
 
 /// A run of bytes in the file.
@@ -121,33 +119,24 @@ impl FlaxSource {
             notes: Vec::new(),
         };
         flat.walk("", root)?;
-        let (tensors, places) = (flat.tensors, flat.places);
-        let (metadata, notes) = (flat.metadata, flat.notes);
+        let places = flat.places;
+        let contents = Contents {
+            label: input.label.clone(),
+            tensors: flat.tensors,
+            metadata: flat.metadata,
+            notes: flat.notes,
+        };
         Ok(FlaxSource {
             input,
-            tensors,
+            contents,
             places,
-            metadata,
-            notes,
         })
     }
 }
 
 impl Source for FlaxSource {
-    fn label(&self) -> &str {
-        &self.input.label
-    }
-
-    fn tensors(&self) -> &[TensorSpec] {
-        &self.tensors
-    }
-
-    fn metadata(&self) -> &BTreeMap<String, String> {
-        &self.metadata
-    }
-
-    fn notes(&self) -> &[Note] {
-        &self.notes
+    fn contents(&self) -> &Contents {
+        &self.contents
     }
 
     fn read(

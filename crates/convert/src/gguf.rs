@@ -18,7 +18,7 @@ use safelight_store::ReadAt;
 
 use crate::error::ConvertError;
 use crate::input::{Cursor, Input};
-use crate::source::{Limits, Note, PIECE_BYTES, Source};
+use crate::source::{Contents, Limits, Note, PIECE_BYTES, Source};
 
 pub use kinds::GgmlType;
 pub use write::{GgufOptions, GgufWeights, write_gguf};
@@ -49,10 +49,8 @@ pub enum Quantized {
 /// The tensors of a GGUF file.
 pub struct GgufSource {
     input: Input,
-    tensors: Vec<TensorSpec>,
+    contents: Contents,
     stored: Vec<Stored>,
-    metadata: BTreeMap<String, String>,
-    notes: Vec<Note>,
     quantized: Quantized,
     big_endian: bool,
 }
@@ -130,11 +128,15 @@ impl GgufSource {
         check_apart(&input, &tensors, &stored)?;
         let mut notes = keys.notes;
         note_quantized(&stored, quantized, &mut notes);
-        Ok(GgufSource {
+        let contents = Contents {
+            label: input.label.clone(),
             tensors,
-            stored,
             metadata: keys.metadata,
             notes,
+        };
+        Ok(GgufSource {
+            contents,
+            stored,
             quantized,
             big_endian,
             input,
@@ -361,20 +363,8 @@ impl<'a> Reader<'a> {
 }
 
 impl Source for GgufSource {
-    fn label(&self) -> &str {
-        &self.input.label
-    }
-
-    fn tensors(&self) -> &[TensorSpec] {
-        &self.tensors
-    }
-
-    fn metadata(&self) -> &BTreeMap<String, String> {
-        &self.metadata
-    }
-
-    fn notes(&self) -> &[Note] {
-        &self.notes
+    fn contents(&self) -> &Contents {
+        &self.contents
     }
 
     fn read(
@@ -446,7 +436,7 @@ impl GgufSource {
         let report = encode_into(dtype, numbers, bytes).expect("a float dtype, and room for it");
         if report.overflow_count > 0 {
             return Err(ConvertError::Request {
-                at: self.tensors[index].name.clone(),
+                at: self.tensors()[index].name.clone(),
                 problem: format!("holds numbers that {dtype} cannot; choose F32"),
             });
         }

@@ -66,7 +66,7 @@ pub use npz::{NpzOptions, NpzSource, write_npz};
 pub use onnx::OnnxSource;
 pub use open::{OpenOptions, SharedTensors, UnknownObjects, open, open_with};
 pub use sharded::{ShardedReport, write_sharded};
-pub use source::{Limits, Note, PIECE_BYTES, Source};
+pub use source::{Contents, Limits, Note, PIECE_BYTES, Source};
 pub use stats::{Histogram, Numbers, TensorStats, stats};
 pub use torch::open_torch;
 pub use write::{Report, WriteOptions, write_safetensors};

@@ -17,7 +17,7 @@ use crate::error::ConvertError;
 use crate::input::Input;
 use crate::npy::{self, Element};
 use crate::sink::Regroup;
-use crate::source::{Limits, Note, PIECE_BYTES, Source};
+use crate::source::{Contents, Limits, Note, PIECE_BYTES, Source};
 use crate::zip::{Archive, Member, Method};
 
 pub use write::{NpzOptions, write_npz};
@@ -48,10 +48,8 @@ pub(crate) fn is_npz(file: &dyn ReadAt) -> bool {
 /// The arrays of an npy or npz file.
 pub struct NpzSource {
     input: Input,
-    tensors: Vec<TensorSpec>,
+    contents: Contents,
     arrays: Vec<Array>,
-    metadata: BTreeMap<String, String>,
-    notes: Vec<Note>,
     block_bytes_max: u64,
 }
 
@@ -88,11 +86,12 @@ impl NpzSource {
 
     fn read_from(input: Input, limits: &Limits) -> Result<NpzSource, ConvertError> {
         let mut source = NpzSource {
+            contents: Contents {
+                label: input.label.clone(),
+                ..Contents::default()
+            },
             input,
-            tensors: Vec::new(),
             arrays: Vec::new(),
-            metadata: BTreeMap::new(),
-            notes: Vec::new(),
             block_bytes_max: limits.memory_bytes_max.min(BLOCK_BYTES_MAX),
         };
         let mut start = [0; 2];
@@ -123,7 +122,7 @@ impl NpzSource {
         for member in archive.members {
             let Some(name) = member.name.strip_suffix(".npy").map(str::to_owned) else {
                 let note = Note::new(&member.name, "dropped: no NumPy array");
-                self.notes.push(note);
+                self.contents.notes.push(note);
                 continue;
             };
             if let Method::Other(number) = member.method {
@@ -179,7 +178,7 @@ impl NpzSource {
                 assumed,
             } => {
                 if let Some(assumed) = assumed {
-                    self.notes.push(Note::new(name, assumed));
+                    self.contents.notes.push(Note::new(name, assumed));
                 }
                 let several = header.shape.iter().filter(|&&dim| dim > 1).count() > 1;
                 self.arrays.push(Array {
@@ -188,7 +187,7 @@ impl NpzSource {
                     big_endian: big_endian && dtype.bits() > 8,
                     fortran_order: header.fortran_order && several,
                 });
-                self.tensors.push(TensorSpec {
+                self.contents.tensors.push(TensorSpec {
                     name: name.to_owned(),
                     dtype,
                     shape: header.shape,
@@ -201,7 +200,8 @@ impl NpzSource {
                 ..
             } => {
                 if !header.shape.is_empty() {
-                    self.notes
+                    self.contents
+                        .notes
                         .push(Note::new(name, "dropped: an array of texts"));
                     return Ok(());
                 }
@@ -214,7 +214,7 @@ impl NpzSource {
                     Ok(())
                 })?;
                 let text = decode_text(&content[header.data_at..], char_bytes, big_endian);
-                self.metadata.insert(name.to_owned(), text);
+                self.contents.metadata.insert(name.to_owned(), text);
                 Ok(())
             }
             Element::Other { what } => Err(self.input.unsupported(name, format!("is {what}"))),
@@ -287,22 +287,32 @@ impl NpzSource {
     /// Metadata and dtypes as our own writer put them.
     fn restore_metadata(&mut self) {
         let object = |json: &str| serde_json::from_str::<BTreeMap<String, String>>(json).ok();
-        if let Some(metadata) = self.metadata.get(METADATA).and_then(|json| object(json)) {
-            self.metadata.remove(METADATA);
+        if let Some(metadata) = self
+            .contents
+            .metadata
+            .get(METADATA)
+            .and_then(|json| object(json))
+        {
+            self.contents.metadata.remove(METADATA);
             for (key, value) in metadata {
-                self.metadata.entry(key).or_insert(value);
+                self.contents.metadata.entry(key).or_insert(value);
             }
         }
-        let Some(dtypes) = self.metadata.get(DTYPES_KEY).and_then(|json| object(json)) else {
+        let Some(dtypes) = self
+            .contents
+            .metadata
+            .get(DTYPES_KEY)
+            .and_then(|json| object(json))
+        else {
             return;
         };
-        self.metadata.remove(DTYPES_KEY);
-        for tensor in &mut self.tensors {
+        self.contents.metadata.remove(DTYPES_KEY);
+        for tensor in &mut self.contents.tensors {
             let dtype = dtypes.get(&tensor.name);
             let dtype = dtype.and_then(|name| Dtype::from_name(name));
             if let Some(dtype) = dtype.filter(|dtype| dtype.bits() == tensor.dtype.bits()) {
                 tensor.dtype = dtype;
-                self.notes.retain(|note| note.at != tensor.name);
+                self.contents.notes.retain(|note| note.at != tensor.name);
             }
         }
     }
@@ -329,20 +339,8 @@ fn decode_text(bytes: &[u8], char_bytes: u64, big_endian: bool) -> String {
 }
 
 impl Source for NpzSource {
-    fn label(&self) -> &str {
-        &self.input.label
-    }
-
-    fn tensors(&self) -> &[TensorSpec] {
-        &self.tensors
-    }
-
-    fn metadata(&self) -> &BTreeMap<String, String> {
-        &self.metadata
-    }
-
-    fn notes(&self) -> &[Note] {
-        &self.notes
+    fn contents(&self) -> &Contents {
+        &self.contents
     }
 
     fn read(
@@ -350,7 +348,7 @@ impl Source for NpzSource {
         index: usize,
         out: &mut dyn FnMut(&[u8]) -> Result<(), ConvertError>,
     ) -> Result<(), ConvertError> {
-        let (tensor, array) = (&self.tensors[index], &self.arrays[index]);
+        let (tensor, array) = (&self.tensors()[index], &self.arrays[index]);
         let size = (tensor.dtype.bits() / 8) as usize;
         // A complex number is two numbers.
         let swapped = match tensor.dtype {
@@ -393,7 +391,7 @@ impl NpzSource {
         unit: usize,
         out: &mut dyn FnMut(&[u8]) -> Result<(), ConvertError>,
     ) -> Result<(), ConvertError> {
-        let (tensor, array) = (&self.tensors[index], &self.arrays[index]);
+        let (tensor, array) = (&self.tensors()[index], &self.arrays[index]);
         let Some(member) = &array.member else {
             let len = self.input.byte_count.saturating_sub(array.data_at);
             let mut pass = |piece: &mut [u8]| out(piece);

@@ -1,6 +1,5 @@
 //! A source written as shards with an index, as `transformers` and `diffusers` split large models.
 
-use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
@@ -8,7 +7,7 @@ use safelight_format::TensorSpec;
 use safelight_store::ShardSet;
 
 use crate::error::ConvertError;
-use crate::source::{Note, Source};
+use crate::source::{Contents, Source};
 use crate::write::{Report, WriteOptions, write_safetensors};
 
 /// What [`write_sharded`] wrote.
@@ -80,9 +79,14 @@ fn write_groups(
             .iter()
             .map(|&index| source.tensors()[index].clone())
             .collect();
+        let contents = Contents {
+            tensors,
+            notes: vec![],
+            ..source.contents().clone()
+        };
         let shard = Shard {
             source,
-            tensors,
+            contents,
             indices: group,
         };
         let before = report.tensor_bytes;
@@ -91,7 +95,7 @@ fn write_groups(
         })?;
         report.tensor_count += this.tensor_count;
         report.tensor_bytes += this.tensor_bytes;
-        let names = shard.tensors.into_iter().map(|tensor| tensor.name);
+        let names = shard.contents.tensors.into_iter().map(|tensor| tensor.name);
         weight_map.extend(names.map(|name| (name, number)));
     }
     Ok((report, weight_map))
@@ -120,25 +124,13 @@ fn split(tensors: &[TensorSpec], shard_bytes_max: u64) -> Vec<Vec<usize>> {
 /// Some tensors of a source.
 struct Shard<'s> {
     source: &'s dyn Source,
-    tensors: Vec<TensorSpec>,
+    contents: Contents,
     indices: &'s [usize],
 }
 
 impl Source for Shard<'_> {
-    fn label(&self) -> &str {
-        self.source.label()
-    }
-
-    fn tensors(&self) -> &[TensorSpec] {
-        &self.tensors
-    }
-
-    fn metadata(&self) -> &BTreeMap<String, String> {
-        self.source.metadata()
-    }
-
-    fn notes(&self) -> &[Note] {
-        &[]
+    fn contents(&self) -> &Contents {
+        &self.contents
     }
 
     fn read(

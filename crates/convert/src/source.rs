@@ -10,21 +10,45 @@ use crate::error::ConvertError;
 /// Readers hand tensors over in pieces of at most this size.
 pub const PIECE_BYTES: usize = 4 * 1024 * 1024;
 
+/// What a source knows before a tensor is read.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Contents {
+    /// What to call the source in messages: a file's path.
+    pub label: String,
+    /// All tensors. Names are unique.
+    pub tensors: Vec<TensorSpec>,
+    /// What should stand in the `__metadata__` of a safetensors file.
+    pub metadata: BTreeMap<String, String>,
+    /// What is not handed on as it stands in the file, and why.
+    pub notes: Vec<Note>,
+}
+
 /// Named tensors that can be read in pieces, wherever they come from: foreign files, safetensors, adapters over them.
 ///
 /// May be shared among threads, which then read at the same time.
 pub trait Source: Send + Sync {
-    /// What to call it in messages: a file's path.
-    fn label(&self) -> &str;
+    /// Names, dtypes and shapes, and what else there is to say.
+    fn contents(&self) -> &Contents;
 
-    /// All tensors. Names are unique.
-    fn tensors(&self) -> &[TensorSpec];
+    /// [`Contents::label`].
+    fn label(&self) -> &str {
+        &self.contents().label
+    }
 
-    /// What should stand in the `__metadata__` of a safetensors file.
-    fn metadata(&self) -> &BTreeMap<String, String>;
+    /// [`Contents::tensors`].
+    fn tensors(&self) -> &[TensorSpec] {
+        &self.contents().tensors
+    }
 
-    /// What is not handed on as it stands in the file, and why.
-    fn notes(&self) -> &[Note];
+    /// [`Contents::metadata`].
+    fn metadata(&self) -> &BTreeMap<String, String> {
+        &self.contents().metadata
+    }
+
+    /// [`Contents::notes`].
+    fn notes(&self) -> &[Note] {
+        &self.contents().notes
+    }
 
     /// Hands the bytes of tensor `index` (its position in [`Source::tensors`]) to `out`: little-endian, the
     /// last dimension's elements next to each other, in pieces of at most 16 MiB, none empty.
@@ -39,20 +63,8 @@ pub trait Source: Send + Sync {
 }
 
 impl<S: Source + ?Sized> Source for Box<S> {
-    fn label(&self) -> &str {
-        (**self).label()
-    }
-
-    fn tensors(&self) -> &[TensorSpec] {
-        (**self).tensors()
-    }
-
-    fn metadata(&self) -> &BTreeMap<String, String> {
-        (**self).metadata()
-    }
-
-    fn notes(&self) -> &[Note] {
-        (**self).notes()
+    fn contents(&self) -> &Contents {
+        (**self).contents()
     }
 
     fn read(
@@ -65,20 +77,8 @@ impl<S: Source + ?Sized> Source for Box<S> {
 }
 
 impl<S: Source + ?Sized> Source for std::sync::Arc<S> {
-    fn label(&self) -> &str {
-        (**self).label()
-    }
-
-    fn tensors(&self) -> &[TensorSpec] {
-        (**self).tensors()
-    }
-
-    fn metadata(&self) -> &BTreeMap<String, String> {
-        (**self).metadata()
-    }
-
-    fn notes(&self) -> &[Note] {
-        (**self).notes()
+    fn contents(&self) -> &Contents {
+        (**self).contents()
     }
 
     fn read(

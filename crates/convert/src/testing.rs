@@ -1,17 +1,14 @@
 //! Tests only: a source in memory.
 
-use std::collections::BTreeMap;
-
 use safelight_format::{Dtype, TensorSpec};
 
 use crate::error::ConvertError;
-use crate::source::{Note, Source};
+use crate::source::{Contents, Source};
 
 /// Tensors in memory, handed out in pieces of a chosen size.
 pub(crate) struct Memory {
-    tensors: Vec<TensorSpec>,
+    pub(crate) contents: Contents,
     bytes: Vec<Vec<u8>>,
-    pub(crate) metadata: BTreeMap<String, String>,
     piece_bytes: usize,
 }
 
@@ -31,9 +28,12 @@ impl Memory {
             all.push(bytes);
         }
         Memory {
-            tensors: specs,
+            contents: Contents {
+                label: "memory".into(),
+                tensors: specs,
+                ..Contents::default()
+            },
             bytes: all,
-            metadata: BTreeMap::new(),
             piece_bytes: 1 << 20,
         }
     }
@@ -45,20 +45,8 @@ impl Memory {
 }
 
 impl Source for Memory {
-    fn label(&self) -> &str {
-        "memory"
-    }
-
-    fn tensors(&self) -> &[TensorSpec] {
-        &self.tensors
-    }
-
-    fn metadata(&self) -> &BTreeMap<String, String> {
-        &self.metadata
-    }
-
-    fn notes(&self) -> &[Note] {
-        &[]
+    fn contents(&self) -> &Contents {
+        &self.contents
     }
 
     fn read(

@@ -146,11 +146,11 @@ mod tests {
     use safelight_format::{Dtype, TensorSpec};
 
     use super::*;
+    use crate::source::Contents;
 
     /// Tensors of bytes that tell their place; one of them may fail.
     struct Made {
-        tensors: Vec<TensorSpec>,
-        metadata: BTreeMap<String, String>,
+        contents: Contents,
         failing: Option<usize>,
     }
 
@@ -162,8 +162,12 @@ mod tests {
                 shape: vec![size],
             };
             Made {
-                tensors: sizes.iter().enumerate().map(spec).collect(),
-                metadata: BTreeMap::from([("made".into(), "here".into())]),
+                contents: Contents {
+                    label: "made".into(),
+                    tensors: sizes.iter().enumerate().map(spec).collect(),
+                    metadata: BTreeMap::from([("made".into(), "here".into())]),
+                    notes: vec![],
+                },
                 failing,
             }
         }
@@ -174,20 +178,8 @@ mod tests {
     }
 
     impl Source for Made {
-        fn label(&self) -> &str {
-            "made"
-        }
-
-        fn tensors(&self) -> &[TensorSpec] {
-            &self.tensors
-        }
-
-        fn metadata(&self) -> &BTreeMap<String, String> {
-            &self.metadata
-        }
-
-        fn notes(&self) -> &[Note] {
-            &[]
+        fn contents(&self) -> &Contents {
+            &self.contents
         }
 
         fn read(
@@ -195,7 +187,7 @@ mod tests {
             index: usize,
             out: &mut dyn FnMut(&[u8]) -> Result<(), ConvertError>,
         ) -> Result<(), ConvertError> {
-            let size = self.tensors[index].shape[0];
+            let size = self.tensors()[index].shape[0];
             let bytes: Vec<u8> = (0..size).map(|offset| byte(index, offset)).collect();
             for (count, piece) in bytes.chunks(1_000_000).enumerate() {
                 if self.failing == Some(index) && count == 1 {

@@ -1,15 +1,14 @@
 //! Files larger than memory should be: more than 2 GB through each reader and writer, in a process of its own, whose
 //! memory is then looked at. `SLOW_TESTS=1` and Linux; says so otherwise.
 
-use std::collections::BTreeMap;
 use std::io::Write;
 use std::ops::ControlFlow;
 use std::path::Path;
 use std::time::Instant;
 
 use safelight_convert::{
-    ConvertError, GgufOptions, GgufWeights, Limits, Note, NpzOptions, Source, WriteOptions, open,
-    write_gguf, write_npz, write_safetensors,
+    Contents, ConvertError, GgufOptions, GgufWeights, Limits, NpzOptions, Source, WriteOptions,
+    open, write_gguf, write_npz, write_safetensors,
 };
 use safelight_format::{Dtype, TensorSpec};
 
@@ -21,8 +20,7 @@ const ROWS: u64 = 33_000;
 
 /// Four tensors of 540 MB, which are nowhere.
 struct Made {
-    tensors: Vec<TensorSpec>,
-    metadata: BTreeMap<String, String>,
+    contents: Contents,
 }
 
 impl Made {
@@ -33,27 +31,18 @@ impl Made {
             shape: vec![ROWS, 4096],
         };
         Made {
-            tensors: (0..4).map(spec).collect(),
-            metadata: BTreeMap::new(),
+            contents: Contents {
+                label: "made".into(),
+                tensors: (0..4).map(spec).collect(),
+                ..Contents::default()
+            },
         }
     }
 }
 
 impl Source for Made {
-    fn label(&self) -> &str {
-        "made"
-    }
-
-    fn tensors(&self) -> &[TensorSpec] {
-        &self.tensors
-    }
-
-    fn metadata(&self) -> &BTreeMap<String, String> {
-        &self.metadata
-    }
-
-    fn notes(&self) -> &[Note] {
-        &[]
+    fn contents(&self) -> &Contents {
+        &self.contents
     }
 
     fn read(

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use safelight_convert::layout::{Family, FolderOptions, Layout, Model};
-use safelight_convert::{ConvertError, Limits, Note, Source, open};
+use safelight_convert::{Contents, ConvertError, Limits, Source, open};
 use safelight_format::{Dtype, TensorSpec, encode_f32};
 use serde_json::Value;
 
@@ -49,14 +49,13 @@ fn by_rule(name: &str, shape: &[u64]) -> Vec<u8> {
 /// Tensors in memory.
 #[derive(Default)]
 struct Memory {
-    tensors: Vec<TensorSpec>,
+    contents: Contents,
     bytes: Vec<Vec<u8>>,
-    metadata: BTreeMap<String, String>,
 }
 
 impl Memory {
     fn add(&mut self, name: &str, dtype: Dtype, shape: &[u64], bytes: Vec<u8>) {
-        self.tensors.push(TensorSpec {
+        self.contents.tensors.push(TensorSpec {
             name: name.into(),
             dtype,
             shape: shape.to_vec(),
@@ -76,17 +75,8 @@ impl Memory {
 }
 
 impl Source for Memory {
-    fn label(&self) -> &str {
-        "memory"
-    }
-    fn tensors(&self) -> &[TensorSpec] {
-        &self.tensors
-    }
-    fn metadata(&self) -> &BTreeMap<String, String> {
-        &self.metadata
-    }
-    fn notes(&self) -> &[Note] {
-        &[]
+    fn contents(&self) -> &Contents {
+        &self.contents
     }
     fn read(
         &self,
@@ -223,7 +213,11 @@ fn a_single_file_becomes_the_folder_that_diffusers_makes() {
 /// A single file with everything that has no place in a folder.
 fn whole_single(name: &str) -> Memory {
     let mut memory = Memory {
-        metadata: BTreeMap::from([("modelspec.title".into(), "Whole".into())]),
+        contents: Contents {
+            label: "memory".into(),
+            metadata: BTreeMap::from([("modelspec.title".into(), "Whole".into())]),
+            ..Contents::default()
+        },
         ..Memory::default()
     };
     memory.add_listed("", &golden(name)["single"]);
@@ -251,6 +245,7 @@ fn whole_single(name: &str) -> Memory {
                 );
             }
             memory
+                .contents
                 .metadata
                 .insert("modelspec.prediction_type".into(), "v".into());
         }
@@ -338,6 +333,7 @@ fn what_is_no_whole_model_is_refused_by_its_missing_parts() {
     let without = |start: &str| {
         let mut memory = whole_single("xl");
         let keep: Vec<bool> = memory
+            .contents
             .tensors
             .iter()
             .map(|tensor| !tensor.name.starts_with(start))
@@ -345,6 +341,7 @@ fn what_is_no_whole_model_is_refused_by_its_missing_parts() {
         let mut kept = keep.iter();
         memory.bytes.retain(|_| *kept.next().unwrap());
         memory
+            .contents
             .tensors
             .retain(|tensor| !tensor.name.starts_with(start));
         memory

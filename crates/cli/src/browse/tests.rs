@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use ratatui::Terminal;
 use ratatui::backend::TestBackend;
 use ratatui::crossterm::event::{KeyCode, KeyEvent, KeyModifiers};
-use safelight_convert::{CheckpointSource, Source};
+use safelight_convert::{CheckpointSource, Contents, Source};
 use safelight_format::{Dtype, HeaderPlan, Metadata, Order, TensorView};
 use safelight_store::Checkpoint;
 
@@ -269,22 +269,10 @@ fn leaving() {
 
 #[test]
 fn large_tensors_are_read_on_request_only() {
-    struct Huge(
-        Vec<safelight_format::TensorSpec>,
-        std::collections::BTreeMap<String, String>,
-    );
+    struct Huge(Contents);
     impl Source for Huge {
-        fn label(&self) -> &str {
-            "huge"
-        }
-        fn tensors(&self) -> &[safelight_format::TensorSpec] {
+        fn contents(&self) -> &Contents {
             &self.0
-        }
-        fn metadata(&self) -> &std::collections::BTreeMap<String, String> {
-            &self.1
-        }
-        fn notes(&self) -> &[safelight_convert::Note] {
-            &[]
         }
         fn read(
             &self,
@@ -299,7 +287,10 @@ fn large_tensors_are_read_on_request_only() {
         dtype: Dtype::F32,
         shape: vec![1 << 40],
     };
-    let mut app = App::new(&Huge(vec![huge], Default::default()));
+    let mut app = App::new(&Huge(Contents {
+        tensors: vec![huge],
+        ..Contents::default()
+    }));
     let now = Instant::now();
     app.wanted(now);
     assert_eq!(app.wanted(now + Duration::from_secs(9)), None);

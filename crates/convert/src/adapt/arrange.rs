@@ -6,7 +6,7 @@ use std::sync::Arc;
 use safelight_format::TensorSpec;
 
 use crate::error::ConvertError;
-use crate::source::{Note, PIECE_BYTES, Source};
+use crate::source::{Contents, Note, PIECE_BYTES, Source};
 
 /// Where an arranged tensor's bytes come from.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -26,10 +26,8 @@ pub(crate) enum Take {
 /// Tensors of one source under other names, in another order, or in other pieces.
 pub struct Arranged {
     inner: Arc<dyn Source>,
-    tensors: Vec<TensorSpec>,
+    contents: Contents,
     takes: Vec<Take>,
-    metadata: BTreeMap<String, String>,
-    notes: Vec<Note>,
     memory_bytes_max: u64,
 }
 
@@ -57,12 +55,16 @@ impl Arranged {
             });
         }
         let notes = inner.notes().iter().cloned().chain(notes).collect();
-        Ok(Arranged {
-            inner,
+        let contents = Contents {
+            label: inner.label().to_owned(),
             tensors,
-            takes,
             metadata,
             notes,
+        };
+        Ok(Arranged {
+            inner,
+            contents,
+            takes,
             memory_bytes_max,
         })
     }
@@ -143,20 +145,8 @@ pub(crate) fn read_whole(
 }
 
 impl Source for Arranged {
-    fn label(&self) -> &str {
-        self.inner.label()
-    }
-
-    fn tensors(&self) -> &[TensorSpec] {
-        &self.tensors
-    }
-
-    fn metadata(&self) -> &BTreeMap<String, String> {
-        &self.metadata
-    }
-
-    fn notes(&self) -> &[Note] {
-        &self.notes
+    fn contents(&self) -> &Contents {
+        &self.contents
     }
 
     fn read(
@@ -180,7 +170,7 @@ impl Source for Arranged {
                 })
             }
             &Take::Transposed(inner, rows, columns) => {
-                let element_bytes = (self.tensors[index].dtype.bits() / 8) as usize;
+                let element_bytes = (self.tensors()[index].dtype.bits() / 8) as usize;
                 self.read_transposed((inner, rows, columns), element_bytes, out)
             }
         }

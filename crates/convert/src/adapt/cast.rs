@@ -9,7 +9,7 @@ use safelight_format::{
 
 use super::pieces::{element_bytes, for_each_run};
 use crate::error::ConvertError;
-use crate::source::{Note, Source};
+use crate::source::{Contents, Source};
 
 /// Elements that are decoded and encoded together: a multiple of eight, so that elements smaller than a byte fit.
 const RUN_ELEMENTS: usize = 64 * 1024;
@@ -88,7 +88,7 @@ impl CastReport {
 /// F64 goes by way of F32.
 pub struct Cast {
     inner: Arc<dyn Source>,
-    tensors: Vec<TensorSpec>,
+    contents: Contents,
     reports: Mutex<BTreeMap<usize, CastReport>>,
 }
 
@@ -124,9 +124,13 @@ impl Cast {
             }
         };
         let tensors = inner.tensors().iter().map(cast).collect();
+        let contents = Contents {
+            tensors,
+            ..inner.contents().clone()
+        };
         Ok(Cast {
             inner,
-            tensors,
+            contents,
             reports: Mutex::default(),
         })
     }
@@ -143,20 +147,8 @@ impl Cast {
 }
 
 impl Source for Cast {
-    fn label(&self) -> &str {
-        self.inner.label()
-    }
-
-    fn tensors(&self) -> &[TensorSpec] {
-        &self.tensors
-    }
-
-    fn metadata(&self) -> &BTreeMap<String, String> {
-        self.inner.metadata()
-    }
-
-    fn notes(&self) -> &[Note] {
-        self.inner.notes()
+    fn contents(&self) -> &Contents {
+        &self.contents
     }
 
     fn read(
@@ -165,7 +157,7 @@ impl Source for Cast {
         out: &mut dyn FnMut(&[u8]) -> Result<(), ConvertError>,
     ) -> Result<(), ConvertError> {
         let tensor = &self.inner.tensors()[index];
-        let (from, to) = (tensor.dtype, self.tensors[index].dtype);
+        let (from, to) = (tensor.dtype, self.tensors()[index].dtype);
         let Some(from_bytes) = element_bytes(from).filter(|_| from != to) else {
             return self.inner.read(index, out);
         };

@@ -3,19 +3,16 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use safelight_format::{TensorSpec, shown};
+use safelight_format::shown;
 
 use crate::error::ConvertError;
-use crate::source::{Note, Source};
+use crate::source::{Contents, Source};
 
 /// The tensors of several sources behind each other; metadata of the first that has a key.
 struct Joined {
-    label: String,
+    contents: Contents,
     sources: Vec<Arc<dyn Source>>,
-    tensors: Vec<TensorSpec>,
     places: Vec<(usize, usize)>,
-    metadata: BTreeMap<String, String>,
-    notes: Vec<Note>,
 }
 
 /// All tensors of `sources` as one source.
@@ -66,31 +63,22 @@ pub fn join(sources: Vec<Arc<dyn Source>>) -> Result<Arc<dyn Source>, ConvertErr
             problem,
         });
     }
-    Ok(Arc::new(Joined {
+    let contents = Contents {
         label,
-        sources,
         tensors,
-        places,
         metadata,
         notes,
+    };
+    Ok(Arc::new(Joined {
+        contents,
+        sources,
+        places,
     }))
 }
 
 impl Source for Joined {
-    fn label(&self) -> &str {
-        &self.label
-    }
-
-    fn tensors(&self) -> &[TensorSpec] {
-        &self.tensors
-    }
-
-    fn metadata(&self) -> &BTreeMap<String, String> {
-        &self.metadata
-    }
-
-    fn notes(&self) -> &[Note] {
-        &self.notes
+    fn contents(&self) -> &Contents {
+        &self.contents
     }
 
     fn read(

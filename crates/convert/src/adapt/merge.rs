@@ -11,7 +11,7 @@ use super::arrange::read_whole;
 use super::cast::is_float;
 use super::pieces::side_by_side;
 use crate::error::ConvertError;
-use crate::source::{Note, PIECE_BYTES, Source};
+use crate::source::{Contents, Note, PIECE_BYTES, Source};
 
 /// How numbers of the models become one.
 #[derive(Clone, Debug, PartialEq)]
@@ -87,13 +87,10 @@ enum Recipe {
 
 /// Models merged into one source. Names, order and metadata are A's.
 pub struct Merge {
+    contents: Contents,
     sources: Vec<Arc<dyn Source>>,
-    label: String,
     options: MergeOptions,
-    tensors: Vec<TensorSpec>,
     recipes: Vec<Recipe>,
-    metadata: BTreeMap<String, String>,
-    notes: Vec<Note>,
 }
 
 impl Merge {
@@ -133,14 +130,17 @@ impl Merge {
             .flat_map(|source| source.notes().iter().cloned())
             .chain(notes)
             .collect();
-        Ok(Merge {
+        let contents = Contents {
             label,
-            sources,
-            options,
             tensors,
-            recipes,
             metadata,
             notes,
+        };
+        Ok(Merge {
+            contents,
+            sources,
+            options,
+            recipes,
         })
     }
 
@@ -169,8 +169,9 @@ impl Merge {
         runs: &[(Dtype, &[u8])],
         amount: f64,
     ) -> Result<Vec<u8>, ConvertError> {
-        let wrong =
-            |what: String| ConvertError::unsupported(&self.label, &self.tensors[index].name, what);
+        let wrong = |what: String| {
+            ConvertError::unsupported(self.label(), &self.tensors()[index].name, what)
+        };
         let decode = |&(dtype, run): &(Dtype, &[u8])| {
             let mut values = vec![0.0; run.len() * 8 / dtype.bits() as usize];
             decode_f32_into(dtype, run, &mut values)?;
@@ -184,10 +185,10 @@ impl Merge {
     }
 
     fn encoded(&self, index: usize, values: &[f32]) -> Result<Vec<u8>, ConvertError> {
-        let (name, dtype) = (&self.tensors[index].name, self.tensors[index].dtype);
+        let (name, dtype) = (&self.tensors()[index].name, self.tensors()[index].dtype);
         let mut bytes = vec![0; (values.len() as u64 * dtype.bits()).div_ceil(8) as usize];
         encode_into(dtype, values, &mut bytes)
-            .map_err(|error| ConvertError::unsupported(&self.label, name, error.to_string()))?;
+            .map_err(|error| ConvertError::unsupported(self.label(), name, error.to_string()))?;
         Ok(bytes)
     }
 
@@ -242,7 +243,7 @@ impl Merge {
         out: &mut dyn FnMut(&[u8]) -> Result<(), ConvertError>,
     ) -> Result<(), ConvertError> {
         let inner = &*self.sources[source];
-        let (tensor, to) = (&inner.tensors()[from], self.tensors[index].dtype);
+        let (tensor, to) = (&inner.tensors()[from], self.tensors()[index].dtype);
         if tensor.dtype == to {
             return inner.read(from, out);
         }
@@ -257,20 +258,8 @@ impl Merge {
 }
 
 impl Source for Merge {
-    fn label(&self) -> &str {
-        &self.label
-    }
-
-    fn tensors(&self) -> &[TensorSpec] {
-        &self.tensors
-    }
-
-    fn metadata(&self) -> &BTreeMap<String, String> {
-        &self.metadata
-    }
-
-    fn notes(&self) -> &[Note] {
-        &self.notes
+    fn contents(&self) -> &Contents {
+        &self.contents
     }
 
     fn read(

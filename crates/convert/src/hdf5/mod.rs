@@ -18,7 +18,7 @@ use safelight_store::ReadAt;
 
 use crate::error::ConvertError;
 use crate::input::Input;
-use crate::source::{Limits, Note, Source};
+use crate::source::{Contents, Limits, Note, Source};
 use chunks::Chunked;
 use objects::{DATASPACE, DATATYPE, EXTERNAL, FILL_VALUE, FILTERS, File, LAYOUT, Link, Message};
 use types::{Element, Filter, Layout, dataspace, datatype, fill_value, filters, layout};
@@ -43,10 +43,8 @@ pub(crate) fn is_hdf5(start: &[u8]) -> bool {
 pub struct Hdf5Source {
     input: Input,
     limits: Limits,
-    tensors: Vec<TensorSpec>,
+    contents: Contents,
     stored: Vec<Stored>,
-    metadata: BTreeMap<String, String>,
-    notes: Vec<Note>,
 }
 
 /// How a dataset's elements lie.
@@ -98,33 +96,25 @@ impl Hdf5Source {
         };
         walk.object("", root, 0)?;
         walk.check_apart()?;
-        let (tensors, stored, notes) = (walk.tensors, walk.stored, walk.notes);
+        let stored = walk.stored;
+        let contents = Contents {
+            label: input.label.clone(),
+            tensors: walk.tensors,
+            metadata: BTreeMap::new(),
+            notes: walk.notes,
+        };
         Ok(Hdf5Source {
             limits: *limits,
-            tensors,
+            contents,
             stored,
-            metadata: BTreeMap::new(),
-            notes,
             input,
         })
     }
 }
 
 impl Source for Hdf5Source {
-    fn label(&self) -> &str {
-        &self.input.label
-    }
-
-    fn tensors(&self) -> &[TensorSpec] {
-        &self.tensors
-    }
-
-    fn metadata(&self) -> &BTreeMap<String, String> {
-        &self.metadata
-    }
-
-    fn notes(&self) -> &[Note] {
-        &self.notes
+    fn contents(&self) -> &Contents {
+        &self.contents
     }
 
     fn read(
@@ -132,7 +122,7 @@ impl Source for Hdf5Source {
         index: usize,
         out: &mut dyn FnMut(&[u8]) -> Result<(), ConvertError>,
     ) -> Result<(), ConvertError> {
-        let (tensor, stored) = (&self.tensors[index], &self.stored[index]);
+        let (tensor, stored) = (&self.tensors()[index], &self.stored[index]);
         let byte_count = tensor.byte_count().unwrap_or(0);
         if byte_count == 0 {
             return Ok(());

@@ -5,7 +5,6 @@ use std::fs;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
-use safelight_format::TensorSpec;
 use serde_json::{Value, json};
 
 use super::config::{self, Gap, Shapes};
@@ -14,7 +13,7 @@ use super::tokenizer;
 use super::{Family, Prediction};
 use crate::adapt::arrange::{Arranged, Take};
 use crate::error::ConvertError;
-use crate::source::{Limits, Note, Source};
+use crate::source::{Contents, Limits, Note, Source};
 use crate::write::{Report, WriteOptions};
 use crate::{sharded, write_safetensors};
 
@@ -356,12 +355,9 @@ impl Drop for Building {
 
 /// A diffusers folder as one source: names behind `unet.`, `vae.`, `text_encoder.` and so on.
 pub struct FolderSource {
-    label: String,
+    contents: Contents,
     parts: Vec<Box<dyn Source>>,
-    tensors: Vec<TensorSpec>,
     places: Vec<(usize, usize)>,
-    metadata: BTreeMap<String, String>,
-    notes: Vec<Note>,
 }
 
 impl FolderSource {
@@ -371,12 +367,12 @@ impl FolderSource {
     /// What [`crate::open`] says of a part; [`ConvertError::Unsupported`] if a part has no file that is known.
     pub fn open(folder: &Path, limits: &Limits) -> Result<FolderSource, ConvertError> {
         let mut source = FolderSource {
-            label: folder.to_string_lossy().into_owned(),
+            contents: Contents {
+                label: folder.to_string_lossy().into_owned(),
+                ..Contents::default()
+            },
             parts: vec![],
-            tensors: vec![],
             places: vec![],
-            metadata: BTreeMap::new(),
-            notes: vec![],
         };
         for kind in PartKind::ALL {
             let place = folder.join(kind.folder());
@@ -391,7 +387,7 @@ impl FolderSource {
         if rest.is_file() {
             source.add(REST_PREFIX, crate::open(&rest, limits)?);
         }
-        source.metadata.remove("format");
+        source.contents.metadata.remove("format");
         source.read_configs(folder)?;
         Ok(source)
     }
@@ -400,15 +396,16 @@ impl FolderSource {
         for (index, tensor) in part.tensors().iter().enumerate() {
             let mut tensor = tensor.clone();
             tensor.name = format!("{prefix}{}", tensor.name);
-            self.tensors.push(tensor);
+            self.contents.tensors.push(tensor);
             self.places.push((self.parts.len(), index));
         }
         for (key, value) in part.metadata() {
-            self.metadata
+            self.contents
+                .metadata
                 .entry(key.clone())
                 .or_insert_with(|| value.clone());
         }
-        self.notes.extend(
+        self.contents.notes.extend(
             part.notes()
                 .iter()
                 .map(|note| Note::new(format!("{prefix}{}", note.at), note.what.clone())),
@@ -423,12 +420,15 @@ impl FolderSource {
             .as_str()
             .and_then(Prediction::from_name)
         {
-            self.metadata
+            self.contents
+                .metadata
                 .entry("modelspec.prediction_type".into())
                 .or_insert_with(|| prediction.modelspec_name().into());
         }
         if scheduler["rescale_betas_zero_snr"] == true {
-            self.metadata.insert(ZERO_SNR_KEY.into(), "true".into());
+            self.contents
+                .metadata
+                .insert(ZERO_SNR_KEY.into(), "true".into());
         }
         let (unet, vae) = (
             json_file(&folder.join("unet/config.json"))?,
@@ -452,7 +452,9 @@ impl FolderSource {
         ];
         for (key, found, usual) in unusual {
             if let Some(number) = found.filter(|&number| number != usual) {
-                self.metadata.insert(key.into(), number.to_string());
+                self.contents
+                    .metadata
+                    .insert(key.into(), number.to_string());
             }
         }
         Ok(())
@@ -507,20 +509,8 @@ fn weights(folder: &Path) -> Result<PathBuf, ConvertError> {
 }
 
 impl Source for FolderSource {
-    fn label(&self) -> &str {
-        &self.label
-    }
-
-    fn tensors(&self) -> &[TensorSpec] {
-        &self.tensors
-    }
-
-    fn metadata(&self) -> &BTreeMap<String, String> {
-        &self.metadata
-    }
-
-    fn notes(&self) -> &[Note] {
-        &self.notes
+    fn contents(&self) -> &Contents {
+        &self.contents
     }
 
     fn read(

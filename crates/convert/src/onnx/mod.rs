@@ -16,7 +16,7 @@ use safelight_store::ReadAt;
 
 use crate::error::ConvertError;
 use crate::input::Input;
-use crate::source::{Limits, Note, Source};
+use crate::source::{Contents, Limits, Note, Source};
 use external::{External, Outside};
 use values::{DOUBLES, FLOATS, INT32S, INT64S, Kind, Numbers, UINT64S, Unpack, kind};
 use wire::{Run, Value, Wire};
@@ -96,10 +96,8 @@ fn plain_field(bytes: &[u8]) -> Option<(u64, u64, u64, u64)> {
 /// The initialisers of an ONNX model.
 pub struct OnnxSource {
     input: Input,
-    tensors: Vec<TensorSpec>,
+    contents: Contents,
     stored: Vec<Stored>,
-    metadata: BTreeMap<String, String>,
-    notes: Vec<Note>,
 }
 
 /// How and where a tensor's numbers lie.
@@ -163,33 +161,24 @@ impl OnnxSource {
             notes: Vec::new(),
         };
         model.model()?;
-        let (tensors, stored) = (model.tensors, model.stored);
-        let (metadata, notes) = (model.metadata, model.notes);
+        let stored = model.stored;
+        let contents = Contents {
+            label: input.label.clone(),
+            tensors: model.tensors,
+            metadata: model.metadata,
+            notes: model.notes,
+        };
         Ok(OnnxSource {
             input,
-            tensors,
+            contents,
             stored,
-            metadata,
-            notes,
         })
     }
 }
 
 impl Source for OnnxSource {
-    fn label(&self) -> &str {
-        &self.input.label
-    }
-
-    fn tensors(&self) -> &[TensorSpec] {
-        &self.tensors
-    }
-
-    fn metadata(&self) -> &BTreeMap<String, String> {
-        &self.metadata
-    }
-
-    fn notes(&self) -> &[Note] {
-        &self.notes
+    fn contents(&self) -> &Contents {
+        &self.contents
     }
 
     fn read(
@@ -209,7 +198,7 @@ impl Source for OnnxSource {
                 input.pieces(outside.offset, len, 8, &mut pass)
             }
             Place::Numbers(runs) => {
-                let name = &self.tensors[index].name;
+                let name = &self.tensors()[index].name;
                 values::read(&self.input, name, kind, left, runs, out)
             }
         }

@@ -1,6 +1,6 @@
 //! The tensors of a PyTorch file, read where they lie.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::io;
 use std::sync::Arc;
 
@@ -14,7 +14,7 @@ use super::strided::{View, is_contiguous, pack};
 use crate::bytes::{Memory, Part, read_exact_at};
 use crate::error::ConvertError;
 use crate::pickle::Blob;
-use crate::source::{Note, PIECE_BYTES, Source};
+use crate::source::{Contents, PIECE_BYTES, Source};
 use crate::zip::{Member, Method};
 
 /// Where a storage's bytes are.
@@ -59,12 +59,9 @@ struct Entry {
 
 /// A file's tensors.
 pub(crate) struct TorchSource {
-    label: String,
+    contents: Contents,
     file: Box<dyn ReadAt>,
-    specs: Vec<TensorSpec>,
     entries: Vec<Entry>,
-    metadata: BTreeMap<String, String>,
-    notes: Vec<Note>,
     memory_bytes_max: u64,
 }
 
@@ -118,13 +115,16 @@ impl TorchSource {
             specs.push(spec);
             entries.push(entry);
         }
-        Ok(TorchSource {
+        let contents = Contents {
             label: context.label.clone(),
-            file,
-            specs,
-            entries,
+            tensors: specs,
             metadata: holds.metadata,
             notes: holds.notes,
+        };
+        Ok(TorchSource {
+            contents,
+            file,
+            entries,
             memory_bytes_max: context.options.limits.memory_bytes_max,
         })
     }
@@ -132,12 +132,12 @@ impl TorchSource {
     fn io(&self, index: usize, error: io::Error) -> ConvertError {
         match error.kind() {
             io::ErrorKind::InvalidData | io::ErrorKind::InvalidInput => {
-                let name = self.specs[index].name.clone();
-                ConvertError::malformed(&self.label, "PyTorch", name, error.to_string())
+                let name = self.tensors()[index].name.clone();
+                ConvertError::malformed(self.label(), "PyTorch", name, error.to_string())
             }
             _ => ConvertError::Io {
                 doing: "read",
-                file: self.label.clone(),
+                file: self.label().to_owned(),
                 error,
             },
         }
@@ -253,20 +253,8 @@ fn swap(bytes: &mut [u8], number_bytes: usize) {
 }
 
 impl Source for TorchSource {
-    fn label(&self) -> &str {
-        &self.label
-    }
-
-    fn tensors(&self) -> &[TensorSpec] {
-        &self.specs
-    }
-
-    fn metadata(&self) -> &BTreeMap<String, String> {
-        &self.metadata
-    }
-
-    fn notes(&self) -> &[Note] {
-        &self.notes
+    fn contents(&self) -> &Contents {
+        &self.contents
     }
 
     fn read(
@@ -275,7 +263,7 @@ impl Source for TorchSource {
         out: &mut dyn FnMut(&[u8]) -> Result<(), ConvertError>,
     ) -> Result<(), ConvertError> {
         let entry = &self.entries[index];
-        let byte_count = self.specs[index].byte_count().unwrap_or(0);
+        let byte_count = self.tensors()[index].byte_count().unwrap_or(0);
         if byte_count == 0 {
             return Ok(());
         }
@@ -401,8 +389,8 @@ impl TorchSource {
         let (value, limit) = (member.content_bytes, self.memory_bytes_max);
         if value > limit {
             return Err(ConvertError::Limit {
-                file: self.label.clone(),
-                at: self.specs[index].name.clone(),
+                file: self.label().to_owned(),
+                at: self.tensors()[index].name.clone(),
                 what: "bytes in memory for a compressed tensor that is no contiguous one",
                 value,
                 limit,
