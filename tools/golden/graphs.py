@@ -175,9 +175,6 @@ def h5_files(out, rng):
         file.create_dataset("inner/many", data=np.arange(3000, dtype=">i2"), chunks=(2,))  # more than fit into a page
         file.create_dataset("inner/one", data=cube, chunks=(7, 5, 9), compression="gzip")
     save_file(h5_read(path), out / "late_h5.safetensors", metadata())
-    with h5py.File(out / "dense.h5", "w", libver="latest") as file:
-        for i in range(20):  # more links than fit into a header go into a fractal heap
-            file[f"{i}"] = np.float32(i)
     path = out / "userblock.h5"
     with h5py.File(path, "w", userblock_size=512) as file:
         file["a"] = np.float32([1, 2, 3])

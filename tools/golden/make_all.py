@@ -6,6 +6,7 @@ import models
 import blocks
 import foreign
 import graphs
+import hdf5
 import masks
 import pipeline_diffusers
 import pipeline_kdiffusion
@@ -14,7 +15,7 @@ import text
 import unet
 import vae
 
-ROOMS = {"layouts": models, "text": text, "blocks": blocks, "unet": unet, "vae": vae, "samplers": samplers, "masks": masks, "foreign": foreign, "graphs": graphs,
+ROOMS = {"layouts": models, "text": text, "blocks": blocks, "unet": unet, "vae": vae, "samplers": samplers, "masks": masks, "foreign": foreign, "graphs": graphs, "hdf5": hdf5,
          "pipeline_diffusers": pipeline_diffusers, "pipeline_kdiffusion": pipeline_kdiffusion}
 
 if __name__ == "__main__":

@@ -1,8 +1,10 @@
 //! Files that other libraries wrote, against what those libraries read from them (`tools/golden/foreign.py`).
 
-use std::ops::ControlFlow;
-use std::path::{Path, PathBuf};
+mod common;
 
+use std::ops::ControlFlow;
+
+use common::{check_against, golden, notes, read_all};
 use safelight_convert::{
     GgufOptions, GgufWeights, Limits, NpzOptions, OpenOptions, Source, open, open_with, write_gguf,
     write_npz,
@@ -10,50 +12,9 @@ use safelight_convert::{
 use safelight_format::Dtype;
 use safelight_store::Checkpoint;
 
-fn golden(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("../../testdata/golden/convert")
-        .join(name)
-}
-
-fn read_all(source: &dyn Source, index: usize) -> Vec<u8> {
-    let mut bytes = Vec::new();
-    let mut push = |piece: &[u8]| {
-        assert!(!piece.is_empty());
-        bytes.extend_from_slice(piece);
-        Ok(())
-    };
-    source.read(index, &mut push).unwrap();
-    bytes
-}
-
-/// Every tensor of the file has the shape and bytes expected, and there are no others.
-#[track_caller]
-fn check(file: &str, expected: &str) -> Box<dyn Source> {
-    let source = open(&golden(file), &Limits::default()).unwrap();
-    let expected = Checkpoint::open(&golden(expected)).unwrap();
-    for (index, tensor) in source.tensors().iter().enumerate() {
-        let name = &tensor.name;
-        let wanted = expected
-            .get(name)
-            .unwrap_or_else(|| panic!("{file}: {name} is not expected"));
-        assert_eq!(tensor.shape, wanted.shape, "{file}: {name}");
-        let bits = (tensor.dtype.bits(), wanted.dtype.bits());
-        assert_eq!(bits.0, bits.1, "{file}: {name}: {}", tensor.dtype);
-        let bytes = expected.read_bytes(name).unwrap();
-        assert!(read_all(&*source, index) == bytes, "{file}: {name} differs");
-    }
-    assert_eq!(source.tensors().len(), expected.len(), "{file}");
-    source
-}
-
-fn notes(source: &dyn Source) -> Vec<String> {
-    source.notes().iter().map(|note| note.to_string()).collect()
-}
-
 #[test]
 fn gguf_little_endian() {
-    let source = check("little.gguf", "little.safetensors");
+    let source = check_against("little.gguf", "little.safetensors");
     let get = |key: &str| source.metadata().get(key).map_or("", String::as_str);
     assert_eq!(get("general.architecture"), "sd1");
     assert_eq!(get("a.i16"), "-300");
@@ -77,20 +38,20 @@ fn gguf_little_endian() {
 
 #[test]
 fn gguf_big_endian() {
-    let source = check("big.gguf", "big.safetensors");
+    let source = check_against("big.gguf", "big.safetensors");
     assert_eq!(source.metadata()["a.i32"], "-70000");
     assert_eq!(source.metadata()["a.long"], "[1]");
 }
 
 #[test]
 fn gguf_version_1() {
-    let source = check("version_1.gguf", "version_1.safetensors");
+    let source = check_against("version_1.gguf", "version_1.safetensors");
     assert_eq!(source.metadata()["list"], "[7,8]");
 }
 
 #[test]
 fn flax() {
-    let source = check("flax.msgpack", "flax.safetensors");
+    let source = check_against("flax.msgpack", "flax.safetensors");
     assert_eq!(
         notes(&*source),
         [
@@ -122,7 +83,7 @@ fn flax() {
 #[test]
 fn npz_stored_and_deflated() {
     for file in ["stored.npz", "deflated.npz"] {
-        let source = check(file, "npz.safetensors");
+        let source = check_against(file, "npz.safetensors");
         assert_eq!(source.metadata()["word"], "kept as metadata");
         let notes = notes(&*source);
         assert_eq!(notes.len(), 3, "{notes:?}");

@@ -7,16 +7,23 @@ use std::io::Read;
 
 use flate2::read::ZlibDecoder;
 
+use super::arrays::{ExtensibleArray, FixedArray, Stored};
 use super::objects::File;
+use super::tree2;
 use super::types::{Fields, Filter, Index};
 use crate::error::ConvertError;
+use crate::input::Input;
 use crate::source::{Limits, PIECE_BYTES};
 
 /// A dataset in chunks.
 pub(super) struct Chunked<'a> {
     pub(super) name: &'a str,
     pub(super) shape: &'a [u64],
+    /// The largest shape it may grow to; `None` without end.
+    pub(super) most: &'a [Option<u64>],
     pub(super) chunk: &'a [u64],
+    /// Whether chunks that reach beyond the dataset went through no filter.
+    pub(super) plain_edges: bool,
     pub(super) index: Index,
     pub(super) filters: &'a [Filter],
     pub(super) element_bytes: u64,
@@ -24,14 +31,8 @@ pub(super) struct Chunked<'a> {
     pub(super) fill: &'a [u8],
 }
 
-/// Where a chunk lies.
-#[derive(Clone, Copy)]
-struct Stored {
-    address: u64,
-    byte_count: u64,
-    /// Filters left out, by their position.
-    mask: u32,
-}
+/// Types of version 2 B-trees: chunks without and with filters.
+const CHUNK_RECORDS: [u8; 2] = [10, 11];
 
 /// What a chunk counts for in memory.
 const CHUNK_KEPT_BYTES: u64 = 96;
@@ -79,7 +80,7 @@ impl Chunked<'_> {
             let len = (rest * height) as usize;
             self.blank(&mut band, len);
             for (position, chunk) in stored.band(first) {
-                let bytes = self.unpack(file, &chunk, chunk_bytes)?;
+                let bytes = self.unpack(file, &chunk, &position, chunk_bytes)?;
                 self.place(&bytes, &position, height, &mut band);
             }
             band.chunks_mut(PIECE_BYTES / 8 * 8)
@@ -165,23 +166,39 @@ impl Chunked<'_> {
                 chunks.add(vec![0; grid.len()], stored);
             }
             Index::Implicit(address) => {
-                limited(count)?;
-                for number in 0..count {
+                self.each(input, &grid, false, &limited, &mut |position, number| {
                     let offset = number.saturating_mul(chunk_bytes);
-                    chunks.add(
-                        position(number, &grid),
-                        plain(address.saturating_add(offset)),
-                    );
-                }
+                    chunks.add(position, plain(address.saturating_add(offset)));
+                    Ok(())
+                })?;
             }
             Index::FixedArray(address) => {
-                limited(count)?;
-                let array = FixedArray::read(file, name, address, count)?;
-                for number in 0..count {
-                    if let Some(stored) = array.entry(file, name, number, chunk_bytes)? {
-                        chunks.add(position(number, &grid), stored);
+                let array = FixedArray::open(file, name, address)?;
+                self.each(input, &grid, false, &limited, &mut |position, number| {
+                    let stored = array.entry(file, name, number, chunk_bytes)?;
+                    if let Some(stored) = stored {
+                        chunks.add(position, stored);
                     }
-                }
+                    Ok(())
+                })?;
+            }
+            Index::ExtensibleArray(address) => {
+                let mut array = ExtensibleArray::open(file, name, address)?;
+                self.each(input, &grid, true, &limited, &mut |position, number| {
+                    let stored = array.entry(file, name, number, chunk_bytes)?;
+                    if let Some(stored) = stored {
+                        chunks.add(position, stored);
+                    }
+                    Ok(())
+                })?;
+            }
+            Index::BTree2(address) => {
+                tree2::records(file, address, &CHUNK_RECORDS, &mut |file, record| {
+                    let (position, stored) = self.record(file, record, &grid, chunk_bytes)?;
+                    limited(chunks.count + 1)?;
+                    chunks.add(position, stored);
+                    Ok(())
+                })?;
             }
             Index::BTree(address) => {
                 let key_bytes = 8 + 8 * (self.shape.len() as u64 + 1);
@@ -202,6 +219,82 @@ impl Chunked<'_> {
             }
         }
         Ok(chunks)
+    }
+
+    /// Calls for each position in the grid with its number in an array of chunks: as the dataset would be numbered if it had
+    /// grown as far as it may, the dimension without end (`growing`: there is one) before the others.
+    fn each(
+        &self,
+        input: &Input,
+        grid: &[u64],
+        growing: bool,
+        limited: &dyn Fn(u64) -> Result<(), ConvertError>,
+        call: &mut dyn FnMut(Vec<u64>, u64) -> Result<(), ConvertError>,
+    ) -> Result<(), ConvertError> {
+        let count = grid.iter().fold(1u64, |all, &dim| all.saturating_mul(dim));
+        limited(count)?;
+        let mut strides = vec![0u64; grid.len()];
+        let mut stride = 1u64;
+        for dim in (0..grid.len()).rev() {
+            if let Some(most) = self.most[dim] {
+                strides[dim] = stride;
+                stride = stride.saturating_mul(most.div_ceil(self.chunk[dim]));
+            }
+        }
+        let endless: Vec<usize> = (0..grid.len())
+            .filter(|&dim| self.most[dim].is_none())
+            .collect();
+        if endless.len() != usize::from(growing) {
+            let problem = format!(
+                "{} dimensions without end, but its chunks are listed for {}",
+                endless.len(),
+                u8::from(growing)
+            );
+            return Err(input.malformed(self.name, problem));
+        }
+        endless.iter().for_each(|&dim| strides[dim] = stride);
+        for place in 0..count {
+            let position = position(place, grid);
+            let products = position.iter().zip(&strides);
+            let number = products.fold(0u64, |all, (&at, &stride)| {
+                all.saturating_add(at.saturating_mul(stride))
+            });
+            call(position, number)?;
+        }
+        Ok(())
+    }
+
+    /// A chunk's position in the grid and its place, from its record in a version 2 B-tree.
+    fn record(
+        &self,
+        file: &File<'_>,
+        record: &[u8],
+        grid: &[u64],
+        chunk_bytes: u64,
+    ) -> Result<(Vec<u64>, Stored), ConvertError> {
+        let mut fields = Fields::new(record);
+        let sizes = file.sizes;
+        let plain_bytes = usize::from(sizes.offset) + 8 * grid.len();
+        let mut read = || {
+            let address = fields.address(sizes)?.ok_or("a chunk without address")?;
+            let (mut byte_count, mut mask) = (chunk_bytes, 0);
+            if let Some(more @ 5..=12) = record.len().checked_sub(plain_bytes) {
+                byte_count = fields.number(more as u8 - 4)?;
+                mask = fields.number(4)? as u32;
+            }
+            let position = (0..grid.len()).map(|_| fields.number(8));
+            let position = position.collect::<Result<Vec<u64>, String>>()?;
+            if position.iter().zip(grid).any(|(at, count)| at >= count) {
+                return Err(format!("a chunk at {position:?} of {grid:?}"));
+            }
+            let stored = Stored {
+                address,
+                byte_count,
+                mask,
+            };
+            Ok((position, stored))
+        };
+        read().map_err(|problem: String| file.input.malformed(self.name, problem))
     }
 
     /// A chunk's position in the grid, from its B-tree key.
@@ -231,6 +324,7 @@ impl Chunked<'_> {
         &self,
         file: &File<'_>,
         chunk: &Stored,
+        position: &[u64],
         chunk_bytes: u64,
     ) -> Result<Vec<u8>, ConvertError> {
         let at = file.place(self.name, chunk.address, chunk.byte_count)?;
@@ -239,7 +333,10 @@ impl Chunked<'_> {
             let problem = format!("the chunk at byte {at}: {problem}");
             file.input.malformed(self.name, problem)
         };
-        let packed = self.filters.contains(&Filter::Deflate);
+        let packed = self
+            .filters
+            .iter()
+            .any(|filter| matches!(filter, Filter::Deflate | Filter::Lzf));
         if chunk.byte_count > most.saturating_mul(2).saturating_add(1024) {
             let what = format!(
                 "{} bytes stored for a chunk of {chunk_bytes}",
@@ -249,12 +346,22 @@ impl Chunked<'_> {
         }
         let mut bytes = vec![0; chunk.byte_count as usize];
         file.input.read_exact_at(&mut bytes, at)?;
-        for (position, filter) in self.filters.iter().enumerate().rev() {
-            if chunk.mask >> position.min(31) & 1 != 0 {
+        let dims = position.iter().zip(self.chunk).zip(self.shape);
+        let at_edge = dims
+            .into_iter()
+            .any(|((&at, &chunk), &dim)| (at + 1).saturating_mul(chunk) > dim);
+        let filters: &[Filter] = if self.plain_edges && at_edge {
+            &[]
+        } else {
+            self.filters
+        };
+        for (number, filter) in filters.iter().enumerate().rev() {
+            if chunk.mask >> number.min(31) & 1 != 0 {
                 continue;
             }
             bytes = match filter {
                 Filter::Deflate => inflate(&bytes, most).map_err(wrong)?,
+                Filter::Lzf => unlzf(&bytes, most).map_err(wrong)?,
                 Filter::Shuffle(size) => unshuffle(&bytes, *size),
                 Filter::Fletcher32 => fletcher(bytes).map_err(wrong)?,
             };
@@ -342,114 +449,6 @@ impl Chunks {
     }
 }
 
-/// The places of chunks, one after the other, in pages if they are many.
-struct FixedArray {
-    /// The first entry, or the first page.
-    entries_at: u64,
-    /// Entries in a page; `None` without pages.
-    page: Option<u64>,
-    /// A bit for each page that was written, the highest first.
-    bitmap: Vec<u8>,
-    entry_bytes: u64,
-    filtered: bool,
-}
-
-impl FixedArray {
-    fn read(
-        file: &mut File<'_>,
-        name: &str,
-        address: u64,
-        count: u64,
-    ) -> Result<FixedArray, ConvertError> {
-        let sizes = file.sizes;
-        let (mut cursor, at) = file.cursor(address)?;
-        if cursor.array()? != *b"FAHD" {
-            return Err(file.malformed(at, "no fixed array"));
-        }
-        let [version, client, entry_bytes, page_bits] = cursor.array()?;
-        let mut fields = Fields::new(cursor.take(u64::from(sizes.length + sizes.offset))?);
-        let capacity = fields.number(sizes.length).unwrap_or(0);
-        let block = fields.number(sizes.offset).unwrap_or(u64::MAX);
-        let filtered = client == 1;
-        let least = sizes.offset + if filtered { 5 } else { 0 };
-        let most = least + if filtered { 7 } else { 0 };
-        if version != 0
-            || client > 1
-            || !(least..=most).contains(&entry_bytes)
-            || page_bits > 32
-            || capacity < count
-        {
-            let problem = format!(
-                "a fixed array of version {version} for {capacity} chunks of {count}, {entry_bytes} bytes each"
-            );
-            return Err(file.input.malformed(name, problem));
-        }
-        let (mut cursor, at) = file.cursor(block)?;
-        if cursor.array()? != *b"FADB" {
-            return Err(file.malformed(at, "no block of a fixed array"));
-        }
-        cursor.skip(2 + u64::from(sizes.offset))?;
-        let page = (capacity > 1 << page_bits).then_some(1u64 << page_bits);
-        let mut bitmap = Vec::new();
-        if let Some(page) = page {
-            let pages = capacity.div_ceil(page);
-            bitmap = cursor.take(pages.div_ceil(8))?.to_vec();
-            cursor.skip(4)?;
-        }
-        Ok(FixedArray {
-            entries_at: cursor.at,
-            page,
-            bitmap,
-            entry_bytes: u64::from(entry_bytes),
-            filtered,
-        })
-    }
-
-    /// The place of a chunk; `None` if it was never written.
-    fn entry(
-        &self,
-        file: &File<'_>,
-        name: &str,
-        number: u64,
-        chunk_bytes: u64,
-    ) -> Result<Option<Stored>, ConvertError> {
-        let mut offset = number.saturating_mul(self.entry_bytes);
-        if let Some(page) = self.page {
-            let page = number / page;
-            let bits = self.bitmap.get((page / 8) as usize).copied().unwrap_or(0);
-            if bits >> (7 - page % 8) & 1 == 0 {
-                return Ok(None);
-            }
-            offset = offset.saturating_add(4 * page); // each page ends with a checksum
-        }
-        let mut entry = vec![0; self.entry_bytes as usize];
-        let at = self.entries_at.saturating_add(offset);
-        if at.saturating_add(self.entry_bytes) > file.input.byte_count {
-            let problem = format!("the place of chunk {number} is beyond the end of the file");
-            return Err(file.input.malformed(name, problem));
-        }
-        file.input.read_exact_at(&mut entry, at)?;
-        let mut fields = Fields::new(&entry);
-        let sizes = file.sizes;
-        let mut read = || -> Result<Option<Stored>, String> {
-            let Some(address) = fields.address(sizes)? else {
-                return Ok(None);
-            };
-            let (mut byte_count, mut mask) = (chunk_bytes, 0);
-            if self.filtered {
-                byte_count = fields.number((self.entry_bytes - 4) as u8 - sizes.offset)?;
-                mask = fields.number(4)? as u32;
-            }
-            Ok(Some(Stored {
-                address,
-                byte_count,
-                mask,
-            }))
-        };
-        read().map_err(|problem| file.input.malformed(name, problem))
-    }
-}
-
 /// A zlib stream of at most so many bytes.
 fn inflate(bytes: &[u8], most: u64) -> Result<Vec<u8>, String> {
     let mut unpacked = Vec::new();
@@ -458,6 +457,46 @@ fn inflate(bytes: &[u8], most: u64) -> Result<Vec<u8>, String> {
     read.map_err(|error| format!("cannot be inflated: {error}"))?;
     if unpacked.len() as u64 > most {
         return Err(format!("inflates to more than its {most} bytes"));
+    }
+    Ok(unpacked)
+}
+
+/// What LZF packed, at most so many bytes: runs of bytes as they are (a first byte below 32 is their count less one), and
+/// repetitions (three bits of length, 13 bits of distance less one) of what came before.
+///
+/// Source: liblzf 3.6, `lzf_d.c` (the format, which has no other description).
+fn unlzf(bytes: &[u8], most: u64) -> Result<Vec<u8>, String> {
+    let mut unpacked: Vec<u8> = Vec::new();
+    let mut at = 0;
+    let next = |at: &mut usize| {
+        let byte = bytes.get(*at).copied().ok_or("ends within a run of LZF")?;
+        *at += 1;
+        Ok::<usize, String>(usize::from(byte))
+    };
+    while at < bytes.len() {
+        let first = next(&mut at)?;
+        if first < 32 {
+            let run = bytes.get(at..=at + first);
+            unpacked.extend_from_slice(run.ok_or("ends within a run of LZF")?);
+            at += first + 1;
+        } else {
+            let mut len = first >> 5;
+            if len == 7 {
+                len += next(&mut at)?;
+            }
+            let distance = ((first & 31) << 8 | next(&mut at)?) + 1;
+            let Some(start) = unpacked.len().checked_sub(distance) else {
+                let there = unpacked.len();
+                return Err(format!(
+                    "repeats what is {distance} bytes before, but has only {there}"
+                ));
+            };
+            // What is repeated may reach into what it becomes.
+            (start..start + len + 2).for_each(|from| unpacked.push(unpacked[from]));
+        }
+        if unpacked.len() as u64 > most {
+            return Err(format!("unpacks to more than its {most} bytes"));
+        }
     }
     Ok(unpacked)
 }

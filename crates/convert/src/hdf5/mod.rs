@@ -1,13 +1,17 @@
 //! HDF5 files as a source, such as Keras and TensorFlow write: every dataset of plain numbers, named by its path in the
 //! file (`model_weights/dense/dense/kernel:0`).
 //!
-//! Superblocks 0 to 3, both kinds of object headers, groups with symbol tables or with links in their header, elements
-//! in one run, in the header or in chunks (deflate, shuffle, fletcher32). What is left out has a note; what cannot be read
-//! is refused by name. Soft and external links are not followed. Source: The HDF Group, HDF5 File Format Specification
+//! Superblocks 0 to 3, both kinds of object headers, groups of all kinds, elements in one run, in the header or in chunks
+//! with any of HDF5's indexes (deflate, shuffle, fletcher32, and h5py's LZF). What is left out has a note; what cannot be
+//! read is refused by name. Soft and external links are not followed. Source: The HDF Group, HDF5 File Format Specification
 //! Version 3.0. What stands where is in `objects`, what messages say in `types`, chunks in `chunks`.
 
+mod arrays;
+mod attributes;
 mod chunks;
+mod heap;
 mod objects;
+mod tree2;
 mod types;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -20,8 +24,12 @@ use crate::error::ConvertError;
 use crate::input::Input;
 use crate::source::{Contents, Limits, Note, Source};
 use chunks::Chunked;
-use objects::{DATASPACE, DATATYPE, EXTERNAL, FILL_VALUE, FILTERS, File, LAYOUT, Link, Message};
-use types::{Element, Filter, Layout, dataspace, datatype, fill_value, filters, layout};
+use objects::{
+    DATASPACE, DATATYPE, EXTERNAL, FILL_VALUE, FILTERS, File, LAYOUT, Link, Message, OLD_FILL_VALUE,
+};
+use types::{
+    Element, Filter, Layout, dataspace, datatype, fill_value, filters, layout, old_fill_value,
+};
 
 /// Groups within groups: each level is a call.
 const DEPTH_MAX: u32 = 100;
@@ -51,6 +59,8 @@ pub struct Hdf5Source {
 #[derive(Clone)]
 struct Stored {
     layout: Layout,
+    /// The largest shape it may grow to; `None` for a dimension without end.
+    most: Vec<Option<u64>>,
     filters: Vec<Filter>,
     big_endian: bool,
     /// The bytes of an element that was never written; empty for zeros.
@@ -128,9 +138,13 @@ impl Source for Hdf5Source {
             return Ok(());
         }
         let size = (tensor.dtype.bits() / 8) as usize;
+        // A complex number is two numbers.
+        let number_bytes = if tensor.dtype == Dtype::C64 { 4 } else { size };
         let mut pass = |piece: &mut [u8]| {
             if stored.big_endian && size > 1 {
-                piece.chunks_exact_mut(size).for_each(<[u8]>::reverse);
+                piece
+                    .chunks_exact_mut(number_bytes)
+                    .for_each(<[u8]>::reverse);
             }
             out(piece)
         };
@@ -145,7 +159,9 @@ impl Source for Hdf5Source {
                 let chunked = Chunked {
                     name: &tensor.name,
                     shape: &shape,
+                    most: &[Some(shape[0])],
                     chunk: &chunk,
+                    plain_edges: false,
                     index: types::Index::Empty,
                     filters: &[],
                     element_bytes: size as u64,
@@ -153,12 +169,18 @@ impl Source for Hdf5Source {
                 };
                 chunked.read(&mut file, &self.limits, &mut pass)
             }
-            Layout::Chunked { chunk, index } => {
+            Layout::Chunked {
+                chunk,
+                index,
+                plain_edges,
+            } => {
                 let mut file = File::open(&self.input)?;
                 let chunked = Chunked {
                     name: &tensor.name,
                     shape: &tensor.shape,
+                    most: &stored.most,
                     chunk,
+                    plain_edges: *plain_edges,
                     index: *index,
                     filters: &stored.filters,
                     element_bytes: size as u64,
@@ -332,7 +354,7 @@ impl Walk<'_> {
         let content = self.first(name, messages, DATATYPE)?.unwrap_or_default();
         let (element, element_bytes) = datatype(&content).map_err(wrong)?;
         let content = self.first(name, messages, DATASPACE)?.unwrap_or_default();
-        let shape = dataspace(&content, sizes).map_err(wrong)?;
+        let space = dataspace(&content, sizes).map_err(wrong)?;
         let (dtype, big_endian) = match element {
             Element::Number {
                 dtype,
@@ -344,12 +366,24 @@ impl Walk<'_> {
                 }
                 (dtype, big_endian)
             }
+            Element::Opaque if element_bytes == 2 => {
+                // Keras says in an attribute what h5py has no type for.
+                let told = attributes::text(&mut self.file, messages, "dtype")?;
+                if told.as_deref() != Some("bfloat16") {
+                    self.note(name, "two bytes without a type are read as BF16");
+                }
+                (Dtype::Bf16, false)
+            }
+            Element::Opaque => {
+                self.note(name, "dropped: opaque bytes");
+                return Ok(());
+            }
             Element::Other(what) => {
                 self.note(name, format!("dropped: {what}"));
                 return Ok(());
             }
         };
-        let Some(shape) = shape else {
+        let Some(types::Space { dims: shape, most }) = space else {
             self.note(name, "dropped: an empty dataspace");
             return Ok(());
         };
@@ -395,10 +429,13 @@ impl Walk<'_> {
             let what = format!("its chunks went through {which}, which nothing here undoes; copy the file with h5repack -f GZIP=1");
             input.unsupported(name, what)
         })?;
-        let content = self.first(name, messages, FILL_VALUE)?;
-        let fill = content
-            .map_or(Ok(Vec::new()), |content| fill_value(&content))
-            .map_err(wrong)?;
+        let fill = match self.first(name, messages, FILL_VALUE)? {
+            Some(content) => fill_value(&content),
+            None => self
+                .first(name, messages, OLD_FILL_VALUE)?
+                .map_or(Ok(Vec::new()), |content| old_fill_value(&content)),
+        };
+        let fill = fill.map_err(wrong)?;
         if !fill.is_empty() && fill.len() as u64 != element_bytes {
             return Err(wrong(format!(
                 "a fill value of {} bytes for elements of {element_bytes}",
@@ -408,6 +445,7 @@ impl Walk<'_> {
         self.datasets.insert(address, self.tensors.len());
         let stored = Stored {
             layout,
+            most,
             filters,
             big_endian,
             fill,

@@ -3,6 +3,8 @@
 //! Source: HDF5 File Format Specification Version 3.0, §II (superblock), §III.A.1 (version 1 B-trees), §III.B–D (symbol
 //! tables, local heaps), §IV.A.1 (object headers), §IV.A.2 (messages).
 
+use super::heap::Heap;
+use super::tree2;
 use super::types::{Fields, Sizes};
 use crate::error::ConvertError;
 use crate::input::{Cursor, Input};
@@ -18,17 +20,26 @@ const NAME_BYTES_MAX: u64 = 64 * 1024;
 /// A version 1 B-tree needs no more levels for 2⁶⁴ entries.
 const LEVEL_MAX: u8 = 64;
 
+/// How often the bytes of headers, names and indexes may be read, for all of a file: once or twice, in an honest one.
+const TIMES_READ_MAX: u64 = 8;
+
+/// Types of version 2 B-trees: links by their names.
+const LINKS_BY_NAME: u8 = 5;
+
 /// Numbers of messages.
 pub(super) const DATASPACE: u16 = 1;
 const LINK_INFO: u16 = 2;
 pub(super) const DATATYPE: u16 = 3;
+pub(super) const OLD_FILL_VALUE: u16 = 4;
 pub(super) const FILL_VALUE: u16 = 5;
 const LINK: u16 = 6;
 pub(super) const EXTERNAL: u16 = 7;
 pub(super) const LAYOUT: u16 = 8;
 pub(super) const FILTERS: u16 = 11;
+pub(super) const ATTRIBUTE: u16 = 12;
 const CONTINUATION: u16 = 16;
 const SYMBOL_TABLE: u16 = 17;
+pub(super) const ATTRIBUTE_INFO: u16 = 21;
 
 /// A message of an object's header.
 pub(super) struct Message {
@@ -59,6 +70,8 @@ pub(super) struct File<'a> {
     pub(super) root: u64,
     /// Blocks that may still be read: more than this cannot be in a file of its size.
     budget: u64,
+    /// Bytes of headers, names and indexes that may still be read.
+    bytes_left: u64,
 }
 
 impl<'a> File<'a> {
@@ -90,6 +103,7 @@ impl<'a> File<'a> {
                 base,
                 root,
                 budget: input.byte_count / 4 + 1000,
+                bytes_left: input.byte_count.saturating_mul(TIMES_READ_MAX),
             })
     }
 
@@ -136,6 +150,41 @@ impl<'a> File<'a> {
         }
     }
 
+    /// Counts bytes of headers, names and indexes: read many times over, they stand for more than the file has.
+    pub(super) fn charge(&mut self, byte_count: u64) -> Result<(), ConvertError> {
+        let Some(left) = self.bytes_left.checked_sub(byte_count) else {
+            let problem = "its headers, names and indexes are read over and over: they share bytes";
+            return Err(self.input.malformed("", problem));
+        };
+        self.bytes_left = left;
+        Ok(())
+    }
+
+    /// `len` bytes at an address.
+    pub(super) fn bytes(&mut self, address: u64, len: u64) -> Result<Vec<u8>, ConvertError> {
+        let at = self.place("", address, len)?;
+        self.charge(len)?;
+        let mut bytes = vec![0; len as usize];
+        self.input.read_exact_at(&mut bytes, at)?;
+        Ok(bytes)
+    }
+
+    /// The first `len` bytes (four at least) of a block that begins with a signature, and its byte of the file.
+    pub(super) fn block(
+        &mut self,
+        address: u64,
+        len: u64,
+        signature: &[u8; 4],
+    ) -> Result<(Vec<u8>, u64), ConvertError> {
+        let bytes = self.bytes(address, len)?;
+        let at = self.base + address;
+        if !bytes.starts_with(signature) {
+            let problem = format!("no `{}` block", signature.escape_ascii());
+            return Err(self.malformed(at, problem));
+        }
+        Ok((bytes, at))
+    }
+
     /// All messages of an object.
     pub(super) fn messages(&mut self, address: u64) -> Result<Vec<Message>, ConvertError> {
         let (mut cursor, at) = self.cursor(address)?;
@@ -168,6 +217,7 @@ impl<'a> File<'a> {
             all_bytes = all_bytes.saturating_add(len).saturating_add(64);
             let what = "bytes in an object header";
             self.input.limited("", what, all_bytes, HEADER_BYTES_MAX)?;
+            self.charge(len)?;
             cursor.at = at;
             let block = cursor.take(len)?.to_vec();
             let found = split(&block, version_2, order_bytes);
@@ -218,14 +268,10 @@ impl<'a> File<'a> {
                 }
                 LINK_INFO => {
                     is_group = true;
-                    let dense = dense_heap(fields, self.sizes);
-                    if dense
-                        .map_err(|problem| self.input.malformed("", problem))?
-                        .is_some()
-                    {
-                        let what = "a group keeps its links in a fractal heap (many links in a file of the newest \
-                                    format); nothing here reads that, write the file with h5py's libver='earliest'";
-                        return Err(self.input.unsupported("", what));
+                    let dense = dense_links(fields, self.sizes);
+                    let dense = dense.map_err(|problem| self.input.malformed("", problem))?;
+                    if let Some((heap, names)) = dense {
+                        self.dense(heap, names, &mut links)?;
                     }
                 }
                 LINK => {
@@ -237,6 +283,23 @@ impl<'a> File<'a> {
             }
         }
         Ok(is_group.then_some(links))
+    }
+
+    /// The links of a group with many of them: messages in a heap, found by an index of their names.
+    fn dense(
+        &mut self,
+        heap: u64,
+        names: u64,
+        links: &mut Vec<(String, Link)>,
+    ) -> Result<(), ConvertError> {
+        let heap = Heap::open(self, heap)?;
+        tree2::records(self, names, &[LINKS_BY_NAME], &mut |file, record| {
+            // A checksum of the name, and the message's ID.
+            let message = heap.object(file, record.get(4..).unwrap_or_default())?;
+            let found = link(Fields::new(&message), file.sizes);
+            links.push(found.map_err(|problem| file.input.malformed("", problem))?);
+            Ok(())
+        })
     }
 
     /// The children of a version 1 B-tree's leaves, in order, each with the key before it.
@@ -273,10 +336,10 @@ impl<'a> File<'a> {
         }
         let width = u64::from(self.sizes.offset);
         cursor.skip(2 * width)?;
-        let entries = cursor
-            .take(u64::from(count) * (key_bytes + width))?
-            .to_vec();
+        let entries_bytes = u64::from(count) * (key_bytes + width);
+        let entries = cursor.take(entries_bytes)?.to_vec();
         drop(cursor);
+        self.charge(entries_bytes)?;
         for entry in entries.chunks_exact((key_bytes + width) as usize) {
             let (key, child) = entry.split_at(key_bytes as usize);
             let child = Fields::new(child)
@@ -362,6 +425,7 @@ impl<'a> File<'a> {
         let mut ahead = left.min(64);
         while ahead > 0 {
             let mut bytes = vec![0; ahead as usize];
+            self.charge(ahead)?;
             self.input.read_exact_at(&mut bytes, at + offset)?;
             if let Some(end) = bytes.iter().position(|&byte| byte == 0) {
                 return name(&bytes[..end]).map_err(|problem| self.malformed(at + offset, problem));
@@ -430,13 +494,16 @@ fn split(block: &[u8], version_2: bool, order_bytes: u64) -> Result<Vec<Message>
             DATASPACE
                 | LINK_INFO
                 | DATATYPE
+                | OLD_FILL_VALUE
                 | FILL_VALUE
                 | LINK
                 | EXTERNAL
                 | LAYOUT
                 | FILTERS
+                | ATTRIBUTE
                 | CONTINUATION
                 | SYMBOL_TABLE
+                | ATTRIBUTE_INFO
         );
         if wanted {
             messages.push(Message {
@@ -455,12 +522,13 @@ fn name(bytes: &[u8]) -> Result<String, String> {
         .map_err(|_| "a name is not UTF-8".to_owned())
 }
 
-/// The fractal heap of a group's links, if it has one.
-fn dense_heap(mut fields: Fields<'_>, sizes: Sizes) -> Result<Option<u64>, String> {
+/// The fractal heap of a group's links and the index of their names, if it has them.
+fn dense_links(mut fields: Fields<'_>, sizes: Sizes) -> Result<Option<(u64, u64)>, String> {
     fields.byte()?;
     let flags = fields.byte()?;
     fields.take(if flags & 1 != 0 { 8 } else { 0 })?;
-    fields.address(sizes)
+    let (heap, names) = (fields.address(sizes)?, fields.address(sizes)?);
+    Ok(heap.zip(names))
 }
 
 /// A link message.

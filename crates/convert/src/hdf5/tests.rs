@@ -90,11 +90,11 @@ fn broken_files_are_refused_for_the_reason_given() {
     );
     refused(
         changed("latest_chunks.h5", b"FAHD", b"FAHE"),
-        "no fixed array",
+        "no `FAHD` block",
     );
     refused(
         changed("latest_chunks.h5", b"FADB", b"FADC"),
-        "no block of a fixed array",
+        "no `FADB` block",
     );
     refused(
         changed("latest_plain.h5", b"OHDR", b"OHDS"),

@@ -4,6 +4,8 @@
 
 use safelight_format::Dtype;
 
+use super::tree2::bytes_for;
+
 /// HDF5 itself has no more dimensions.
 const RANK_MAX: u64 = 32;
 
@@ -43,6 +45,11 @@ impl<'a> Fields<'a> {
         Ok(u64::from_le_bytes(whole))
     }
 
+    /// What is left.
+    pub(super) fn rest(&self) -> &'a [u8] {
+        &self.bytes[self.at..]
+    }
+
     pub(super) fn byte(&mut self) -> Result<u8, String> {
         self.number(1).map(|byte| byte as u8)
     }
@@ -61,12 +68,20 @@ pub(super) struct Sizes {
     pub(super) length: u8,
 }
 
+/// A dataset's shape, and the largest it may grow to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Space {
+    pub(super) dims: Vec<u64>,
+    /// `None` for a dimension without end.
+    pub(super) most: Vec<Option<u64>>,
+}
+
 /// A dataspace message; `None` if the space has no elements by its kind.
-pub(super) fn dataspace(bytes: &[u8], sizes: Sizes) -> Result<Option<Vec<u64>>, String> {
+pub(super) fn dataspace(bytes: &[u8], sizes: Sizes) -> Result<Option<Space>, String> {
     let mut fields = Fields::new(bytes);
     let version = fields.byte()?;
     let rank = u64::from(fields.byte()?);
-    fields.byte()?;
+    let flags = fields.byte()?;
     let kind = fields.byte()?;
     match version {
         1 => drop(fields.take(4)?),
@@ -83,8 +98,27 @@ pub(super) fn dataspace(bytes: &[u8], sizes: Sizes) -> Result<Option<Vec<u64>>, 
     if rank > RANK_MAX {
         return Err(format!("{rank} dimensions, HDF5 has at most {RANK_MAX}"));
     }
-    let dims = (0..rank).map(|_| fields.number(sizes.length));
-    dims.collect::<Result<_, _>>().map(Some)
+    let mut numbers = || {
+        let numbers = (0..rank).map(|_| fields.number(sizes.length));
+        numbers.collect::<Result<Vec<u64>, String>>()
+    };
+    let dims = numbers()?;
+    let most = if flags & 1 != 0 {
+        numbers()?
+    } else {
+        dims.clone()
+    };
+    let endless = u64::MAX >> (64 - 8 * u32::from(sizes.length));
+    let most = most.into_iter().map(|dim| (dim != endless).then_some(dim));
+    let most: Vec<Option<u64>> = most.collect();
+    let larger = dims
+        .iter()
+        .zip(&most)
+        .find(|(dim, most)| most.is_some_and(|most| most < **dim));
+    if let Some((dim, most)) = larger {
+        return Err(format!("a dimension of {dim}, which may grow to {most:?}"));
+    }
+    Ok(Some(Space { dims, most }))
 }
 
 /// What a dataset's elements are.
@@ -96,6 +130,8 @@ pub(super) enum Element {
         /// What is worth a note.
         note: Option<&'static str>,
     },
+    /// Bytes that say nothing of what they are.
+    Opaque,
     /// Nothing that safetensors could hold: what it is.
     Other(String),
 }
@@ -114,12 +150,12 @@ pub(super) fn datatype(bytes: &[u8]) -> Result<(Element, u64), String> {
         2 => other("times"),
         3 => other("texts"),
         4 => other("bit fields"),
-        5 => other("opaque bytes"),
-        6 => other("a compound type"),
+        5 => Ok((Element::Opaque, size)),
+        6 => compound(fields, class >> 4, flags, size),
         7 => other("references"),
         9 => other("values of variable length"),
         10 => other("arrays as elements"),
-        11 => other("complex numbers"),
+        11 => complex(fields.rest(), fields.rest(), size),
         class => Err(format!("datatype class {class}, which HDF5 does not have")),
     }
 }
@@ -178,6 +214,7 @@ fn float(fields: &mut Fields<'_>, flags: u64, size: u64) -> Result<(Element, u64
         (4, (23, 8), (0, 23), 127) => Dtype::F32,
         (8, (52, 11), (0, 52), 1023) => Dtype::F64,
         (1, (2, 5), (0, 2), 15) => Dtype::F8E5m2,
+        (1, (3, 4), (0, 3), 7) => Dtype::F8E4m3,
         _ => {
             return Ok((
                 Element::Other(format!("floats of {size} bytes of an unusual kind")),
@@ -191,6 +228,58 @@ fn float(fields: &mut Fields<'_>, flags: u64, size: u64) -> Result<(Element, u64
             Element::Other("floats in an unusual byte order".into()),
             size,
         )),
+    }
+}
+
+/// A compound type: complex numbers as h5py writes them, with members `r` and `i`, or something else.
+fn compound(
+    mut fields: Fields<'_>,
+    version: u8,
+    flags: u64,
+    size: u64,
+) -> Result<(Element, u64), String> {
+    let other = Ok((Element::Other("a compound type".into()), size));
+    if flags & 0xffff != 2 {
+        return other;
+    }
+    let mut members = Vec::new();
+    for (expected, place) in [(b'r', 0), (b'i', size / 2)] {
+        let named = fields.take(2)? == [expected, 0];
+        if version < 3 {
+            fields.take(6)?;
+        }
+        let offset = fields.number(if version < 3 { 4 } else { bytes_for(size) })?;
+        if version == 1 {
+            fields.take(28)?; // dimensions, which it has none of
+        }
+        let start = fields.rest();
+        if !named || offset != place || start.first().is_none_or(|class| class & 15 != 1) {
+            return other;
+        }
+        members.push(fields.take(20)?); // a float's message
+    }
+    complex(members[0], members[1], size)
+}
+
+/// Complex numbers of two such floats.
+fn complex(real: &[u8], imaginary: &[u8], size: u64) -> Result<(Element, u64), String> {
+    if real.first().is_none_or(|class| class & 15 != 1) {
+        return Ok((
+            Element::Other("complex numbers of an unusual kind".into()),
+            size,
+        ));
+    }
+    let (real, imaginary) = (datatype(real)?, datatype(imaginary)?);
+    match real.0 {
+        Element::Number {
+            dtype: Dtype::F32,
+            big_endian,
+            ..
+        } if size == 8 && real == imaginary => number(Dtype::C64, big_endian, size),
+        _ => {
+            let what = format!("complex numbers of {size} bytes, which safetensors does not have");
+            Ok((Element::Other(what), size))
+        }
     }
 }
 
@@ -268,6 +357,8 @@ pub(super) enum Filter {
     Shuffle(u64),
     /// Four bytes of checksum at the end.
     Fletcher32,
+    /// h5py's own.
+    Lzf,
 }
 
 /// What a filter is called; what is not known here is refused by this name.
@@ -277,7 +368,6 @@ fn filter_name(id: u64) -> &'static str {
         5 => "n-bit",
         6 => "scale-offset",
         307 => "bzip2",
-        32000 => "LZF",
         32001 => "Blosc",
         32004 => "LZ4",
         32008 => "bitshuffle",
@@ -325,6 +415,7 @@ pub(super) fn filters(bytes: &[u8]) -> Result<Result<Vec<Filter>, String>, Strin
             1 => Filter::Deflate,
             2 => Filter::Shuffle(values.first().copied().unwrap_or(1).max(1)),
             3 => Filter::Fletcher32,
+            32000 => Filter::Lzf,
             id => {
                 let name = filter_name(id);
                 return Ok(Err(format!("filter {id} ({name})")));
@@ -342,7 +433,12 @@ pub(super) enum Layout {
     /// In one run; `None` if they were never written.
     Contiguous(Option<u64>),
     /// In boxes of this shape.
-    Chunked { chunk: Vec<u64>, index: Index },
+    Chunked {
+        chunk: Vec<u64>,
+        index: Index,
+        /// Whether chunks that reach beyond the dataset went through no filter.
+        plain_edges: bool,
+    },
     /// Somewhere that nothing here finds: what it is.
     Other(String),
 }
@@ -357,14 +453,19 @@ pub(super) enum Index {
     Single(u64, Option<u64>, u32),
     Implicit(u64),
     FixedArray(u64),
+    ExtensibleArray(u64),
+    BTree2(u64),
 }
 
 /// A layout message.
 pub(super) fn layout(bytes: &[u8], rank: usize, sizes: Sizes) -> Result<Layout, String> {
     let mut fields = Fields::new(bytes);
     let (version, class) = (fields.byte()?, fields.byte()?);
-    if !(3..=5).contains(&version) {
-        let what = format!("a layout of version {version} (3 to 5 are known here)");
+    if version < 3 {
+        return old_layout(&mut fields, version, class, rank, sizes);
+    }
+    if version > 5 {
+        let what = format!("a layout of version {version} (1 to 5 are known here)");
         return Ok(Layout::Other(what));
     }
     match class {
@@ -378,7 +479,11 @@ pub(super) fn layout(bytes: &[u8], rank: usize, sizes: Sizes) -> Result<Layout, 
             let address = fields.address(sizes)?;
             let chunk = chunk_shape(&mut fields, dims, 4, rank)?;
             let index = address.map_or(Index::Empty, Index::BTree);
-            Ok(Layout::Chunked { chunk, index })
+            Ok(Layout::Chunked {
+                chunk,
+                index,
+                plain_edges: false,
+            })
         }
         2 => {
             let (flags, dims, width) = (fields.byte()?, fields.byte()?, fields.byte()?);
@@ -396,16 +501,55 @@ pub(super) fn layout(bytes: &[u8], rank: usize, sizes: Sizes) -> Result<Layout, 
                     fields.byte()?;
                     fields.address(sizes)?.map(Index::FixedArray)
                 }
-                4 => return Ok(Layout::Other("chunks found by an extensible array".into())),
-                5 => return Ok(Layout::Other("chunks found by a version 2 B-tree".into())),
+                4 => {
+                    fields.take(5)?;
+                    fields.address(sizes)?.map(Index::ExtensibleArray)
+                }
+                5 => {
+                    fields.take(6)?;
+                    fields.address(sizes)?.map(Index::BTree2)
+                }
                 _ => return Err(format!("chunk index {kind}, which HDF5 does not have")),
             };
-            let index = index.unwrap_or(Index::Empty);
-            Ok(Layout::Chunked { chunk, index })
+            Ok(Layout::Chunked {
+                chunk,
+                index: index.unwrap_or(Index::Empty),
+                plain_edges: flags & 1 != 0,
+            })
         }
         3 => Ok(Layout::Other(
             "a virtual dataset, made of other files".into(),
         )),
+        class => Err(format!("layout class {class}, which HDF5 does not have")),
+    }
+}
+
+/// A layout message of versions 1 and 2, behind its first bytes: version, dimensions, class.
+fn old_layout(
+    fields: &mut Fields<'_>,
+    version: u8,
+    dims: u8,
+    rank: usize,
+    sizes: Sizes,
+) -> Result<Layout, String> {
+    let class = fields.byte()?;
+    fields.take(5)?;
+    match class {
+        _ if version == 0 => Err("version 0 of a layout".into()),
+        0 => {
+            fields.take(4 * u64::from(dims))?;
+            let len = fields.number(4)?;
+            Ok(Layout::Compact(fields.take(len)?.to_vec()))
+        }
+        1 => fields.address(sizes).map(Layout::Contiguous),
+        2 => {
+            let address = fields.address(sizes)?;
+            Ok(Layout::Chunked {
+                chunk: chunk_shape(fields, dims, 4, rank)?,
+                index: address.map_or(Index::Empty, Index::BTree),
+                plain_edges: false,
+            })
+        }
         class => Err(format!("layout class {class}, which HDF5 does not have")),
     }
 }
@@ -429,6 +573,13 @@ fn chunk_shape(
         return Err(format!("chunks of shape {shape:?}"));
     }
     Ok(shape)
+}
+
+/// A fill value message of the oldest kind: length and bytes.
+pub(super) fn old_fill_value(bytes: &[u8]) -> Result<Vec<u8>, String> {
+    let mut fields = Fields::new(bytes);
+    let len = fields.number(4)?;
+    Ok(fields.take(len)?.to_vec())
 }
 
 /// A fill value message: the bytes of an element that was never written; empty for zeros.
