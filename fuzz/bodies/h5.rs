@@ -1,4 +1,4 @@
-//! HDF5 files.
+//! HDF5 files, and Keras' archives of them.
 
 use safelight_convert::{Hdf5Source, Source};
 

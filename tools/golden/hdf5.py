@@ -7,6 +7,7 @@ Beside `convert/NAME.h5` lies `NAME_h5.safetensors`, which holds the numbers exp
 
 import argparse
 import io
+import json
 import os
 import zipfile
 from pathlib import Path
@@ -22,7 +23,9 @@ SEED = 20261125
 
 
 def metadata():
-    versions = f"h5py {h5py.__version__}, HDF5 {h5py.version.hdf5_version}, numpy {np.__version__}"
+    import keras
+
+    versions = f"Keras {keras.__version__}, h5py {h5py.__version__}, HDF5 {h5py.version.hdf5_version}, numpy {np.__version__}"
     return {"script": "tools/golden/hdf5.py", "versions": versions, "seed": str(SEED)}
 
 
@@ -141,6 +144,104 @@ def sparse(path):
             data[place] = place % 251
 
 
+def seeds(folder):
+    """A file for each kind of group and index, and archives."""
+    data = np.arange(12, dtype=np.float32).reshape(3, 4)
+    for name, options in {
+        "grows": {"maxshape": (None, 4)}, "grows_packed": {"maxshape": (3, None), "compression": "gzip"}, "tree": {"maxshape": (None, None)},
+        "tree_packed": {"maxshape": (None, None), "shuffle": True, "fletcher32": True}, "may_grow": {"maxshape": (9, 9)}, "lzf": {"compression": "lzf"},
+    }.items():
+        with h5py.File(folder / f"latest_{name}.h5", "w", libver="latest") as file:
+            file.create_dataset("a", data=data, chunks=(2, 3), **options)
+    with h5py.File(folder / "latest_super.h5", "w", libver="latest") as file:
+        file.create_dataset("a", shape=(500,), dtype="u1", chunks=(1,), maxshape=(None,))[400] = 1
+    with h5py.File(folder / "latest_links.h5", "w", libver="latest") as file:
+        file["a"] = np.int8(1)
+        for i in range(60):
+            file[f"{i}"] = h5py.SoftLink("a")
+        file["l" * 4200] = h5py.SoftLink("a")
+        for i in range(12):
+            file["a"].attrs[f"{i}"] = i
+    with h5py.File(folder / "opaque.h5", "w") as file:
+        file["layer/w"] = data[0].astype(ml_dtypes.bfloat16)
+        file["layer/w"].attrs["dtype"] = "bfloat16"
+        file["complex"] = data[0].astype(np.complex64)
+        file.attrs["layer_names"] = ["layer"]
+        file["layer"].attrs["weight_names"] = ["w", "missing"]
+    weights = (folder / "opaque.h5").read_bytes()
+    for name, method in {"stored": zipfile.ZIP_STORED, "deflated": zipfile.ZIP_DEFLATED}.items():
+        with zipfile.ZipFile(folder / f"{name}.keras", "w", method) as archive:
+            archive.writestr(zipfile.ZipInfo("config.json"), "{}")
+            archive.writestr(zipfile.ZipInfo("model.weights.h5"), weights, method)
+
+
+def expect_keras(path):
+    """Tensors, and in the metadata the order in which Keras sets them, by `layer_names` and `weight_names`."""
+    file = path if path.suffix == ".h5" else io.BytesIO(zipfile.ZipFile(path).read("model.weights.h5"))
+
+    def listed(group, name):
+        if name in group.attrs:
+            return group.attrs[name]
+        parts = [group.attrs[f"{name}{i}"] for i in range(100) if f"{name}{i}" in group.attrs]
+        return np.concatenate(parts) if parts else []
+
+    order = []
+    with h5py.File(file) as weights:
+        root = weights.get("model_weights", weights)
+        for layer in [*listed(root, "layer_names"), "top_level_model_weights"]:
+            layer = layer.decode() if isinstance(layer, bytes) else layer
+            for weight in listed(root[layer], "weight_names") if layer in root else []:
+                weight = weight.decode() if isinstance(weight, bytes) else weight
+                order.append(root[layer][weight].name[1:])
+    out = path.with_name(path.name.replace(".", "_") + ".safetensors")
+    save_file(read(file), out, {**metadata(), "order": json.dumps(order, separators=(",", ":"))})
+    out.chmod(0o644)
+
+
+def keras_2(path, libver, layers, rng):
+    """As Keras 2 did, with names in arrays of bytes; divided if they are longer than an object's header."""
+    with h5py.File(path, "w", libver=libver) as file:
+        root = file.create_group("model_weights")
+        file.attrs["keras_version"] = "2.15.0"
+        names = [f"block{i}_conv" for i in reversed(range(layers))]
+        root.attrs["layer_names"] = np.array([name.encode() for name in names])
+        for name in names:
+            group = root.create_group(name)
+            weights = [f"{name}/{kind}:0" for kind in ("kernel", "bias", "alpha")]
+            group.attrs["weight_names"] = np.array([weight.encode() for weight in weights])
+            for weight in weights:
+                group[weight] = rng.normal(size=(2,)).astype(np.float32)
+        model = root.create_group("top_level_model_weights")
+        long = [f"extra_{i}_" + "x" * 300 for i in range(40)]
+        if libver == "latest":  # many attributes go into a heap, long ones there into a place of their own
+            for i in range(12):
+                model.attrs[f"attribute_{i}"] = i
+            model.attrs["weight_names"] = np.array([weight.encode() for weight in long])
+        else:
+            model.attrs["weight_names0"] = np.array([weight.encode() for weight in long[:25]])
+            model.attrs["weight_names1"] = np.array([weight.encode() for weight in long[25:]])
+        first = np.float32([1, 2, 3])
+        model[long[0]] = first
+        for weight in long[1:]:
+            model[weight] = model[long[0]]
+
+
+def keras_3(folder):
+    """A model that Keras made, in all of its files."""
+    import keras
+
+    keras.utils.set_random_seed(SEED)
+    for name, dtype in {"model": "float32", "bf16": "bfloat16"}.items():
+        keras.config.set_dtype_policy(dtype)
+        layers = [keras.layers.Input((4,)), keras.layers.Dense(3, name="dense"), keras.layers.BatchNormalization(name="norm")]
+        model = keras.Sequential(layers[: 3 if name == "model" else 2])
+        model.save(folder / f"{name}.keras")
+        expect_keras(folder / f"{name}.keras")
+        if name == "model":
+            model.save(folder / "model.h5")
+            expect_keras(folder / "model.h5")
+
+
 def make(out, corpus=None):
     folder = Path(out) / "convert"
     folder.mkdir(parents=True, exist_ok=True)
@@ -153,6 +254,12 @@ def make(out, corpus=None):
     sparse(folder / "sparse.h5")
     with zipfile.ZipFile(folder / "deep.keras", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("model.weights.h5", deep_heap())
+    for name, libver, layers in [("keras_2.h5", "earliest", 3), ("keras_2_latest.h5", "latest", 12)]:
+        keras_2(folder / name, libver, layers, rng)
+        expect_keras(folder / name)
+    keras_3(folder)
+    if corpus:
+        seeds(Path(corpus) / "h5")
 
 
 if __name__ == "__main__":

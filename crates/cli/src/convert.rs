@@ -30,7 +30,7 @@ Examples:
   safelight convert model.safetensors model.gguf --quant q8_0 --architecture sd1
 
 Nothing in a file is ever executed: pickles are read as data, and what is not on the list of what tensors need is
-refused by name. SRC is a file of any kind known here, shards (*.index.json or a folder), or a diffusers folder. The
+refused by name. SRC is a file of any kind known here (safetensors, PyTorch, GGUF, npz, Flax's msgpack, ONNX, Keras, HDF5), shards (*.index.json or a folder), or a diffusers folder. The
 kind of DST follows from its name: .safetensors, .npz or .gguf; another name is a folder, of shards (--shard-size) or
 for diffusers (--to diffusers). DST appears when it is complete.
 

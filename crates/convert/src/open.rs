@@ -12,7 +12,7 @@ use crate::checkpoint::CheckpointSource;
 use crate::error::ConvertError;
 use crate::flax::{FlaxSource, is_flax};
 use crate::gguf::{GgufSource, Quantized};
-use crate::hdf5::{Hdf5Source, is_hdf5};
+use crate::hdf5::{Hdf5Source, is_hdf5, is_keras};
 use crate::layout::{FolderSource, is_diffusers_folder};
 use crate::npz::{NpzSource, is_npz};
 use crate::onnx::{OnnxSource, is_onnx};
@@ -123,6 +123,9 @@ pub fn open_with(path: &Path, options: &OpenOptions) -> Result<Box<dyn Source>, 
         Some(FileKind::Npy) => Ok(Box::new(NpzSource::open(path, &options.limits)?)),
         Some(FileKind::TorchZip | FileKind::Zip) if is_npz(&open_file(path)?) => {
             Ok(Box::new(NpzSource::open(path, &options.limits)?))
+        }
+        Some(FileKind::TorchZip | FileKind::Zip) if is_keras(&open_file(path)?) => {
+            Ok(Box::new(Hdf5Source::open(path, &options.limits)?))
         }
         Some(FileKind::TorchZip | FileKind::Zip) => {
             open_zip(&Context::new(path, options), Box::new(open_file(path)?))

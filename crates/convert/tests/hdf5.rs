@@ -2,8 +2,8 @@
 
 mod common;
 
-use common::{check, golden, notes, read_named};
-use safelight_convert::{Limits, open};
+use common::{check, expected_metadata, golden, notes, read_named};
+use safelight_convert::{Limits, Source, open};
 use safelight_format::Dtype;
 
 #[test]
@@ -79,4 +79,61 @@ fn arrays_of_chunks_in_pages() {
         expected[place] = (place % 251) as u8;
     }
     assert!(read_named(&*source, "grows") == expected);
+}
+
+/// The tensors are there, and the order in which Keras sets them is told.
+#[track_caller]
+fn check_keras(file: &str) -> Box<dyn Source> {
+    let source = check(file);
+    let expected = expected_metadata(file, "order");
+    let order = source.metadata().get("keras.weights");
+    assert_eq!(order.map_or("[]", String::as_str), expected, "{file}");
+    source
+}
+
+#[test]
+fn keras_files() {
+    let source = check_keras("model.keras");
+    let names: Vec<_> = source
+        .tensors()
+        .iter()
+        .map(|tensor| &*tensor.name)
+        .collect();
+    assert!(names.contains(&"layers/dense/vars/0"), "{names:?}");
+    assert!(source.metadata()["keras.config"].starts_with("{"));
+    assert!(source.metadata()["keras.metadata"].contains("keras_version"));
+    let source = check_keras("bf16.keras");
+    assert!(
+        source
+            .tensors()
+            .iter()
+            .all(|tensor| tensor.dtype == Dtype::Bf16)
+    );
+    assert_eq!(notes(&*source), [""; 0]);
+    let source = check_keras("model.h5");
+    assert_eq!(source.metadata()["keras.backend"], "torch");
+    assert!(source.metadata()["keras.weights"].contains("model_weights/dense/sequential"));
+}
+
+#[test]
+fn keras_2_files() {
+    for file in ["keras_2.h5", "keras_2_latest.h5"] {
+        let source = check_keras(file);
+        assert_eq!(source.metadata()["keras.version"], "2.15.0");
+        let order = &source.metadata()["keras.weights"];
+        assert!(order.contains("model_weights/block0_conv/block0_conv/kernel:0"));
+        assert!(order.len() > 40 * 300, "the long names, too");
+    }
+}
+
+#[test]
+fn a_heap_with_blocks_within_blocks_within_blocks() {
+    let source = open(&golden("deep.keras"), &Limits::default()).unwrap();
+    assert_eq!(read_named(&*source, "w"), [0, 0, 0x80, 0x3f, 0, 0, 0, 0x40]);
+    assert_eq!(source.tensors().len(), 2);
+    let notes = notes(&*source);
+    let soft = |note: &&String| note.ends_with("not followed: a soft link");
+    assert_eq!(notes.iter().filter(soft).count(), 700);
+    let mut places = source.notes().iter().map(|note| &note.at);
+    assert!(places.any(|at| at.ends_with("nnn699")));
 }

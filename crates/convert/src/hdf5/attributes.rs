@@ -3,6 +3,9 @@
 //! Source: HDF5 File Format Specification Version 3.0, §IV.A.2.m (attributes), §IV.A.2.v (attribute info) and §III.E
 //! (global heaps, where texts of any length are).
 
+use std::collections::HashMap;
+use std::ops::Range;
+
 use super::heap::Heap;
 use super::objects::{ATTRIBUTE, ATTRIBUTE_INFO, File, Message};
 use super::tree2;
@@ -20,32 +23,120 @@ struct Attribute {
     data: Vec<u8>,
 }
 
-/// The text of the attribute called `name` of an object with these messages, if it has one and it is one text.
-///
-/// Attributes that cannot be made sense of are passed over: tensors are complete without them.
-///
-/// # Errors
-/// What is wrong with the heap or the index of attributes.
-pub(super) fn text(
-    file: &mut File<'_>,
-    messages: &[Message],
-    name: &str,
-) -> Result<Option<String>, ConvertError> {
-    for message in messages {
-        let found = match message.kind {
-            ATTRIBUTE if !message.shared => attribute(&message.content, file.sizes),
-            ATTRIBUTE_INFO => dense(file, &message.content, name)?,
-            _ => None,
-        };
-        if let Some(found) = found.filter(|found| found.name == name.as_bytes()) {
-            return one_text(file, &found);
-        }
-    }
-    Ok(None)
+/// A global heap.
+struct Global {
+    address: u64,
+    bytes: Vec<u8>,
+    /// Where its objects are, by their numbers.
+    objects: HashMap<u64, Range<usize>>,
 }
 
-/// The attribute of that name among those in a heap.
-fn dense(file: &mut File<'_>, info: &[u8], name: &str) -> Result<Option<Attribute>, ConvertError> {
+/// The attributes of an object.
+///
+/// Those that cannot be made sense of are passed over: tensors are complete without them.
+pub(super) struct Attributes {
+    all: Vec<Attribute>,
+    /// The global heap that was read last.
+    heap: Option<Global>,
+}
+
+impl Attributes {
+    /// The attributes of an object with these messages.
+    ///
+    /// # Errors
+    /// What is wrong with the heap or the index of attributes.
+    pub(super) fn of(
+        file: &mut File<'_>,
+        messages: &[Message],
+    ) -> Result<Attributes, ConvertError> {
+        let mut all = Vec::new();
+        for message in messages {
+            match message.kind {
+                ATTRIBUTE if !message.shared => {
+                    all.extend(attribute(&message.content, file.sizes));
+                }
+                ATTRIBUTE_INFO => dense(file, &message.content, &mut all)?,
+                _ => {}
+            }
+        }
+        Ok(Attributes { all, heap: None })
+    }
+
+    /// The text of the attribute called `name`, if there is one and it is one text.
+    pub(super) fn text(
+        &mut self,
+        file: &mut File<'_>,
+        name: &str,
+    ) -> Result<Option<String>, ConvertError> {
+        let texts = self.texts(file, name)?;
+        Ok(texts.and_then(|texts| <[String; 1]>::try_from(texts).ok().map(|[text]| text)))
+    }
+
+    /// The texts of the attribute called `name`; of `name0`, `name1` and so on if Keras divided them.
+    pub(super) fn list(
+        &mut self,
+        file: &mut File<'_>,
+        name: &str,
+    ) -> Result<Option<Vec<String>>, ConvertError> {
+        if let Some(texts) = self.texts(file, name)? {
+            return Ok(Some(texts));
+        }
+        let mut list = Vec::new();
+        for number in 0.. {
+            match self.texts(file, &format!("{name}{number}"))? {
+                Some(texts) => list.extend(texts),
+                None if number == 0 => return Ok(None),
+                None => break,
+            }
+        }
+        Ok(Some(list))
+    }
+
+    fn texts(
+        &mut self,
+        file: &mut File<'_>,
+        name: &str,
+    ) -> Result<Option<Vec<String>>, ConvertError> {
+        let found = self.all.iter().find(|found| found.name == name.as_bytes());
+        let Some(found) = found else {
+            return Ok(None);
+        };
+        let mut fields = Fields::new(&found.datatype);
+        let mut class = || Ok::<_, String>((fields.byte()?, fields.number(3)?, fields.number(4)?));
+        let Ok((class, flags, size)) = class() else {
+            return Ok(None);
+        };
+        let there = (found.data.len() as u64).checked_div(size).unwrap_or(0);
+        if found.count > there {
+            return Ok(None);
+        }
+        let elements = found
+            .data
+            .chunks_exact(size as usize)
+            .take(found.count as usize);
+        let mut texts = Vec::new();
+        for element in elements {
+            let text = match class & 15 {
+                3 => Some(until_zero(element)),
+                9 if flags & 15 == 1 => global(&mut self.heap, file, element)?,
+                _ => None,
+            };
+            match text {
+                Some(text) => texts.push(text),
+                None => return Ok(None),
+            }
+        }
+        Ok(Some(texts))
+    }
+}
+
+fn until_zero(bytes: &[u8]) -> String {
+    let text = bytes.split(|&byte| byte == 0).next().unwrap_or_default();
+    String::from_utf8_lossy(text).into_owned()
+}
+
+/// Adds the attributes that are in a heap.
+fn dense(file: &mut File<'_>, info: &[u8], all: &mut Vec<Attribute>) -> Result<(), ConvertError> {
     let mut fields = Fields::new(info);
     let sizes = file.sizes;
     let mut read = || {
@@ -56,22 +147,18 @@ fn dense(file: &mut File<'_>, info: &[u8], name: &str) -> Result<Option<Attribut
     };
     let (heap, names) = read().map_err(|problem: String| file.input.malformed("", problem))?;
     let (Some(heap), Some(names)) = (heap, names) else {
-        return Ok(None);
+        return Ok(());
     };
     let heap = Heap::open(file, heap)?;
-    let mut found = None;
     tree2::records(file, names, &[ATTRIBUTES_BY_NAME], &mut |file, record| {
         // The message's ID, then its flags: bit 1 for one that lies in a heap of all objects.
         let shared = record.get(8).is_none_or(|flags| flags & 2 != 0);
-        if found.is_some() || shared {
-            return Ok(());
+        if !shared {
+            let message = heap.object(file, &record[..8])?;
+            all.extend(attribute(&message, file.sizes));
         }
-        let message = heap.object(file, &record[..8])?;
-        let this = attribute(&message, file.sizes);
-        found = this.filter(|this| this.name == name.as_bytes());
         Ok(())
-    })?;
-    Ok(found)
+    })
 }
 
 /// An attribute's message.
@@ -116,65 +203,64 @@ fn attribute(bytes: &[u8], sizes: Sizes) -> Option<Attribute> {
     Some(found)
 }
 
-/// An attribute's text, if it is one.
-fn one_text(file: &mut File<'_>, found: &Attribute) -> Result<Option<String>, ConvertError> {
-    let mut fields = Fields::new(&found.datatype);
-    let mut class = || Ok::<_, String>((fields.byte()?, fields.number(3)?, fields.number(4)?));
-    let Ok((class, flags, size)) = class() else {
+/// A text in a global heap, by its length, the heap's address and the text's number in it; `None` if it is not there.
+fn global(
+    last: &mut Option<Global>,
+    file: &mut File<'_>,
+    place: &[u8],
+) -> Result<Option<String>, ConvertError> {
+    let mut fields = Fields::new(place);
+    let sizes = file.sizes;
+    let mut read = || {
+        let len = fields.number(4)?;
+        Ok::<_, String>((len, fields.address(sizes)?, fields.number(4)?))
+    };
+    let Ok((len, address, number)) = read() else {
         return Ok(None);
     };
-    let mut data = Fields::new(&found.data);
-    let bytes = match class & 15 {
-        _ if found.count != 1 => return Ok(None),
-        3 => data.take(size).map(<[u8]>::to_vec).ok(),
-        9 if flags & 15 == 1 => {
-            let sizes = file.sizes;
-            let mut read = || {
-                let len = data.number(4)?;
-                Ok::<_, String>((len, data.address(sizes)?, data.number(4)?))
-            };
-            match read() {
-                Ok((len, Some(heap), number)) => global(file, heap, number, len)?,
-                _ => None,
-            }
-        }
-        _ => None,
+    if len == 0 {
+        return Ok(Some(String::new()));
+    }
+    let Some(address) = address else {
+        return Ok(None);
     };
-    let text = bytes.map(|bytes| {
-        let text = bytes.split(|&byte| byte == 0).next().unwrap_or_default();
-        String::from_utf8_lossy(text).into_owned()
+    if last.as_ref().is_none_or(|heap| heap.address != address) {
+        let length = u64::from(sizes.length);
+        let (head, _) = file.block(address, 8 + length, b"GCOL")?;
+        let all = Fields::new(&head[8..]).number(sizes.length).unwrap_or(0);
+        let bytes = file.bytes(address, all)?;
+        let objects = objects(&bytes, sizes);
+        *last = Some(Global {
+            address,
+            bytes,
+            objects,
+        });
+    }
+    let found = last.as_ref().and_then(|heap| {
+        let object = heap.bytes.get(heap.objects.get(&number)?.clone())?;
+        object.get(..len as usize)
     });
-    Ok(text)
+    Ok(found.map(until_zero))
 }
 
-/// An object of a global heap, as long as told.
-fn global(
-    file: &mut File<'_>,
-    address: u64,
-    number: u64,
-    len: u64,
-) -> Result<Option<Vec<u8>>, ConvertError> {
-    let length = u64::from(file.sizes.length);
-    let (head, _) = file.block(address, 8 + length, b"GCOL")?;
-    let all = Fields::new(&head[8..])
-        .number(file.sizes.length)
-        .unwrap_or(0);
-    let heap = file.bytes(address, all)?;
-    let mut fields = Fields::new(&heap);
-    let mut read = || {
-        fields.take(8 + length)?;
-        loop {
-            let this = fields.number(2)?;
-            fields.take(6)?;
-            let size = fields.number(length as u8)?;
-            if this == 0 {
-                return Ok::<_, String>(None); // the rest is free
-            }
-            let content = fields.take(size.checked_next_multiple_of(8).unwrap_or(u64::MAX))?;
-            if this == number {
-                return Ok(content.get(..len.min(size) as usize).map(<[u8]>::to_vec));
-            }
-        }
+/// Where the objects of a global heap are, by their numbers.
+fn objects(heap: &[u8], sizes: Sizes) -> HashMap<u64, Range<usize>> {
+    let mut objects = HashMap::new();
+    let mut fields = Fields::new(heap);
+    if fields.take(8 + u64::from(sizes.length)).is_err() {
+        return objects;
+    }
+    let mut next = || {
+        let number = fields.number(2)?;
+        fields.take(6)?;
+        let len = fields.number(sizes.length)?;
+        let start = heap.len() - fields.rest().len();
+        fields.take(len.checked_next_multiple_of(8).unwrap_or(u64::MAX))?;
+        Ok::<_, String>((number, start..start + len as usize))
     };
-    Ok(read().ok().flatten())
+    // Number 0 is what is free; nothing comes behind it.
+    while let Ok((number @ 1.., place)) = next() {
+        objects.insert(number, place);
+    }
+    objects
 }

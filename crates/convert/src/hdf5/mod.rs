@@ -1,4 +1,4 @@
-//! HDF5 files as a source, such as Keras and TensorFlow write: every dataset of plain numbers, named by its path in the
+//! HDF5 files as a source, such as Keras and TensorFlow write (`.keras` archives of them, too): every dataset of plain numbers, named by its path in the
 //! file (`model_weights/dense/dense/kernel:0`).
 //!
 //! Superblocks 0 to 3, both kinds of object headers, groups of all kinds, elements in one run, in the header or in chunks
@@ -10,6 +10,7 @@ mod arrays;
 mod attributes;
 mod chunks;
 mod heap;
+mod keras;
 mod objects;
 mod tree2;
 mod types;
@@ -20,10 +21,13 @@ use std::path::Path;
 use safelight_format::{Dtype, TensorSpec};
 use safelight_store::ReadAt;
 
+use crate::bytes::read_up_to;
 use crate::error::ConvertError;
 use crate::input::Input;
 use crate::source::{Contents, Limits, Note, Source};
+use attributes::Attributes;
 use chunks::Chunked;
+pub(crate) use keras::is_keras;
 use objects::{
     DATASPACE, DATATYPE, EXTERNAL, FILL_VALUE, FILTERS, File, LAYOUT, Link, Message, OLD_FILL_VALUE,
 };
@@ -68,12 +72,13 @@ struct Stored {
 }
 
 impl Hdf5Source {
-    /// Opens a file and reads all but the elements of its datasets.
+    /// Opens a file, or Keras' archive of one (`.keras`), and reads all but the elements of its datasets.
     ///
     /// # Errors
     /// What is wrong with the file, or what of it nothing here reads.
     pub fn open(path: &Path, limits: &Limits) -> Result<Hdf5Source, ConvertError> {
-        Hdf5Source::read_from(Input::open(path, "HDF5")?, limits)
+        let file = crate::open::open_file(path)?;
+        Hdf5Source::from_reader(&path.to_string_lossy(), Box::new(file), limits)
     }
 
     /// As [`Hdf5Source::open`], from anything that can be read at any position; `label` is for messages.
@@ -85,7 +90,22 @@ impl Hdf5Source {
         reader: Box<dyn ReadAt>,
         limits: &Limits,
     ) -> Result<Hdf5Source, ConvertError> {
-        Hdf5Source::read_from(Input::new(label, reader, "HDF5")?, limits)
+        let mut start = [0; 2];
+        let read = read_up_to(&*reader, &mut start, 0);
+        read.map_err(|error| ConvertError::Io {
+            doing: "read",
+            file: label.to_owned(),
+            error,
+        })?;
+        if start != *b"PK" {
+            return Hdf5Source::read_from(Input::new(label, reader, "HDF5")?, limits);
+        }
+        let opened = keras::open(label, reader, limits)?;
+        let input = Input::new(label, opened.weights, "HDF5")?;
+        let mut source = Hdf5Source::read_from(input, limits)?;
+        source.contents.metadata.extend(opened.metadata);
+        source.contents.notes.extend(opened.notes);
+        Ok(source)
     }
 
     fn read_from(input: Input, limits: &Limits) -> Result<Hdf5Source, ConvertError> {
@@ -103,14 +123,17 @@ impl Hdf5Source {
             tensors: Vec::new(),
             stored: Vec::new(),
             notes: Vec::new(),
+            told: keras::Told::default(),
         };
         walk.object("", root, 0)?;
         walk.check_apart()?;
+        let mut metadata = BTreeMap::new();
+        walk.told.tell(&walk.names, &mut metadata, &mut walk.notes);
         let stored = walk.stored;
         let contents = Contents {
             label: input.label.clone(),
             tensors: walk.tensors,
-            metadata: BTreeMap::new(),
+            metadata,
             notes: walk.notes,
         };
         Ok(Hdf5Source {
@@ -209,6 +232,7 @@ struct Walk<'a> {
     tensors: Vec<TensorSpec>,
     stored: Vec<Stored>,
     notes: Vec<Note>,
+    told: keras::Told,
 }
 
 impl Walk<'_> {
@@ -238,6 +262,7 @@ impl Walk<'_> {
         let messages = self.file.messages(address)?;
         if let Some(links) = self.file.links(&messages)? {
             self.groups.insert(address);
+            self.told.group(&mut self.file, name, depth, &messages)?;
             return self.group(name, links, depth);
         }
         let has = |kind| {
@@ -368,7 +393,8 @@ impl Walk<'_> {
             }
             Element::Opaque if element_bytes == 2 => {
                 // Keras says in an attribute what h5py has no type for.
-                let told = attributes::text(&mut self.file, messages, "dtype")?;
+                let mut attributes = Attributes::of(&mut self.file, messages)?;
+                let told = attributes.text(&mut self.file, "dtype")?;
                 if told.as_deref() != Some("bfloat16") {
                     self.note(name, "two bytes without a type are read as BF16");
                 }

@@ -62,3 +62,13 @@ pub fn check_against(file: &str, expected: &str) -> Box<dyn Source> {
     assert_eq!(source.tensors().len(), expected.len(), "{file}");
     source
 }
+
+/// What the metadata of the golden file's expected tensors says under a key.
+#[track_caller]
+pub fn expected_metadata(file: &str, key: &str) -> String {
+    let expected = format!("{}.safetensors", file.replace('.', "_"));
+    let expected = Checkpoint::open(&golden(&expected)).unwrap();
+    let mut metadata = expected.metadata().into_iter().flatten();
+    let found = metadata.find(|(found, _)| *found == key);
+    found.unwrap_or_else(|| panic!("no {key}")).1.to_string()
+}
