@@ -2,6 +2,7 @@
 
     cargo build --release -p safelight-store --example peers
     cargo build --release -p safelight-cli          # for the row `convert`
+    cargo test --release -p safelight-store --lib --no-run   # for the rows `mapped`
     python tools/bench/format_peers.py --folder /tmp/peers --gb 4 --rounds 3
 
 A row is the median of the rounds: wall seconds, and CPU seconds (user and system) of the whole process without what an
@@ -9,11 +10,14 @@ empty process of its kind takes. On a busy machine only the second number means 
 (fsync, then POSIX_FADV_DONTNEED) before each run. `theirs` names what Hugging Face's side does:
 
 * `map+touch`: safe_open, get_tensor of each, one byte of each page is read. Nothing is copied: the tensors lie in the page cache.
+  The rows `mapped` are our way to the same: `store::map` and `Checkpoint::prefault`, after which every page is there; in the rows
+  `mapped, looked at` one byte of each page is read then, by one thread.
 * `owned`: the same, and then a clone of each tensor, so that it lies in memory of its own, as ours does.
 * `save`: save_file of tensors that lie in memory; loading them is not counted in the wall seconds, but is in the CPU seconds.
 * `torch`: torch.load(weights_only=True) of a .ckpt (tensors of f16 and f32 in `state_dict`, some training state beside them), then
   save_file of the state_dict. Here the whole process counts, with the import of torch or the start of `safelight convert`, and the row
   ends with the most memory each side had (resident, MB).
+* `disk`: four threads read the file around the page cache, 8 MiB at a time, into the same few buffers: what the disk gives.
 * `pread`: safe_open(backend="pread"), which reads each tensor into memory of its own.
 """
 
@@ -62,24 +66,40 @@ save_file(tensors, sys.argv[2])
 from safetensors.torch import save_file
 save_file(torch.load(path, weights_only=True)["state_dict"], sys.argv[2])
 """,
+    "disk": """
+import mmap, os
+from concurrent.futures import ThreadPoolExecutor
+file, piece = os.open(path, os.O_RDONLY | os.O_DIRECT), 8 << 20
+def read(start):
+    buffer = mmap.mmap(-1, piece)
+    for at in range(start * piece, os.fstat(file).st_size, 4 * piece): os.preadv(file, [buffer], at)
+with ThreadPoolExecutor(4) as pool: list(pool.map(read, range(4)))
+""",
     "sha256": """
 import hashlib
 with open(path, 'rb') as f: hashlib.file_digest(f, 'sha256').hexdigest()
 """,
 }
 
-# row: our arguments, their code, cold?
+# row, what is copied to memory (by us; by them): our arguments, their code, cold?
 ROWS = [
-    ("open, 20,000 tensors", ["open", "MANY"], "header", False),
-    ("load, warm", ["load", "BIG"], "map+touch", False),
-    ("load, warm", ["load", "BIG"], "owned", False),
-    ("load, warm", ["load", "BIG"], "pread", False),
-    ("load, cold", ["load", "BIG"], "map+touch", True),
-    ("load, cold", ["load", "BIG"], "pread", True),
-    ("slice [:, 100:200], warm", ["slice", "BIG", "layer.0", "[:, 100:200]"], "slice", False),
+    ("open, 20,000 tensors (headers)", ["open", "MANY"], "header", False),
+    ("mapped, warm (nothing; nothing)", ["map", "BIG"], "map+touch", False),
+    ("mapped, looked at, warm (nothing; nothing)", ["map+look", "BIG"], "map+touch", False),
+    ("mapped, cold (nothing; nothing)", ["map", "BIG"], "map+touch", True),
+    ("load, warm (all; all)", ["load", "BIG"], "owned", False),
+    ("load, warm (all; all)", ["load", "BIG"], "pread", False),
+    ("load, warm (all; nothing)", ["load", "BIG"], "map+touch", False),
+    ("load, cold (all; all)", ["load", "BIG"], "owned", True),
+    ("load, cold (all; all)", ["load", "BIG"], "pread", True),
+    ("load, cold (all; nothing)", ["load", "BIG"], "map+touch", True),
+    ("slice [:, 100:200], warm (the slice; the slice)", ["slice", "BIG", "layer.0", "[:, 100:200]"], "slice", False),
     ("save", ["save", "BIG", "OUT"], "save", False),
     ("verify, warm", ["verify", "BIG"], None, False),
+    ("verify, cold", ["verify", "BIG"], "disk", True),
     ("sha256, warm", ["sha256", "BIG"], "sha256", False),
+    ("sha256, cold", ["sha256", "BIG"], "sha256", True),
+    ("sha256, cold", ["sha256", "BIG"], "disk", True),
     ("all hashes, warm", ["hash", "BIG"], None, False),
 ]
 
@@ -168,6 +188,23 @@ def run(command):
     return float(printed.splitlines()[-1].split()[0]), cpu
 
 
+def mapped(path, looked_at):
+    """Opens a file mapped: a test of `store`, the one place with unsafe code. Seconds until all pages are there, and CPU seconds."""
+    built = subprocess.run(
+        ["cargo", "test", "--release", "-p", "safelight-store", "--lib", "--no-run", "--message-format", "json"],
+        check=True, capture_output=True, text=True,
+    )
+    messages = map(json.loads, built.stdout.splitlines())
+    tests = next(message["executable"] for message in messages if message.get("executable"))
+    only = [tests, "--ignored", "--exact", "map::tests::speed_of_a_map", "--nocapture"]
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    environment = {**os.environ, "SAFELIGHT_BENCH_MAP": str(path)}
+    printed = subprocess.run(only, check=True, capture_output=True, text=True, env=environment).stdout
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    line = next(line for line in printed.splitlines() if "map " in line and line.split()[-4] == "map")
+    return float(line.split()[-2 if looked_at else -3]), after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
 def theirs(kind, path, out):
     imports = "import sys, time, torch, safetensors.torch, hashlib\npath = sys.argv[1]\nstart = time.perf_counter()\n"
     code = imports + THEIRS[kind] + "\nprint(time.perf_counter() - start)"
@@ -179,7 +216,7 @@ def main():
     parser.add_argument("--folder", type=Path, required=True, help="where the test files are made, and kept")
     parser.add_argument("--gb", type=float, default=4)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--only", help="rows whose name contains this")
+    parser.add_argument("--only", help="rows whose name contains this: `load, cold`, `mapped`, `convert`")
     parser.add_argument("--peers", default="target/release/examples/peers", help="our program")
     parser.add_argument("--safelight", default="target/release/safelight", help="our program, for the row `convert`")
     parser.add_argument("--json", action="store_true", help="one JSON object a row")
@@ -196,14 +233,12 @@ def main():
         command = [arguments.peers, *(str(files.get(part, part)) for part in ours)]
         mine, other = [], []
         for _ in range(arguments.rounds):
-            if cold:
-                drop(path)
-            else:
-                path.read_bytes() if path.stat().st_size < 1 << 20 else warm(path)
+            ready = drop if cold else warm
+            ready(path)
             settle(files["OUT"])
-            mine.append(run(command))
+            mine.append(mapped(path, "look" in ours[0]) if ours[0].startswith("map") else run(command))
             if kind:
-                drop(path) if cold else None
+                ready(path)
                 settle(files["OUT"])
                 wall, cpu = theirs(kind, path, files["OUT"])
                 other.append((wall, max(0.0, cpu - theirs("empty", path, files["OUT"])[1])))

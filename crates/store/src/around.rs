@@ -46,7 +46,9 @@ impl Around {
             PageCache::Keep => false,
             PageCache::Bypass => true,
         };
-        let file = wanted.then(|| sys::open_direct(file, at)).flatten()?;
+        let file = wanted
+            .then(|| sys::open_direct(file, sys::Direct::Writing, at))
+            .flatten()?;
         Some(Around {
             file,
             works: AtomicBool::new(true),

@@ -3,7 +3,7 @@
 //! | file system | pages cached | threads | why |
 //! |---|---|---|---|
 //! | network or FUSE | any | 16 | each read waits for an answer from elsewhere; many wait at the same time |
-//! | disk | no | at least 4 | a disk is fastest with several requests under way, more than there may be cores |
+//! | disk | no | at least 4 | a disk is fastest with several requests under way, more than there may be cores; large files are loaded around the page cache, straight into their place |
 //! | disk | yes | one a core | this is copying, and cores copy |
 //! | tmpfs | always | one a core | as above |
 //! | unknown, or no file | | one a core | |
@@ -34,14 +34,14 @@ const NETWORK_THREADS: usize = 16;
 const DISK_THREADS: usize = 4;
 
 impl Backend {
-    /// How many threads should read this file.
-    pub(crate) fn threads(self, source: &FileSource) -> usize {
+    /// How many threads should read a file of which that was seen.
+    pub(crate) fn threads(self, seen: Seen) -> usize {
         match self {
             Backend::Sequential => 1,
             Backend::Parallel(threads) => threads.get(),
             Backend::Auto => {
                 let cores = thread::available_parallelism().map_or(1, NonZeroUsize::get);
-                choose(cores.min(CORES_MAX), look(source))
+                choose(cores.min(CORES_MAX), seen)
             }
         }
     }
@@ -49,7 +49,7 @@ impl Backend {
 
 /// What matters about where a file lies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Seen {
+pub(crate) enum Seen {
     Network,
     Uncached,
     Cached,
@@ -65,13 +65,14 @@ fn choose(cores: usize, seen: Seen) -> usize {
 }
 
 #[cfg(not(target_os = "linux"))]
-fn look(_: &FileSource) -> Seen {
+pub(crate) fn look(_: &FileSource) -> Seen {
     Seen::Unknown
 }
 
+/// Asks the system about a file: a few calls, which read nothing.
 #[cfg(target_os = "linux")]
-fn look(source: &FileSource) -> Seen {
-    let Source::File(file) = &source.source else {
+pub(crate) fn look(source: &FileSource) -> Seen {
+    let (Source::File(file) | Source::Mapped(_, file)) = &source.source else {
         return Seen::Unknown;
     };
     match rustix::fs::fstatfs(file) {
@@ -152,7 +153,7 @@ mod tests {
         std::fs::remove_file(&path).unwrap();
         // A temporary folder may lie anywhere, but what was written a moment ago is never waited for.
         assert_ne!(seen, Seen::Uncached);
-        assert_eq!(Backend::Sequential.threads(&source), 1);
-        assert_eq!(Backend::Parallel(NonZeroUsize::MIN).threads(&source), 1);
+        assert_eq!(Backend::Sequential.threads(seen), 1);
+        assert_eq!(Backend::Parallel(NonZeroUsize::MIN).threads(seen), 1);
     }
 }

@@ -33,13 +33,13 @@ pub(crate) const TRIAL_BYTES: u64 = 128 * 1024 * 1024;
 /// A disk slower than this is left to the page cache.
 pub(crate) const DIRECT_BYTES_PER_SECOND_MIN: f64 = 400e6;
 
-/// Whether a saved file's bytes stay in memory.
+/// Whether the page cache has the bytes of a file that was saved, or loaded into memory of its own.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum PageCache {
-    /// Around it for files of 256 MiB and more, on disks fast enough.
+    /// Around it for files of 256 MiB and more: saved ones on disks fast enough, loaded ones that it does not have yet.
     #[default]
     Auto,
-    /// Through it: best if the file is read again at once.
+    /// Through it: best if the file is read again soon.
     Keep,
     /// Around it where the file system can.
     Bypass,

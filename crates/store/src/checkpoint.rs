@@ -555,6 +555,19 @@ impl Checkpoint {
         Ok(self)
     }
 
+    /// Makes every page of [`crate::map`]ped files present, several threads at a time, so that looking at tensors waits for
+    /// nothing any more. Nothing is copied; files that are not mapped are left as they are.
+    ///
+    /// The system may still take pages back when memory becomes short.
+    ///
+    /// # Errors
+    /// [`StoreError::Io`] and [`StoreError::Shrank`] for what can't be read (on Linux before 5.14 and on other systems
+    /// a file that shrinks meanwhile gives a signal, as mapped files do).
+    pub fn prefault(&self) -> Result<(), StoreError> {
+        let sources = self.files.iter().map(|file| &file.source);
+        sources.into_iter().try_for_each(load::prefault)
+    }
+
     /// A tensor's bytes where they lie, without a copy: for buffers and for [`crate::map`]ped files.
     ///
     /// # Errors

@@ -21,6 +21,9 @@ const BLOCK_BYTES: u64 = 1024 * 1024;
 /// Blocks that are being read or hashed at the same time.
 const BLOCK_COUNT: usize = 16;
 
+/// How far the disk reads ahead of us: one thread that reads and waits leaves most disks idle.
+const AHEAD_BYTES: u64 = 16 * BLOCK_BYTES;
+
 /// The part of a file that A1111's first kind of hash looks at.
 const AUTOV1_START: u64 = 0x10_0000;
 const AUTOV1_BYTES: u64 = 0x1_0000;
@@ -229,6 +232,11 @@ fn read_blocks(
     while at < source.file_bytes {
         let mut bytes = freed.recv().expect("we hold a sender ourselves");
         bytes.resize(block_bytes.min(source.file_bytes - at) as usize, 0);
+        if at.is_multiple_of(AHEAD_BYTES) {
+            // The stretch behind the one that is read now.
+            let first = if at == 0 { 0 } else { at + AHEAD_BYTES };
+            source.read_soon(first, at + 2 * AHEAD_BYTES - first);
+        }
         source.read_exact_at(&mut bytes, at)?;
         let next = at + bytes.len() as u64;
         let block = Arc::new(Block { at, bytes });

@@ -11,6 +11,7 @@ use safelight_format::{FormatError, header_bytes};
 
 use crate::checkpoint::OpenOptions;
 use crate::error::{StoreError, path_text};
+use crate::sys;
 
 /// What is read first of a file: enough for most headers, in one read.
 const FIRST_READ_BYTES: u64 = 64 * 1024;
@@ -95,7 +96,8 @@ pub(crate) enum Source {
     File(File),
     Reader(Box<dyn ReadAt>),
     Memory(Bytes),
-    Mapped(Mmap),
+    /// With its file, of which the page cache can be asked.
+    Mapped(Mmap, File),
     Loaded(MmapMut),
 }
 
@@ -136,7 +138,7 @@ impl FileSource {
             Source::File(_) | Source::Reader(_) => None,
             Source::Memory(Bytes::Shared(bytes)) => Some(bytes),
             Source::Memory(Bytes::Static(bytes)) => Some(bytes),
-            Source::Mapped(map) => Some(map),
+            Source::Mapped(map, _) => Some(map),
             // Memory of at least a byte was asked for.
             Source::Loaded(memory) => memory.get(..self.file_bytes as usize),
         }
@@ -146,6 +148,15 @@ impl FileSource {
     pub(crate) fn will_read(&self, ranges: &[(u64, u64)]) {
         if let Source::Reader(reader) = &self.source {
             reader.will_read(ranges);
+        }
+    }
+
+    /// Lets the disk start on a range of an ordinary file that is about to be read from one end to the other. What
+    /// [`FileSource::will_read`] is to slices, this is to whole files.
+    pub(crate) fn read_soon(&self, start: u64, byte_count: u64) {
+        if let Source::File(file) = &self.source {
+            let left = self.file_bytes.saturating_sub(start);
+            sys::will_read(file, start, byte_count.min(left));
         }
     }
 
@@ -161,7 +172,7 @@ impl FileSource {
         let reader: &dyn ReadAt = match &self.source {
             Source::File(file) => file,
             Source::Reader(reader) => &**reader,
-            Source::Memory(_) | Source::Mapped(_) | Source::Loaded(_) => {
+            Source::Memory(_) | Source::Mapped(..) | Source::Loaded(_) => {
                 return self.copy_exact_at(buffer, offset);
             }
         };
@@ -242,7 +253,7 @@ impl FileSource {
         StoreError::Stopped { file }
     }
 
-    fn io(&self, error: io::Error) -> StoreError {
+    pub(crate) fn io(&self, error: io::Error) -> StoreError {
         StoreError::Io {
             doing: "read",
             file: self.label.clone(),
@@ -250,7 +261,7 @@ impl FileSource {
         }
     }
 
-    fn shrank(&self, now_bytes: u64) -> StoreError {
+    pub(crate) fn shrank(&self, now_bytes: u64) -> StoreError {
         StoreError::Shrank {
             file: self.label.clone(),
             opened_bytes: self.file_bytes,

@@ -317,25 +317,53 @@ pub(crate) fn set_direct(file: &File, direct: bool, at: &Path) -> bool {
     }
 }
 
-/// The same file once more, to be written around the page cache; `None` where that cannot be done.
-pub(crate) fn open_direct(file: &File, at: &Path) -> Option<File> {
+/// What a file that is opened around the page cache is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Direct {
+    Reading,
+    Writing,
+}
+
+/// The same file once more, to be read or written around the page cache; `None` where that cannot be done.
+pub(crate) fn open_direct(file: &File, direct: Direct, at: &Path) -> Option<File> {
     fault(Call::Direct, at).ok()?;
     #[cfg(target_os = "linux")]
     {
         use rustix::fs::{Mode, OFlags};
         use std::os::fd::AsRawFd as _;
         let own = format!("/proc/self/fd/{}", file.as_raw_fd());
-        let flags = OFlags::WRONLY | OFlags::DIRECT | OFlags::CLOEXEC;
+        let access = match direct {
+            Direct::Reading => OFlags::RDONLY,
+            Direct::Writing => OFlags::WRONLY,
+        };
+        let flags = access | OFlags::DIRECT | OFlags::CLOEXEC;
         rustix::fs::open(own, flags, Mode::empty())
             .ok()
             .map(File::from)
     }
     #[cfg(not(target_os = "linux"))]
     {
-        let _ = file;
+        let _ = (file, direct);
         None
     }
 }
+
+/// Says that a range of a file will be read soon: the disk starts now, several requests at the same time.
+/// Advice; where there is no such call, reading takes longer.
+pub(crate) fn will_read(file: &File, start: u64, byte_count: u64) {
+    #[cfg(target_os = "linux")]
+    for at in (start..start.saturating_add(byte_count)).step_by(ANNOUNCED_BYTES as usize) {
+        let len = ANNOUNCED_BYTES.min(start + byte_count - at);
+        let advice = rustix::fs::Advice::WillNeed;
+        let _ = rustix::fs::fadvise(file, at, std::num::NonZeroU64::new(len), advice);
+    }
+    #[cfg(not(target_os = "linux"))]
+    let _ = (file, start, byte_count);
+}
+
+/// The kernel takes no more than a disk's largest request of one announcement (Linux, mm/readahead.c, `force_page_cache_ra`).
+#[cfg(target_os = "linux")]
+const ANNOUNCED_BYTES: u64 = 1024 * 1024;
 
 /// Errors on request: what other file systems say, said here. And death at any call.
 #[cfg(test)]

@@ -352,6 +352,7 @@ fn walk(
                         break;
                     }
                     let bytes = at..source.file_bytes.min(at + CHUNK_BYTES);
+                    source.read_soon(at, CHUNK_BYTES);
                     read_chunk(source, bytes, &mut buffer, &news);
                 }
             });

@@ -146,6 +146,7 @@ fn loaded_files_are_views_and_need_no_file() {
             let options = LoadOptions {
                 backend,
                 huge_pages,
+                ..LoadOptions::default()
             };
             let loaded = Checkpoint::open(&path).unwrap().load(&options).unwrap();
             assert!(loaded.view("big").unwrap().bytes == big);
