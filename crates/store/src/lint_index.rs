@@ -7,7 +7,7 @@ use safelight_format::{Finding, LintOptions, LintReport, Rule, shown};
 
 use crate::checkpoint::{OpenOptions, ShardFile};
 use crate::error::{StoreError, beside};
-use crate::index_file;
+use crate::index_file::{self, IndexText};
 use crate::shards;
 
 /// The files that [`crate::lint`] has something to say about, for one path: an index itself and the shards of it that are
@@ -47,10 +47,8 @@ pub(crate) fn lint_index(path: &Path, options: &LintOptions) -> Result<LintRepor
     };
     let keys = key_positions(&bytes);
     let at = |name: &str| keys.get(name).copied().unwrap_or(0);
-    let names = text
-        .weight_map
-        .iter()
-        .map(|(name, _)| (name.as_str(), at(name)));
+    let listed = text.weight_map.iter();
+    let names = listed.map(|(name, _)| (name.as_str(), at(name)));
     let mut report = LintReport::of_index_names(names, options);
     let mut add = |rule, tensor: Option<&str>, explanation| {
         let at_byte = tensor.map_or(0, at);
@@ -59,80 +57,10 @@ pub(crate) fn lint_index(path: &Path, options: &LintOptions) -> Result<LintRepor
     if text.weight_map.is_empty() {
         add(Rule::IndexEmpty, None, "`weight_map` is empty".to_owned());
     }
-    let mut names: Vec<&str> = text
-        .weight_map
-        .iter()
-        .map(|(_, shard)| shard.as_str())
-        .collect();
-    names.sort_unstable();
-    names.dedup();
-    let open = OpenOptions {
-        opaque_dtypes: true,
-        limits: options.limits,
-        ..OpenOptions::default()
-    };
-    // Where each tensor really is: in the first of the files that have it. What can't be read, its own findings say.
-    let mut found: HashMap<(String, usize), u64> = HashMap::new();
-    let mut unreadable = vec![false; names.len()];
-    for (position, name) in names.iter().enumerate() {
-        let file = beside(path, name);
-        let first = text.weight_map.iter().find(|(_, shard)| shard == name);
-        let tensor = first.map(|(tensor, _)| tensor.as_str());
-        unreadable[position] = true;
-        if shards::check_names("", &[(*name).to_owned()]).is_err() {
-            let what = format!("`{}` may lie outside the index's folder", shown(name));
-            add(Rule::IndexPath, tensor, what);
-        } else if !file.is_file() {
-            add(
-                Rule::IndexFileMissing,
-                tensor,
-                format!("there is no file `{}`", shown(name)),
-            );
-        } else if let Ok(opened) = ShardFile::open(&file, &open) {
-            unreadable[position] = false;
-            let known = opened.header.tensors().iter();
-            let known = known.map(|tensor| (tensor.name, tensor.byte_count()));
-            let opaque = opened.header.opaque_tensors();
-            let opaque = opaque.map(|tensor| (tensor.name, tensor.byte_count()));
-            found.extend(
-                known
-                    .chain(opaque)
-                    .map(|(name, bytes)| ((name.to_owned(), position), bytes)),
-            );
-        }
-    }
-    let mut listed = HashMap::with_capacity(text.weight_map.len());
-    let mut bytes = 0u64;
-    for (tensor, shard) in &text.weight_map {
-        let position = names.partition_point(|name| *name < shard.as_str());
-        listed.insert(tensor.as_str(), position);
-        match found.get(&(tensor.clone(), position)) {
-            Some(size) => bytes = bytes.saturating_add(*size),
-            None if unreadable[position] => {}
-            None => {
-                let what = format!("`{}` is not in `{}`", shown(tensor), shown(shard));
-                add(Rule::IndexTensorMissing, Some(tensor), what);
-            }
-        }
-    }
-    let mut others: Vec<&(String, usize)> = found.keys().collect();
-    others.sort_unstable();
-    for (tensor, position) in others {
-        let (name, file) = (shown(tensor), shown(names[*position]));
-        match listed.get(tensor.as_str()) {
-            None => add(
-                Rule::IndexUnlisted,
-                None,
-                format!("`{name}` in `{file}` is not listed"),
-            ),
-            Some(given) if given != position && found.contains_key(&(tensor.clone(), *given)) => {
-                let what = format!("`{name}` is in `{}` and in `{file}`", shown(names[*given]));
-                add(Rule::IndexTwice, Some(tensor), what);
-            }
-            Some(_) => {}
-        }
-    }
-    let whole = !unreadable.contains(&true);
+    let shards = Shards::open(path, &text, options, &mut add);
+    let bytes = shards.lint_listed(&text, &mut add);
+    shards.lint_found(&text, &mut add);
+    let whole = !shards.unreadable.contains(&true);
     match text.total_size {
         Some(size) if whole && size != bytes => {
             let what =
@@ -140,15 +68,118 @@ pub(crate) fn lint_index(path: &Path, options: &LintOptions) -> Result<LintRepor
             add(Rule::IndexTotalSize, None, what);
         }
         None if text.size_is_odd => {
-            add(
-                Rule::IndexTotalSize,
-                None,
-                "`total_size` is no whole number".to_owned(),
-            );
+            let what = "`total_size` is no whole number".to_owned();
+            add(Rule::IndexTotalSize, None, what);
         }
         _ => {}
     }
     Ok(report)
+}
+
+/// Takes a finding: its rule, the listed tensor that it is about, what is wrong.
+type Add<'a> = dyn FnMut(Rule, Option<&str>, String) + 'a;
+
+/// The files that an index names, and what is in them.
+struct Shards<'a> {
+    /// In order, each once; a shard's position is that in this list.
+    names: Vec<&'a str>,
+    /// Those that are not there, may not be opened, or are no safetensors files: what can't be read, its own findings say.
+    unreadable: Vec<bool>,
+    /// Each tensor of the others, with its file's position, and its size.
+    found: HashMap<(String, usize), u64>,
+}
+
+impl<'a> Shards<'a> {
+    /// Opens all that can be opened, and tells of the others.
+    fn open(
+        index: &Path,
+        text: &'a IndexText,
+        options: &LintOptions,
+        add: &mut Add<'_>,
+    ) -> Shards<'a> {
+        let names = text.weight_map.iter().map(|(_, shard)| shard.as_str());
+        let mut names: Vec<&str> = names.collect();
+        names.sort_unstable();
+        names.dedup();
+        let open = OpenOptions {
+            opaque_dtypes: true,
+            limits: options.limits,
+            ..OpenOptions::default()
+        };
+        let mut found = HashMap::new();
+        let mut unreadable = vec![true; names.len()];
+        for (position, name) in names.iter().enumerate() {
+            let file = beside(index, name);
+            let first = text.weight_map.iter().find(|(_, shard)| shard == name);
+            let tensor = first.map(|(tensor, _)| tensor.as_str());
+            if shards::check_names("", &[(*name).to_owned()]).is_err() {
+                let what = format!("`{}` may lie outside the index's folder", shown(name));
+                add(Rule::IndexPath, tensor, what);
+            } else if !file.is_file() {
+                let what = format!("there is no file `{}`", shown(name));
+                add(Rule::IndexFileMissing, tensor, what);
+            } else if let Ok(opened) = ShardFile::open(&file, &open) {
+                unreadable[position] = false;
+                let known = opened.header.tensors().iter();
+                let known = known.map(|tensor| (tensor.name, tensor.byte_count()));
+                let opaque = opened.header.opaque_tensors();
+                let opaque = opaque.map(|tensor| (tensor.name, tensor.byte_count()));
+                let all = known.chain(opaque);
+                found.extend(all.map(|(name, bytes)| ((name.to_owned(), position), bytes)));
+            }
+        }
+        Shards {
+            names,
+            unreadable,
+            found,
+        }
+    }
+
+    /// The position of a file that the index names.
+    fn position(&self, shard: &str) -> usize {
+        self.names.partition_point(|name| *name < shard)
+    }
+
+    /// Tells of listed tensors that are not where they should be; the size of the others.
+    fn lint_listed(&self, text: &IndexText, add: &mut Add<'_>) -> u64 {
+        let mut bytes = 0u64;
+        for (tensor, shard) in &text.weight_map {
+            let position = self.position(shard);
+            match self.found.get(&(tensor.clone(), position)) {
+                Some(size) => bytes = bytes.saturating_add(*size),
+                None if self.unreadable[position] => {}
+                None => {
+                    let what = format!("`{}` is not in `{}`", shown(tensor), shown(shard));
+                    add(Rule::IndexTensorMissing, Some(tensor), what);
+                }
+            }
+        }
+        bytes
+    }
+
+    /// Tells of tensors that the files have and the index doesn't list, and of those in two files.
+    fn lint_found(&self, text: &IndexText, add: &mut Add<'_>) {
+        let listed = text.weight_map.iter();
+        let listed = listed.map(|(tensor, shard)| (tensor.as_str(), self.position(shard)));
+        let listed: HashMap<&str, usize> = listed.collect();
+        let mut found: Vec<&(String, usize)> = self.found.keys().collect();
+        found.sort_unstable();
+        for (tensor, position) in found {
+            let (name, file) = (shown(tensor), shown(self.names[*position]));
+            let Some(&given) = listed.get(tensor.as_str()) else {
+                let what = format!("`{name}` in `{file}` is not listed");
+                add(Rule::IndexUnlisted, None, what);
+                continue;
+            };
+            if given != *position && self.found.contains_key(&(tensor.clone(), given)) {
+                let what = format!(
+                    "`{name}` is in `{}` and in `{file}`",
+                    shown(self.names[given])
+                );
+                add(Rule::IndexTwice, Some(tensor), what);
+            }
+        }
+    }
 }
 
 fn finding(rule: Rule, at_byte: u64, tensor: Option<&str>, explanation: String) -> Finding {
