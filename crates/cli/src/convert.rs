@@ -1,5 +1,6 @@
 //! `safelight convert`: from any file of tensors that is known to safetensors, shards, a diffusers folder, npz or GGUF.
 
+use std::io::IsTerminal as _;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -10,7 +11,7 @@ use safelight_convert::layout::{FolderOptions, Layout, Model, Prediction, is_dif
 use safelight_convert::{
     Cast, CastOptions, GgufOptions, GgufWeights, Keep, Limits, Note, NpzOptions, OpenOptions,
     PruneOptions, Report, SharedTensors, Source, UnknownObjects, WriteOptions, open_with, prune,
-    write_gguf, write_npz, write_safetensors, write_sharded,
+    write_gguf, write_npz, write_safetensors, write_safetensors_to, write_sharded,
 };
 use safelight_format::{Dtype, Order, shown};
 use serde_json::{Value, json};
@@ -32,7 +33,8 @@ Examples:
 Nothing in a file is ever executed: pickles are read as data, and what is not on the list of what tensors need is
 refused by name. SRC is a file of any kind known here (safetensors, PyTorch, GGUF, npz, Flax's msgpack, ONNX, Keras, HDF5), shards (*.index.json or a folder), or a diffusers folder. The
 kind of DST follows from its name: .safetensors, .npz or .gguf; another name is a folder, of shards (--shard-size) or
-for diffusers (--to diffusers). DST appears when it is complete.
+for diffusers (--to diffusers). DST appears when it is complete. `-` as DST is standard output: safetensors, with the
+report on standard error.
 
 JSON: file, kind, files [PATH], tensor_count, tensor_bytes, seconds, notes [{at, what}], cast [{name, from, to,
 elements, overflows, underflows, infinities, nans}] (tensors that lost numbers); of models whose layout changed also
@@ -44,7 +46,7 @@ pub(crate) struct ConvertArgs {
     /// What to convert
     #[arg(value_hint = ValueHint::AnyPath)]
     src: PathBuf,
-    /// Where to
+    /// Where to; - is standard output
     #[arg(value_hint = ValueHint::AnyPath)]
     dst: PathBuf,
     /// Layout or format, where the name of DST does not say it
@@ -268,6 +270,7 @@ impl ConvertArgs {
             "safetensors" => Some(Kind::Safetensors),
             "npz" => Some(Kind::Npz),
             "gguf" => Some(Kind::Gguf),
+            _ if self.to_stdout() => self.stdout_kind()?,
             _ => self.shard_size.map(|_| Kind::Safetensors),
         };
         let shown = shown(&self.dst.to_string_lossy()).to_string();
@@ -309,6 +312,31 @@ impl ConvertArgs {
             }
             kind => Ok(kind),
         }
+    }
+
+    /// Whether the result goes to standard output.
+    fn to_stdout(&self) -> bool {
+        self.dst.as_os_str() == "-"
+    }
+
+    /// What can be written to standard output, where nobody can go back: one safetensors file.
+    fn stdout_kind(&self) -> Result<Option<Kind>, Failure> {
+        let wrong = |what: &str| Err(Failure::Usage(format!("standard output: {what}")));
+        if matches!(self.to, Some(Kind::Npz | Kind::Gguf | Kind::Diffusers))
+            || self.shard_size.is_some()
+        {
+            return wrong("only one safetensors file can be written there; name a file or folder");
+        }
+        if self.json {
+            return wrong("the tensors are written there, so --json has no place; name a file");
+        }
+        if std::io::stdout().is_terminal() {
+            return wrong("tensors are not for a terminal; name a file, or a pipe");
+        }
+        Ok(Some(match is_diffusers_folder(&self.src) {
+            true => Kind::Ldm,
+            false => Kind::Safetensors,
+        }))
     }
 
     fn write(&self, kind: Kind, source: Arc<dyn Source>) -> Result<Written, Failure> {
@@ -398,6 +426,20 @@ impl ConvertArgs {
         options: &WriteOptions,
         progress: &mut dyn FnMut(u64, u64) -> ControlFlow<()>,
     ) -> Result<Written, Failure> {
+        if self.to_stdout() {
+            let mut report = None;
+            say::stream(|out| {
+                let label = "standard output";
+                let written = write_safetensors_to(source, label, out, options, progress)?;
+                report = Some(written);
+                Ok(())
+            })?;
+            let Some(report) = report else {
+                // Who reads has seen enough.
+                return Err(Failure::Machine("standard output was closed early".into()));
+            };
+            return Ok(self.one_file(report));
+        }
         let Some(shard_bytes) = self.shard_size else {
             let report = write_safetensors(source, &self.dst, options, progress)?;
             return Ok(self.one_file(report));
@@ -489,6 +531,10 @@ impl ConvertArgs {
             report.tensor_count,
             say::bytes(report.tensor_bytes)
         );
+        if self.to_stdout() {
+            say::note(text.trim_end());
+            return Ok(());
+        }
         say::answer(&text)
     }
 }

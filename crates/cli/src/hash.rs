@@ -1,26 +1,32 @@
 //! `safelight hash`: the hashes by which people know model files, all in one pass.
 
 use std::io::IsTerminal as _;
+use std::ops::ControlFlow;
 use std::path::Path;
 
 use clap::{Args, ValueEnum};
-use safelight_store::{HashOptions, Hashes, location};
+use safelight_store::{HashOptions, Hashes, hash_reader, location};
 use serde_json::json;
 
 use crate::error::Failure;
 use crate::files::{self, FilesArgs, Outcome, Run, shown_path};
 use crate::progress::BytesProgress;
-use crate::say;
+use crate::{interrupt, say};
 
 pub(crate) const HELP: &str = "\
-With one --kind lines are those of sha256sum (`HASH  FILE`), which `sha256sum -c` reads.
+With one --kind lines are those of sha256sum (`HASH  FILE`), which `sha256sum -c` reads. `-` as FILE is standard
+input (`./-` a file of that name).
 
 Examples:
   safelight hash model.safetensors
   safelight hash models/*.safetensors --kind sha256 > SHA256SUMS
+  curl -L https://example.com/model.safetensors | safelight hash -
 
 JSON, one object a file: {file, bytes, sha256, autov1, autov2, autov3, modelspec, sshs_model_hash, sshs_legacy_hash, blake3};
 null where there is none: autov3, modelspec and sshs_model_hash are hashes of tensors, which only safetensors files have.";
+
+/// What stands for standard input.
+const STDIN: &str = "-";
 
 /// The arguments of `hash`.
 #[derive(Debug, Args)]
@@ -88,6 +94,16 @@ impl Run for HashArgs {
 
     fn run(&self) -> Result<Outcome, Failure> {
         files::each(&self.files, self.codes(), |path| {
+            if path.as_os_str() == STDIN {
+                let go_on = &mut |_: u64| match interrupt::asked() {
+                    true => ControlFlow::Break(()),
+                    false => ControlFlow::Continue(()),
+                };
+                let mut input = std::io::stdin().lock();
+                let hashes = hash_reader("standard input", &mut input, &self.options(), go_on);
+                self.tell(path, &hashes?)?;
+                return Ok(Outcome::Clean);
+            }
             for file in files::readable(path)? {
                 self.hash(&file)?;
             }
@@ -104,6 +120,10 @@ impl HashArgs {
                 progress.at(done, all)
             })?
         };
+        self.tell(path, &hashes)
+    }
+
+    fn tell(&self, path: &Path, hashes: &Hashes) -> Result<(), Failure> {
         let wanted = match &self.kind[..] {
             [] => Kind::value_variants(),
             kinds => kinds,
@@ -111,12 +131,12 @@ impl HashArgs {
         if self.files.json {
             let mut answer = json!({ "file": files::name(path), "bytes": hashes.file_bytes });
             for kind in wanted {
-                answer[kind.name()] = kind.of(&hashes).into();
+                answer[kind.name()] = kind.of(hashes).into();
             }
             return say::answer_json_line(&answer);
         }
         if let [only] = self.kind[..] {
-            let hash = only.of(&hashes).ok_or_else(|| {
+            let hash = only.of(hashes).ok_or_else(|| {
                 let (file, kind) = (shown_path(path), only.name());
                 Failure::Model(format!(
                     "{file}: no intact safetensors file, so it has no {kind}"
@@ -132,7 +152,7 @@ impl HashArgs {
         let mut text = format!("{}\n", shown_path(path));
         for kind in wanted {
             let hash = kind
-                .of(&hashes)
+                .of(hashes)
                 .unwrap_or_else(|| "none: no safetensors file".into());
             text += &format!("  {:<16}  {hash}\n", kind.name());
         }

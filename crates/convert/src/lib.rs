@@ -69,4 +69,4 @@ pub use sharded::{ShardedReport, write_sharded};
 pub use source::{Contents, Limits, Note, PIECE_BYTES, Source};
 pub use stats::{Histogram, Numbers, TensorStats, stats};
 pub use torch::open_torch;
-pub use write::{Report, WriteOptions, write_safetensors};
+pub use write::{Report, WriteOptions, write_safetensors, write_safetensors_to};

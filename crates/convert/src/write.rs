@@ -1,12 +1,13 @@
 //! A source written as a safetensors file.
 
+use std::io::Write;
 use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc::{Sender, channel};
 use std::thread;
 
-use safelight_store::Writer;
+use safelight_store::{StreamWriter, Writer};
 
 use crate::error::ConvertError;
 use crate::source::{Note, Source};
@@ -65,6 +66,46 @@ pub fn write_safetensors(
         _ => available.clamp(2, THREADS_MAX), // one reads while another waits for the disk
     };
     run(&job, threads, all, progress)?;
+    writer.finish()?;
+    Ok(Report {
+        tensor_count: source.tensors().len() as u64,
+        tensor_bytes: all,
+        notes: source.notes().to_vec(),
+    })
+}
+
+/// Writes the same bytes as [`write_safetensors`] into a pipe, a socket, a buffer: one after the other. `label` stands for
+/// the output in messages.
+///
+/// Memory: a few pieces. What was written before an error is the beginning of a file, which every reader refuses.
+///
+/// # Errors
+/// As [`write_safetensors`].
+pub fn write_safetensors_to(
+    source: &dyn Source,
+    label: &str,
+    out: &mut dyn Write,
+    options: &WriteOptions,
+    progress: &mut dyn FnMut(u64, u64) -> ControlFlow<()>,
+) -> Result<Report, ConvertError> {
+    let metadata = Some(source.metadata()).filter(|metadata| !metadata.is_empty());
+    let mut writer = StreamWriter::new(label, out, source.tensors(), metadata, &options.save)?;
+    let sizes = source.tensors().iter().map(|tensor| tensor.byte_count());
+    let all = sizes.map(|bytes| bytes.unwrap_or(0)).sum();
+    let mut done = 0;
+    while let Some(index) = writer.next_tensor() {
+        source.read(index, &mut |piece| {
+            writer.write(index, piece)?;
+            done += piece.len() as u64;
+            match progress(done, all) {
+                ControlFlow::Continue(()) => Ok(()),
+                ControlFlow::Break(()) => Err(ConvertError::Cancelled),
+            }
+        })?;
+        if writer.next_tensor() == Some(index) {
+            break; // the source gave less than it said, which `finish` tells
+        }
+    }
     writer.finish()?;
     Ok(Report {
         tensor_count: source.tensors().len() as u64,
@@ -225,6 +266,27 @@ mod tests {
             assert_eq!(bytes.len() as u64, size);
             assert!((0..size).all(|offset| bytes[offset as usize] == byte(index, offset)));
         }
+    }
+
+    #[test]
+    fn an_output_gets_the_bytes_of_a_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.safetensors");
+        let made = Made::new(&[5_000_000, 0, 3], None);
+        let options = WriteOptions::default();
+        let (mut out, mut heard) = (Vec::new(), 0);
+        let go = &mut |_, _| ControlFlow::Continue(());
+        let report = write_safetensors(&made, &path, &options, go).unwrap();
+        let streamed = write_safetensors_to(&made, "out", &mut out, &options, &mut |done, _| {
+            heard = done;
+            ControlFlow::Continue(())
+        });
+        assert_eq!(streamed.unwrap(), report);
+        assert_eq!(heard, report.tensor_bytes);
+        assert!(out == std::fs::read(&path).unwrap());
+        let stop = &mut |_, _| ControlFlow::Break(());
+        let stopped = write_safetensors_to(&made, "out", &mut out, &options, stop).unwrap_err();
+        assert!(matches!(stopped, ConvertError::Cancelled), "{stopped}");
     }
 
     #[test]

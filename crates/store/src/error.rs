@@ -178,6 +178,15 @@ pub enum StoreError {
         /// How long the piece is.
         byte_count: u64,
     },
+    /// A piece was written whose turn it is not, to an output where nobody can go back.
+    OutOfOrder {
+        /// The file that is being written.
+        file: String,
+        /// The piece's tensor.
+        tensor: String,
+        /// The tensor that comes next; `None` if all are complete.
+        expected: Option<String>,
+    },
     /// A file was finished before all of its bytes were written.
     Unwritten {
         /// The file that is being written.
@@ -443,6 +452,18 @@ impl StoreError {
                 shown(file),
                 shown(tensor)
             ),
+            StoreError::OutOfOrder {
+                file,
+                tensor,
+                expected,
+            } => {
+                let (file, tensor) = (shown(file), shown(tensor));
+                write!(f, "cannot write {file}: tensor `{tensor}` came, ")?;
+                match expected {
+                    Some(next) => write!(f, "but `{}` is next in the file", shown(next)),
+                    None => write!(f, "but all tensors are complete"),
+                }
+            }
             StoreError::Unwritten { file, tensors } => {
                 write!(
                     f,

@@ -3,12 +3,14 @@
 //! One thread reads, and one for each hash takes what was read, so that a file is hashed at the speed of its
 //! disk or of the slowest hash.
 
+use std::io::Read;
 use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
 use std::thread;
 
+use safelight_format::{Header, Limits, ParseOptions};
 use sha2::{Digest, Sha256};
 
 use crate::checkpoint::{OpenOptions, ShardFile};
@@ -183,6 +185,99 @@ pub(crate) fn hash_source(
     if !options.sha256 && !options.blake3 && (!options.data_sha256 || data_start.is_none()) {
         return Ok(hashes);
     }
+    hash_blocks(&mut hashes, data_start, options, &mut |at, bytes| {
+        bytes.resize(BLOCK_BYTES.min(file_bytes - at) as usize, 0);
+        if at.is_multiple_of(AHEAD_BYTES) {
+            // The stretch behind the one that is read now.
+            let first = if at == 0 { 0 } else { at + AHEAD_BYTES };
+            source.read_soon(first, at + 2 * AHEAD_BYTES - first);
+        }
+        source.read_exact_at(bytes, at)?;
+        match progress(at + bytes.len() as u64, file_bytes) {
+            ControlFlow::Continue(()) => Ok(()),
+            ControlFlow::Break(()) => Err(source.stopped()),
+        }
+    })?;
+    Ok(hashes)
+}
+
+/// As [`hash`], of what comes out of a pipe: read once, to its end, in little memory. `label` stands for it in messages.
+///
+/// `progress` gets the bytes that were read; nobody knows of how many.
+///
+/// ```
+/// use std::ops::ControlFlow;
+/// use safelight_store::{HashOptions, hash_reader};
+/// let go_on = &mut |_: u64| ControlFlow::Continue(());
+/// let hashes = hash_reader("a pipe", &mut &b"abc"[..], &HashOptions::default(), go_on)?;
+/// assert_eq!((hashes.file_bytes, hashes.autov2()), (3, Some("ba7816bf8f")));
+/// # Ok::<(), safelight_store::StoreError>(())
+/// ```
+///
+/// # Errors
+/// What the pipe says, [`StoreError::Stopped`].
+pub fn hash_reader(
+    label: &str,
+    reader: &mut dyn Read,
+    options: &HashOptions,
+    progress: &mut dyn FnMut(u64) -> ControlFlow<()>,
+) -> Result<Hashes, StoreError> {
+    let failed = |error| StoreError::io("read", Path::new(label))(error);
+    // Memory grows with what comes, not with what the first bytes promise.
+    let mut prefix = Vec::new();
+    Read::take(&mut *reader, 8)
+        .read_to_end(&mut prefix)
+        .map_err(failed)?;
+    let length = prefix
+        .first_chunk::<8>()
+        .map(|bytes| u64::from_le_bytes(*bytes));
+    let length = length.filter(|length| *length <= Limits::default().header_bytes_max);
+    if let (true, Some(length)) = (options.data_sha256, length) {
+        Read::take(&mut *reader, length)
+            .read_to_end(&mut prefix)
+            .map_err(failed)?;
+    }
+    let data_start = length
+        .map(|length| 8 + length)
+        .filter(|_| options.data_sha256);
+    let (mut hashes, mut autov1, mut file_bytes) = (Hashes::default(), Vec::new(), 0);
+    let mut all = (&prefix[..]).chain(reader);
+    hash_blocks(&mut hashes, data_start, options, &mut |at, bytes| {
+        bytes.clear();
+        let block = Read::take(&mut all, BLOCK_BYTES).read_to_end(bytes);
+        block.map_err(failed)?;
+        file_bytes = at + bytes.len() as u64;
+        let from = (AUTOV1_START.max(at) - at).min(bytes.len() as u64) as usize;
+        let to = (AUTOV1_START + AUTOV1_BYTES).clamp(at, file_bytes) - at;
+        autov1.extend_from_slice(bytes.get(from..to as usize).unwrap_or_default());
+        match progress(file_bytes) {
+            ControlFlow::Continue(()) => Ok(()),
+            ControlFlow::Break(()) => Err(StoreError::Stopped {
+                file: label.to_owned(),
+            }),
+        }
+    })?;
+    hashes.file_bytes = file_bytes;
+    let parse = ParseOptions {
+        opaque_dtypes: true,
+        ..ParseOptions::default()
+    };
+    let header = Header::parse_with(&prefix, file_bytes, &parse);
+    match header.ok().filter(|_| options.data_sha256) {
+        Some(header) => hashes.data_bytes = Some(file_bytes - header.data_start()),
+        None => hashes.data_sha256 = None, // it looked like a safetensors file at first
+    }
+    hashes.autov1 = options.autov1.then(|| sha256_hex(&autov1)[..8].to_owned());
+    Ok(hashes)
+}
+
+/// Hands all blocks to the hashers of what is wanted. `fill` puts the bytes from a position on into a block, none at the end.
+fn hash_blocks(
+    hashes: &mut Hashes,
+    data_start: Option<u64>,
+    options: &HashOptions,
+    fill: &mut Fill<'_>,
+) -> Result<(), StoreError> {
     let (free, freed) = channel();
     thread::scope(|scope| {
         let mut hashers = Vec::new();
@@ -198,7 +293,7 @@ pub(crate) fn hash_source(
         let data = data_start.filter(|_| options.data_sha256);
         let data_sha256 = start(data.is_some(), new_sha256, data.unwrap_or(0));
         let blake3 = start(options.blake3, new_blake3, 0);
-        read_blocks(source, &hashers, &freed, &free, progress)?;
+        read_blocks(&hashers, &freed, &free, fill)?;
         drop(hashers);
         let finished = |thread: Option<thread::ScopedJoinHandle<'_, String>>| {
             thread.map(|thread| thread.join().expect("hashing does not panic"))
@@ -206,7 +301,7 @@ pub(crate) fn hash_source(
         hashes.sha256 = finished(sha256);
         hashes.data_sha256 = finished(data_sha256);
         hashes.blake3 = finished(blake3);
-        Ok(hashes)
+        Ok(())
     })
 }
 
@@ -216,28 +311,26 @@ struct Block {
     bytes: Vec<u8>,
 }
 
-/// Reads the file once, and gives each block to all hashers.
+/// Puts the bytes from a position on into a block.
+type Fill<'a> = dyn FnMut(u64, &mut Vec<u8>) -> Result<(), StoreError> + 'a;
+
+/// Reads everything once, and gives each block to all hashers.
 fn read_blocks(
-    source: &FileSource,
     hashers: &[SyncSender<Arc<Block>>],
     freed: &Receiver<Vec<u8>>,
     free: &Sender<Vec<u8>>,
-    progress: &mut dyn FnMut(u64, u64) -> ControlFlow<()>,
+    fill: &mut Fill<'_>,
 ) -> Result<(), StoreError> {
-    let block_bytes = BLOCK_BYTES.min(source.file_bytes);
     (0..BLOCK_COUNT).for_each(|_| {
         let _ = free.send(Vec::new());
     });
     let mut at = 0;
-    while at < source.file_bytes {
+    loop {
         let mut bytes = freed.recv().expect("we hold a sender ourselves");
-        bytes.resize(block_bytes.min(source.file_bytes - at) as usize, 0);
-        if at.is_multiple_of(AHEAD_BYTES) {
-            // The stretch behind the one that is read now.
-            let first = if at == 0 { 0 } else { at + AHEAD_BYTES };
-            source.read_soon(first, at + 2 * AHEAD_BYTES - first);
+        fill(at, &mut bytes)?;
+        if bytes.is_empty() {
+            return Ok(());
         }
-        source.read_exact_at(&mut bytes, at)?;
         let next = at + bytes.len() as u64;
         let block = Arc::new(Block { at, bytes });
         for hasher in hashers {
@@ -246,11 +339,7 @@ fn read_blocks(
         }
         give_back(block, free);
         at = next;
-        if progress(at, source.file_bytes).is_break() {
-            return Err(source.stopped());
-        }
     }
-    Ok(())
 }
 
 /// Whoever is last returns the block's memory.

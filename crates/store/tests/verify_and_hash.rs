@@ -8,7 +8,9 @@ use std::path::Path;
 
 use common::{Folder, file_of, raw_file};
 use safelight_format::{Dtype, Strictness, TensorView};
-use safelight_store::{HashOptions, Hashes, OpenOptions, StoreError, Verdict, hash, verify};
+use safelight_store::{
+    HashOptions, Hashes, OpenOptions, StoreError, Verdict, hash, hash_reader, verify,
+};
 
 fn go_on(_: u64, _: u64) -> ControlFlow<()> {
     ControlFlow::Continue(())
@@ -305,4 +307,51 @@ fn large_files_are_hashed_as_in_one_piece() {
         hashes.blake3,
         Some(blake3::hash(&file).to_hex().to_string())
     );
+}
+
+#[test]
+fn a_pipe_has_the_hashes_of_its_file() {
+    let folder = Folder::new();
+    let large = bytes(3_000_001);
+    let mut lying = model();
+    lying.truncate(lying.len() - 1);
+    let odd = [&u64::MAX.to_le_bytes()[..], b"{}"].concat();
+    for (name, content) in [
+        ("model", model()),
+        ("large", large),
+        ("cut", lying),
+        ("odd", odd),
+        ("short", b"abc".to_vec()),
+        ("empty", Vec::new()),
+    ] {
+        let path = folder.write(name, &content);
+        let every = HashOptions::default();
+        let only = |sha256, data_sha256, autov1, blake3| HashOptions {
+            sha256,
+            data_sha256,
+            autov1,
+            blake3,
+        };
+        for options in [
+            every,
+            only(true, false, false, false),
+            only(false, true, false, false),
+            only(false, false, true, false),
+        ] {
+            let mut expected = hash(&path, &options, &mut go_on).unwrap();
+            if !options.data_sha256 {
+                expected.data_bytes = None;
+            }
+            let mut heard = 0;
+            let read = hash_reader("pipe", &mut &content[..], &options, &mut |done| {
+                heard = done;
+                ControlFlow::Continue(())
+            });
+            assert_eq!(read.unwrap(), expected, "{name} {options:?}");
+            assert_eq!(heard, content.len() as u64);
+        }
+    }
+    let stop = &mut |_| ControlFlow::Break(());
+    let stopped = hash_reader("pipe", &mut &b"abc"[..], &HashOptions::default(), stop);
+    assert!(matches!(stopped, Err(StoreError::Stopped { .. })));
 }

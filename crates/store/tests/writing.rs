@@ -8,7 +8,9 @@ use std::path::Path;
 
 use common::Folder;
 use safelight_format::{Dtype, Metadata, Order, TensorSpec, TensorView};
-use safelight_store::{Checkpoint, PageCache, SaveOptions, StoreError, Writer, save, save_to};
+use safelight_store::{
+    Checkpoint, PageCache, SaveOptions, StoreError, StreamWriter, Writer, save, save_to,
+};
 
 fn spec(name: &str, dtype: Dtype, shape: &[u64]) -> TensorSpec {
     let (name, shape) = (name.to_owned(), shape.to_vec());
@@ -230,4 +232,126 @@ fn around_the_page_cache_the_bytes_are_the_same() {
     for (spec, content) in specs.iter().zip(&contents) {
         assert!(checkpoint.read_bytes(&spec.name).unwrap() == *content);
     }
+}
+
+/// Writes all tensors of [`specs`] into `out`, in pieces of a prime number of bytes.
+fn stream<W: std::io::Write>(out: W, options: &SaveOptions) -> Result<(W, u64), StoreError> {
+    let contents = contents();
+    let mut writer = StreamWriter::new("a pipe", out, &specs(), None, options)?;
+    while let Some(index) = writer.next_tensor() {
+        let done = contents[index].len() - writer.next_bytes() as usize;
+        let piece = writer.next_bytes().min(65_521) as usize;
+        writer.write(index, &contents[index][done..done + piece])?;
+    }
+    writer.finish()
+}
+
+#[test]
+fn a_pipe_gets_the_bytes_of_a_file() {
+    let folder = Folder::new();
+    let (specs, contents) = (specs(), contents());
+    for order in [
+        Order::HuggingFace,
+        Order::Insertion,
+        Order::Name,
+        Order::Aligned,
+    ] {
+        let options = SaveOptions {
+            order,
+            reserve_header_bytes: 300,
+            ..SaveOptions::default()
+        };
+        let path = folder.join("saved");
+        save(&path, &views(&specs, &contents), None, &options).unwrap();
+        let saved = fs::read(&path).unwrap();
+        let (mut reader, pipe) = std::io::pipe().unwrap();
+        let read = std::thread::scope(|scope| {
+            let read = scope.spawn(move || {
+                let mut bytes = Vec::new();
+                std::io::Read::read_to_end(&mut reader, &mut bytes).unwrap();
+                bytes
+            });
+            let (pipe, file_bytes) = stream(pipe, &options).unwrap();
+            drop(pipe);
+            assert_eq!(file_bytes, saved.len() as u64);
+            read.join().unwrap()
+        });
+        assert!(read == saved, "{order:?}");
+    }
+}
+
+#[test]
+fn a_stream_says_what_comes_next_and_takes_nothing_else() {
+    let (specs, mut out) = (specs(), Vec::new());
+    let options = SaveOptions::default();
+    let start = || StreamWriter::new("a pipe", Vec::new(), &specs, None, &options).unwrap();
+    let mut writer = StreamWriter::new("a pipe", &mut out, &specs, None, &options).unwrap();
+    assert_eq!((writer.next_tensor(), writer.next_bytes()), (Some(2), 24));
+    let error = writer.write(0, b"x").unwrap_err().to_string();
+    assert_eq!(
+        error,
+        "cannot write a pipe: tensor `a` came, but `z` is next in the file"
+    );
+    let error = writer.write(2, &[0; 25]).unwrap_err();
+    assert!(
+        matches!(
+            error,
+            StoreError::OutsideTensor {
+                tensor_bytes: 24,
+                ..
+            }
+        ),
+        "{error}"
+    );
+    writer.write(2, &[1; 20]).unwrap();
+    writer.write(1, b"").unwrap();
+    writer.write(2, &[2; 4]).unwrap();
+    let error = writer.finish().unwrap_err();
+    let StoreError::Unwritten { tensors, .. } = error else {
+        panic!("{error}");
+    };
+    assert_eq!(tensors, [("a".to_owned(), 1_000_000)]);
+    let mut writer = start();
+    writer.write(2, &[1; 24]).unwrap();
+    writer.write(0, &[0; 1_000_000]).unwrap();
+    let error = writer.write(0, b"x").unwrap_err().to_string();
+    assert!(error.ends_with("all tensors are complete"), "{error}");
+    assert!(writer.finish().is_ok());
+    let none = StreamWriter::new("a pipe", Vec::new(), &[], None, &options).unwrap();
+    assert!(none.next_tensor().is_none() && none.finish().is_ok());
+}
+
+#[test]
+fn a_stream_whose_reader_went_away_fails_and_stays_failed() {
+    let (reader, pipe) = std::io::pipe().unwrap();
+    drop(reader);
+    let error = stream(pipe, &SaveOptions::default()).unwrap_err();
+    let StoreError::Io { error, file, .. } = error else {
+        panic!("{error}");
+    };
+    assert_eq!(
+        (error.kind(), &file[..]),
+        (std::io::ErrorKind::BrokenPipe, "a pipe")
+    );
+    /// Room for so many bytes.
+    struct Full(usize);
+    impl std::io::Write for Full {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            self.0 = self
+                .0
+                .checked_sub(bytes.len())
+                .ok_or(std::io::ErrorKind::StorageFull)?;
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+    let options = SaveOptions::default();
+    let mut writer = StreamWriter::new("a pipe", Full(1000), &specs(), None, &options).unwrap();
+    writer.write(2, &[0; 24]).unwrap();
+    assert!(writer.write(0, &[0; 2000]).is_err());
+    assert!(writer.write(0, &[0; 1]).is_err()); // there would be room, but the file has a hole
+    assert!(writer.finish().is_err());
 }
