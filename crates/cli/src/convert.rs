@@ -14,10 +14,11 @@ use safelight_convert::{
     write_gguf, write_npz, write_safetensors, write_safetensors_to, write_sharded,
 };
 use safelight_format::{Dtype, Order, shown};
-use serde_json::{Value, json};
+use serde_json::json;
 
 use crate::error::Failure;
 use crate::files::{Outcome, Run};
+use crate::lost;
 use crate::progress::BytesProgress;
 use crate::say;
 
@@ -143,8 +144,11 @@ pub(crate) fn dtype(text: &str) -> Result<Dtype, String> {
         "fp32" | "float32" | "float" => "F32",
         "fp16" | "float16" | "half" => "F16",
         "bfloat16" => "BF16",
-        "fp8" | "fp8_e4m3" | "fp8_e4m3fn" | "f8_e4m3fn" | "float8_e4m3fn" | "e4m3" => "F8_E4M3",
-        "fp8_e5m2" | "float8_e5m2" | "e5m2" => "F8_E5M2",
+        "fp8" | "float8" | "e4m3" | "e4m3fn" => "F8_E4M3",
+        "fp8_e4m3" | "fp8_e4m3fn" | "f8_e4m3fn" | "float8_e4m3" | "float8_e4m3fn" => "F8_E4M3",
+        "e5m2" | "fp8_e5m2" | "float8_e5m2" => "F8_E5M2",
+        "e4m3fnuz" | "fp8_e4m3fnuz" | "float8_e4m3fnuz" => "F8_E4M3FNUZ",
+        "e5m2fnuz" | "fp8_e5m2fnuz" | "float8_e5m2fnuz" => "F8_E5M2FNUZ",
         other => {
             return Dtype::from_name(&other.to_ascii_uppercase())
                 .ok_or_else(|| "expected f32, f16, bf16, f8_e4m3 or f8_e5m2".into());
@@ -219,13 +223,9 @@ impl Run for ConvertArgs {
             ..OpenOptions::default()
         };
         let mut source: Arc<dyn Source> = open_with(&self.src, &options)?.into();
+        some_tensors(&*source)?;
         if self.prune || self.ema {
-            let keep = if self.ema {
-                Keep::Averaged
-            } else {
-                Keep::Trained
-            };
-            source = Arc::new(prune(source, &PruneOptions { keep })?);
+            source = self.pruned(source)?;
         }
         let mut cast = None;
         if let Some(dtype) = self.dtype {
@@ -238,11 +238,9 @@ impl Run for ConvertArgs {
         }
         let mut written = self.write(kind, source)?;
         let reports = cast.map(|cast| cast.reports()).unwrap_or_default();
-        written.cast = reports
-            .into_iter()
-            .filter(safelight_convert::CastReport::is_lossy)
-            .collect();
+        written.cast = lost::lossy(reports);
         self.tell(kind, &written, started)?;
+        lost::warn(&written.cast);
         Ok(Outcome::Clean)
     }
 }
@@ -337,6 +335,25 @@ impl ConvertArgs {
             true => Kind::Ldm,
             false => Kind::Safetensors,
         }))
+    }
+
+    /// What training needs is left out; that must not be all there is.
+    fn pruned(&self, source: Arc<dyn Source>) -> Result<Arc<dyn Source>, Failure> {
+        let keep = if self.ema {
+            Keep::Averaged
+        } else {
+            Keep::Trained
+        };
+        let pruned = prune(source.clone(), &PruneOptions { keep })?;
+        if pruned.tensors().is_empty() {
+            let option = if self.ema { "--ema" } else { "--prune" };
+            return Err(Failure::Usage(format!(
+                "{}: {option} would leave out all of its {}; leave {option} away to convert them",
+                shown(source.label()),
+                say::plural(source.tensors().len() as u64, "tensor")
+            )));
+        }
+        Ok(Arc::new(pruned))
     }
 
     fn write(&self, kind: Kind, source: Arc<dyn Source>) -> Result<Written, Failure> {
@@ -490,7 +507,7 @@ impl ConvertArgs {
                 "files": written.files.iter().map(|file| file.to_string_lossy()).collect::<Vec<_>>(),
                 "tensor_count": report.tensor_count, "tensor_bytes": report.tensor_bytes, "seconds": seconds,
                 "notes": report.notes.iter().map(|note| json!({"at": note.at, "what": note.what})).collect::<Vec<_>>(),
-                "cast": written.cast.iter().map(cast_json).collect::<Vec<_>>(),
+                "cast": lost::to_json(&written.cast),
             });
             if let Some((family, prediction)) = written.model {
                 (answer["family"], answer["prediction"]) = (json!(family), json!(prediction));
@@ -515,7 +532,7 @@ impl ConvertArgs {
         {
             text += &format!("… and {more} notes more; --json lists them all\n");
         }
-        text += &cast_text(&written.cast);
+        text += &lost::to_text(&written.cast, "cast");
         if let Some((family, prediction)) = written.model {
             let pipeline = written
                 .pipeline
@@ -542,44 +559,28 @@ impl ConvertArgs {
 /// Notes that are printed for people.
 const NOTES_SHOWN: usize = 20;
 
-fn cast_json(cast: &safelight_convert::CastReport) -> Value {
-    let counts = &cast.counts;
-    json!({
-        "name": cast.name, "from": cast.from.name(), "to": cast.to.name(), "elements": counts.element_count,
-        "overflows": counts.overflow_count, "underflows": counts.underflow_count,
-        "infinities": counts.infinity_count, "nans": counts.nan_count,
-    })
-}
-
-/// What casting lost, the worst first.
-fn cast_text(cast: &[safelight_convert::CastReport]) -> String {
-    if cast.is_empty() {
-        return String::new();
+/// A source without tensors is no model: what it has instead, the notes tell.
+pub(crate) fn some_tensors(source: &dyn Source) -> Result<(), Failure> {
+    if !source.tensors().is_empty() {
+        return Ok(());
     }
-    let mut sorted: Vec<_> = cast.iter().collect();
-    sorted.sort_by_key(|cast| {
-        std::cmp::Reverse((cast.counts.overflow_count, cast.counts.underflow_count))
-    });
-    let mut text = format!("{} tensors lost numbers in the cast:\n", cast.len());
-    let row = |cast: &&safelight_convert::CastReport| {
-        let counts = &cast.counts;
-        vec![
-            format!("  {}", shown(&cast.name)),
-            format!("{} → {}", cast.from, cast.to),
-            format!("{} overflowed", counts.overflow_count),
-            format!("{} became 0", counts.underflow_count),
-            format!("of {}", counts.element_count),
-        ]
+    let notes = source
+        .notes()
+        .iter()
+        .take(3)
+        .map(|note| match note.at.as_str() {
+            "" => shown(&note.what).to_string(),
+            at => format!("{}: {}", shown(at), shown(&note.what)),
+        });
+    let notes: Vec<String> = notes.collect();
+    let what = match notes.is_empty() {
+        true => String::new(),
+        false => format!(" ({})", notes.join("; ")),
     };
-    let rows: Vec<_> = sorted.iter().take(NOTES_SHOWN).map(row).collect();
-    text += &say::table(&rows, &[2, 3]);
-    if sorted.len() > NOTES_SHOWN {
-        text += &format!(
-            "  … and {} more; --json lists them all\n",
-            sorted.len() - NOTES_SHOWN
-        );
-    }
-    text
+    let file = shown(source.label());
+    Err(Failure::Model(format!(
+        "{file}: there is no tensor in it, so nothing was written{what}"
+    )))
 }
 
 #[cfg(test)]
@@ -605,6 +606,14 @@ mod tests {
     fn dtypes_by_their_many_names() {
         for (text, expected) in [
             ("fp16", Dtype::F16),
+            ("f16", Dtype::F16),
+            ("half", Dtype::F16),
+            ("bfloat16", Dtype::Bf16),
+            ("fp8", Dtype::F8E4m3),
+            ("e4m3fn", Dtype::F8E4m3),
+            ("fp8_e4m3fn", Dtype::F8E4m3),
+            ("e5m2", Dtype::F8E5m2),
+            ("float8_e5m2fnuz", Dtype::F8E5m2Fnuz),
             ("BF16", Dtype::Bf16),
             ("f8_e4m3", Dtype::F8E4m3),
             ("float8_e5m2", Dtype::F8E5m2),

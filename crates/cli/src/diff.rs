@@ -6,10 +6,11 @@ use clap::{Args, ValueHint};
 use safelight_convert::{Diff, Limits, NumberDiff, TensorDiff, Tolerance, diff, open};
 use safelight_format::{TensorSpec, shown};
 use serde_json::{Value, json};
+use unicode_width::UnicodeWidthStr as _;
 
 use crate::error::Failure;
 use crate::files::{self, Codes, Outcome, Run};
-use crate::pattern::Pattern;
+use crate::pattern::{Pattern, check_names};
 use crate::progress::BytesProgress;
 use crate::say;
 
@@ -21,7 +22,8 @@ Examples:
   safelight diff a.safetensors shards/model.safetensors.index.json --structure
 
 Tensors are paired by name. Numbers differ if |a - b| > atol + rtol * |b| (with neither given: if they are not equal;
-NaN equals NaN). Files may be of different kinds. `max abs`, `max rel` (of the larger of the two), `max ulp` (floats of
+NaN equals NaN). Files may be of different kinds. Where rows are too long for a terminal, names lose their middles and
+numbers stand below them; --json has all. `max abs`, `max rel` (of the larger of the two), `max ulp` (floats of
 the dtype from one to the other), `rms` and `cosine` are told of each tensor that differs.
 
 JSON: a, b, different, only_a [{name, dtype, shape}], only_b, metadata [{key, a, b}], tensors [{name, different, dtype_a,
@@ -85,6 +87,10 @@ impl Run for DiffArgs {
     fn run(&self) -> Result<Outcome, Failure> {
         let limits = Limits::default();
         let (a, b) = (open(&self.a, &limits)?, open(&self.b, &limits)?);
+        let tensors = a.tensors().iter().chain(b.tensors());
+        let names: Vec<&str> = tensors.map(|tensor| tensor.name.as_str()).collect();
+        let files = format!("{}, {}", files::name(&self.a), files::name(&self.b));
+        check_names(&self.name, &files, &names)?;
         let numbers = (!self.structure).then_some(Tolerance {
             relative: self.rtol,
             absolute: self.atol,
@@ -116,7 +122,7 @@ impl Run for DiffArgs {
         if self.json {
             say::answer_json_line(&self.json(&found, outcome == Outcome::Found))?;
         } else if !self.quiet {
-            say::answer(&self.text(&found))?;
+            say::answer(&self.text(&found, say::columns()))?;
         }
         Ok(outcome)
     }
@@ -166,37 +172,32 @@ impl DiffArgs {
         })
     }
 
-    fn text(&self, found: &Diff) -> String {
+    fn text(&self, found: &Diff, columns: usize) -> String {
         let mut text = String::new();
         for (sign, specs) in [('-', &found.only_a), ('+', &found.only_b)] {
             for spec in specs {
-                text += &format!(
-                    "{sign} {}  {} {:?}\n",
-                    shown(&spec.name),
-                    spec.dtype,
-                    spec.shape
-                );
+                let rest = format!("{} {:?}", spec.dtype, spec.shape);
+                text += &line(sign, &spec.name, &rest, columns);
             }
         }
         for (key, a, b) in &found.metadata {
+            // The sign, the word, the arrow and four quotation marks take 22 columns.
+            let room = columns.saturating_sub(22);
+            let key = say::middle_cut(&shown(key).to_string(), (room / 2).max(12));
+            let room = room.saturating_sub(key.width()) / 2;
             let side = |value: &Option<String>| {
                 value.as_ref().map_or("(none)".into(), |value| {
-                    format!("{:?}", say::tame(value, 60))
+                    format!("{:?}", say::tame(value, room.clamp(8, 60)))
                 })
             };
-            text += &format!("~ metadata {}: {} → {}\n", shown(key), side(a), side(b));
+            text += &format!("~ metadata {key}: {} → {}\n", side(a), side(b));
         }
-        let mut rows = Vec::new();
-        for tensor in found.both.iter().filter(|tensor| self.is_different(tensor)) {
-            let mut row = vec![format!("~ {}", shown(&tensor.a.name)), changed(tensor)];
-            match &tensor.numbers {
-                Some(numbers) if numbers.different > 0 => row.extend(measures(numbers)),
-                Some(_) => row.push("equal numbers".into()),
-                None => {}
-            }
-            rows.push(row);
-        }
-        text += &say::table(&rows, &[2]);
+        let rows: Vec<&TensorDiff> = found
+            .both
+            .iter()
+            .filter(|tensor| self.is_different(tensor))
+            .collect();
+        text += &changes(&rows, columns);
         let same = found.both.len() - rows.len();
         if !self.only_different {
             let how = match (self.structure, self.rtol, self.atol) {
@@ -214,6 +215,48 @@ impl DiffArgs {
         }
         text
     }
+}
+
+/// A sign, a name that is cut where the line would be too long, and what there is to say.
+fn line(sign: char, name: &str, rest: &str, columns: usize) -> String {
+    let room = columns.saturating_sub(rest.width() + 4).max(8);
+    let name = say::middle_cut(&shown(name).to_string(), room);
+    format!("{sign} {name}  {rest}\n")
+}
+
+/// A row for each tensor; two lines for each where rows would be too long.
+fn changes(tensors: &[&TensorDiff], columns: usize) -> String {
+    let cells = |tensor: &&TensorDiff| match &tensor.numbers {
+        Some(numbers) if numbers.different > 0 => measures(numbers),
+        Some(_) => vec!["equal numbers".into()],
+        None => vec![],
+    };
+    let row = |tensor: &&TensorDiff| {
+        let mut row = vec![format!("~ {}", shown(&tensor.a.name)), changed(tensor)];
+        row.extend(cells(tensor));
+        row
+    };
+    let table = say::table(&tensors.iter().map(row).collect::<Vec<_>>(), &[2]);
+    if table.lines().all(|line| line.width() <= columns) {
+        return table;
+    }
+    let mut text = String::new();
+    for tensor in tensors {
+        text += &line('~', &tensor.a.name, &changed(tensor), columns);
+        let mut below = String::new();
+        for cell in cells(tensor) {
+            if !below.is_empty() && below.width() + 2 + cell.width() > columns {
+                text += &format!("{below}\n");
+                below.clear();
+            }
+            below += if below.is_empty() { "    " } else { "  " };
+            below += &cell;
+        }
+        if !below.is_empty() {
+            text += &format!("{below}\n");
+        }
+    }
+    text
 }
 
 /// What changed of a tensor besides its numbers.
@@ -234,12 +277,12 @@ fn changed(tensor: &TensorDiff) -> String {
 fn measures(numbers: &NumberDiff) -> Vec<String> {
     let mut cells = vec![
         format!("{} of {} differ", numbers.beyond, numbers.count),
-        format!("max abs {:.3e}", numbers.max_absolute),
-        format!("rel {:.3e}", numbers.max_relative),
+        format!("max abs {}", say::number(numbers.max_absolute)),
+        format!("rel {}", say::number(numbers.max_relative)),
         numbers
             .max_ulp
             .map_or("ulp –".into(), |ulp| format!("ulp {ulp}")),
-        format!("rms {:.3e}", numbers.rms),
+        format!("rms {}", say::number(numbers.rms)),
         format!("cosine {:.6}", numbers.cosine),
     ];
     if numbers.unlike > 0 {

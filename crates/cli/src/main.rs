@@ -19,6 +19,7 @@ mod hash;
 mod inspect;
 mod interrupt;
 mod lint;
+mod lost;
 mod ls;
 mod machine;
 mod merge;

@@ -12,9 +12,10 @@ use safelight_convert::{
 use safelight_format::{Dtype, shown};
 use serde_json::json;
 
-use crate::convert::{dtype, size};
+use crate::convert::{dtype, size, some_tensors};
 use crate::error::Failure;
 use crate::files::{Outcome, Run};
+use crate::lost;
 use crate::progress::BytesProgress;
 use crate::say;
 
@@ -23,14 +24,16 @@ Examples:
   safelight merge model.safetensors.index.json -o model.safetensors
   safelight merge part-1.safetensors part-2.safetensors -o whole.safetensors
   safelight merge --weighted a.safetensors b.safetensors --alpha 0.3 -o mix.safetensors
+  safelight merge --slerp a.safetensors b.safetensors -o mix.safetensors
   safelight merge --add-difference inpaint.ckpt mine.ckpt base.ckpt -o mix.safetensors
 
-Weighted: (1 - alpha) * A + alpha * B. Difference: A + alpha * (B - C). Both are computed in f32 and written in A's
-dtypes or --dtype, one tensor at a time; names, metadata and what is no weight (positions, the noise schedule) are A's.
-If A is an inpainting model and B is none, A's further input channels stay. Inputs may be of any kind that `convert`
-reads.
+Weighted: (1 - alpha) * A + alpha * B. Slerp: along the arc from A to B, tensor by tensor, which keeps lengths.
+Difference: A + alpha * (B - C). All are computed in f32 (f64 where a tensor has such numbers) and written in A's dtypes
+or --dtype, one tensor at a time; names, metadata and what is no weight (positions, the noise schedule) are A's. If A is
+an inpainting model and B is none, A's further input channels stay. Inputs may be of any kind that `convert` reads.
 
-JSON: file, method, inputs, tensor_count, tensor_bytes, seconds, notes [{at, what}].";
+JSON: file, method, inputs, tensor_count, tensor_bytes, seconds, notes [{at, what}], lost [{name, from, to, elements,
+overflows, underflows, infinities, nans}] (tensors of which finite numbers became infinite, or others 0).";
 
 /// The arguments of `merge`.
 #[derive(Debug, Args)]
@@ -42,15 +45,19 @@ pub(crate) struct MergeArgs {
     #[arg(short, long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     output: PathBuf,
     /// A weighted sum of two models
-    #[arg(long, conflicts_with = "add_difference")]
+    #[arg(long, conflicts_with_all = ["add_difference", "slerp"])]
     weighted: bool,
+    /// Two models along the arc between them
+    #[arg(long, conflicts_with = "add_difference")]
+    slerp: bool,
     /// The difference of the second and the third model, added to the first
     #[arg(long)]
     add_difference: bool,
-    /// B's share of a weighted sum (0.5 if not given), or how much of a difference (1 if not given)
+    /// B's share of a sum or arc (0.5 if not given), or how much of a difference (1 if not given)
     #[arg(long, value_name = "NUMBER", allow_negative_numbers = true)]
     alpha: Option<f64>,
-    /// Numbers instead of --alpha for each block of a single-file UNet: inputs, middle, outputs (25 for SD 1 and 2, 19 for XL)
+    /// Numbers instead of --alpha for each block of a single-file UNet: inputs, middle, outputs (25 for SD 1 and 2, 19 for
+    /// XL); one more in front (26, 20) is for all else
     #[arg(
         long,
         value_name = "N,N,…",
@@ -103,16 +110,24 @@ impl Run for MergeArgs {
             .iter()
             .map(|path| Ok(open(path, &limits)?.into()))
             .collect::<Result<_, Failure>>()?;
+        let mut merge = None;
         let source: Arc<dyn Source> = match method.clone() {
-            None => join(sources)?,
+            None => {
+                let joined = join(sources)?;
+                some_tensors(&joined)?;
+                joined
+            }
             Some(method) => {
                 let missing = match self.missing {
                     MissingArg::Keep => Missing::KeepFirst,
                     MissingArg::Take => Missing::TakeAll,
                     MissingArg::Refuse => Missing::Refuse,
                 };
+                for source in &sources {
+                    some_tensors(source)?;
+                }
                 let blocks = self.blocks.clone();
-                Arc::new(Merge::new(
+                let made = Arc::new(Merge::new(
                     sources,
                     MergeOptions {
                         method,
@@ -121,7 +136,8 @@ impl Run for MergeArgs {
                         missing,
                         memory_bytes_max: limits.memory_bytes_max,
                     },
-                )?)
+                )?);
+                merge.insert(made).clone()
             }
         };
         let bar = BytesProgress::new(self.quiet || self.json, "merging", 0);
@@ -142,6 +158,7 @@ impl Run for MergeArgs {
             }
         };
         drop(bar);
+        let lost = lost::lossy(merge.map(|merge| merge.reports()).unwrap_or_default());
         let (file, seconds) = (
             self.output.to_string_lossy(),
             started.elapsed().as_secs_f64(),
@@ -150,6 +167,7 @@ impl Run for MergeArgs {
             let method = match method {
                 None => json!("shards"),
                 Some(Method::Weighted { alpha }) => json!({"weighted": {"alpha": alpha}}),
+                Some(Method::Slerp { alpha }) => json!({"slerp": {"alpha": alpha}}),
                 Some(Method::AddDifference { multiplier }) => {
                     json!({"add_difference": {"alpha": multiplier}})
                 }
@@ -167,6 +185,7 @@ impl Run for MergeArgs {
             say::answer_json_line(&json!({
                 "file": file, "method": method, "inputs": inputs, "tensor_count": report.tensor_count,
                 "tensor_bytes": report.tensor_bytes, "seconds": seconds, "notes": notes,
+                "lost": lost::to_json(&lost),
             }))?;
         } else {
             let mut text: String = report
@@ -178,6 +197,7 @@ impl Run for MergeArgs {
                     at => format!("{}: {}\n", shown(at), shown(&note.what)),
                 })
                 .collect();
+            text += &lost::to_text(&lost, "merge");
             text += &format!(
                 "{}: {} tensors, {} in {seconds:.1} s\n",
                 shown(&file),
@@ -186,6 +206,7 @@ impl Run for MergeArgs {
             );
             say::answer(&text)?;
         }
+        lost::warn(&lost);
         Ok(Outcome::Clean)
     }
 }
@@ -194,12 +215,14 @@ impl MergeArgs {
     /// The formula, or none for shards.
     fn method(&self) -> Result<Option<Method>, Failure> {
         let wrong = |what: String| Err(Failure::Usage(what));
-        let formula = self.weighted || self.add_difference;
+        let formula = self.weighted || self.slerp || self.add_difference;
         if !formula && (self.alpha.is_some() || self.blocks.is_some() || self.dtype.is_some()) {
-            return wrong("--alpha, --blocks and --dtype belong to --weighted or --add-difference; without these, FILEs are shards of one model".into());
+            return wrong("--alpha, --blocks and --dtype belong to --weighted, --slerp or --add-difference; without these, FILEs are shards of one model".into());
         }
         let (wanted, name) = if self.weighted {
             (2, "--weighted takes two models, A and B")
+        } else if self.slerp {
+            (2, "--slerp takes two models, A and B")
         } else {
             (3, "--add-difference takes three models, A, B and C")
         };
@@ -214,10 +237,12 @@ impl MergeArgs {
         {
             return wrong("--alpha and --blocks take plain numbers".into());
         }
+        let alpha = self.alpha.unwrap_or(0.5);
         if self.weighted {
-            return Ok(Some(Method::Weighted {
-                alpha: self.alpha.unwrap_or(0.5),
-            }));
+            return Ok(Some(Method::Weighted { alpha }));
+        }
+        if self.slerp {
+            return Ok(Some(Method::Slerp { alpha }));
         }
         Ok(self.add_difference.then(|| Method::AddDifference {
             multiplier: self.alpha.unwrap_or(1.0),

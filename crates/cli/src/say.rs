@@ -186,6 +186,19 @@ pub(crate) fn count(count: u64) -> String {
     }
 }
 
+/// A number with three digits that matter: `0.0123`, `-1.5e-6`.
+pub(crate) fn number(value: f64) -> String {
+    let magnitude = value.abs();
+    if magnitude == 0.0 {
+        return "0".into();
+    }
+    if !(1e-3..1e5).contains(&magnitude) {
+        return format!("{value:.2e}");
+    }
+    let decimals = (2 - magnitude.log10().floor() as i32).clamp(0, 5) as usize;
+    format!("{value:.decimals$}")
+}
+
 /// Rows as a table with two spaces between its columns, numbers (`right`) to the right.
 pub(crate) fn table(rows: &[Vec<String>], right: &[usize]) -> String {
     let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
@@ -259,6 +272,22 @@ mod tests {
             (count(744).as_str(), count(859_520_964).as_str()),
             ("744", "859.5 M")
         );
+    }
+
+    #[test]
+    fn three_digits() {
+        for (value, text) in [
+            (0.0, "0"),
+            (-0.66406, "-0.664"),
+            (0.0018217, "0.00182"),
+            (76.0, "76.0"),
+            (12345.6, "12346"),
+            (-4.5711e-5, "-4.57e-5"),
+            (1e300, "1.00e300"),
+            (f64::INFINITY, "inf"),
+        ] {
+            assert_eq!(number(value), text);
+        }
     }
 
     #[test]

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use crate::error::Failure;
 use crate::files::{self, Codes, FilesArgs, Outcome, Run};
-use crate::pattern::Pattern;
+use crate::pattern::{Pattern, check_names};
 use crate::progress::BytesProgress;
 use crate::say;
 
@@ -75,6 +75,9 @@ impl Run for StatsArgs {
 impl StatsArgs {
     fn tell(&self, path: &Path) -> Result<Outcome, Failure> {
         let source = open(path, &Limits::default())?;
+        let tensors = source.tensors().iter();
+        let names: Vec<&str> = tensors.map(|tensor| tensor.name.as_str()).collect();
+        check_names(&self.name, &files::name(path), &names)?;
         let wanted = |tensor: &TensorSpec| {
             self.name.is_empty() || self.name.iter().any(|pattern| pattern.fits(&tensor.name))
         };
@@ -131,14 +134,10 @@ impl StatsArgs {
         let mut rows = vec![headings.map(String::from).to_vec()];
         for tensor in tensors.iter().filter(|_| !self.total) {
             if self.histogram {
-                text += &say::table(
-                    &[row(
-                        &shown(&tensor.tensor.name).to_string(),
-                        &tensor.tensor.dtype.to_string(),
-                        &tensor.numbers,
-                    )],
-                    &[],
-                );
+                let name = shown(&tensor.tensor.name).to_string();
+                let dtype = tensor.tensor.dtype.to_string();
+                let mut row = [row(&name, &dtype, &tensor.numbers)];
+                text += &say::fitting_table(&mut row, &[], 0, say::columns());
                 text += &drawn(&tensor.numbers);
             } else {
                 rows.push(row(
@@ -178,7 +177,7 @@ fn row(name: &str, dtype: &str, numbers: &Numbers) -> Vec<String> {
         if value.is_nan() {
             "–".to_string()
         } else {
-            format!("{value:.4e}")
+            say::number(value)
         }
     };
     let share = numbers.zero as f64 / numbers.count.max(1) as f64;

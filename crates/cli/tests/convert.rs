@@ -438,3 +438,166 @@ fn numbers_are_told_and_can_fail() {
         &["nowhere.safetensors"],
     );
 }
+
+/// Four numbers of 64 bits, of which two are beyond F32.
+fn wide_tensor(place: &Place, name: &str) {
+    let bytes = [1e50f64, 1.0, -1e-60, f64::INFINITY].map(f64::to_le_bytes);
+    let view = TensorView {
+        name: "d",
+        dtype: Dtype::F64,
+        shape: &[2, 2],
+        bytes: bytes.as_flattened(),
+    };
+    save(&place.path(name), &[view], None, &SaveOptions::default()).unwrap();
+}
+
+#[test]
+fn casts_of_wide_numbers_are_told_as_they_are() {
+    let place = Place::new();
+    wide_tensor(&place, "d.safetensors");
+    for dtype in ["f32", "f16", "bf16", "e5m2"] {
+        let ran = place.works(&[
+            "convert",
+            "d.safetensors",
+            "out.safetensors",
+            "--dtype",
+            dtype,
+            "--json",
+        ]);
+        let cast = &ran.json()["cast"][0];
+        let count = |what: &str| cast[what].as_u64();
+        assert_eq!(
+            (count("overflows"), count("underflows"), count("infinities")),
+            (Some(1), Some(1), Some(1)),
+            "{dtype}: {cast}"
+        );
+        assert!(
+            ran.stderr
+                .contains("warning: 1 number of 1 tensor, `d` first"),
+            "{}",
+            ran.stderr
+        );
+    }
+}
+
+#[test]
+fn merges_tell_of_numbers_that_became_infinite() {
+    let place = Place::new();
+    for (name, value) in [("a", 3e38f32), ("c", -3e38)] {
+        tensors(
+            &place.path(&format!("{name}.safetensors")),
+            &[("w", &[value, 1.0]), ("x", &[1.0])],
+        );
+    }
+    let difference = [
+        "merge",
+        "--add-difference",
+        "a.safetensors",
+        "a.safetensors",
+        "c.safetensors",
+        "-o",
+        "m.safetensors",
+    ];
+    let ran = place.works(&[&difference[..], &["--json"]].concat());
+    let lost = &ran.json()["lost"];
+    assert_eq!(lost.as_array().unwrap().len(), 1, "{lost}");
+    assert_eq!(
+        (&lost[0]["name"], &lost[0]["overflows"]),
+        (&"w".into(), &1.into())
+    );
+    assert!(
+        ran.stderr.contains("warning: 1 number") && ran.stderr.contains("infinite"),
+        "{}",
+        ran.stderr
+    );
+    assert_eq!(read(&place.path("m.safetensors"), "w")[0], f32::INFINITY);
+    let told = place.works(&difference).stdout;
+    assert!(told.contains("1 overflowed"), "{told}");
+    // Half way along a quarter of a circle.
+    for (name, values) in [("p", [1.0, 0.0]), ("q", [0.0, 1.0])] {
+        tensors(
+            &place.path(&format!("{name}.safetensors")),
+            &[("w", &values)],
+        );
+    }
+    let slerp = "merge --slerp p.safetensors q.safetensors -o m.safetensors";
+    place.works(&slerp.split(' ').collect::<Vec<_>>());
+    assert_eq!(
+        read(&place.path("m.safetensors"), "w"),
+        [0.5f32.sqrt(), 0.5f32.sqrt()]
+    );
+    // What is half a UNet is none.
+    let input = "model.diffusion_model.input_blocks.0.0.bias";
+    tensors(&place.path("u.safetensors"), &[(input, &[1.0])]);
+    let blocks = "merge --weighted u.safetensors u.safetensors --blocks 1,2 -o n.safetensors";
+    place.refuses(&blocks.split(' ').collect::<Vec<_>>(), 2, &["a whole UNet"]);
+    assert!(!place.path("n.safetensors").exists());
+}
+
+#[test]
+fn a_source_without_tensors_gives_no_file() {
+    let place = Place::new();
+    tensors(&place.path("empty.safetensors"), &[]);
+    tensors(
+        &place.path("adam.safetensors"),
+        &[("optimizer.state.0.exp_avg", &[1.0])],
+    );
+    for to in ["x.safetensors", "x.npz", "x.gguf"] {
+        place.refuses(
+            &["convert", "empty.safetensors", to],
+            3,
+            &["empty.safetensors", "no tensor"],
+        );
+    }
+    place.refuses(
+        &["convert", "adam.safetensors", "x.safetensors", "--prune"],
+        2,
+        &["--prune would leave out all of its 1 tensor"],
+    );
+    place.refuses(
+        &["merge", "empty.safetensors", "-o", "x.safetensors"],
+        3,
+        &["no tensor"],
+    );
+    assert_eq!(
+        place.everything(),
+        ["adam.safetensors", "empty.safetensors"]
+    );
+}
+
+#[test]
+fn names_that_fit_nothing_are_wrong_requests() {
+    let place = Place::new();
+    tensors(&place.path("a.safetensors"), &[("model.weight", &[1.0])]);
+    for arguments in [
+        &["stats", "a.safetensors", "--name", "modle"][..],
+        &["diff", "a.safetensors", "a.safetensors", "--name", "modle"],
+    ] {
+        place.refuses(arguments, 2, &["no tensor matches", "`modle`", "`model`"]);
+    }
+}
+
+#[test]
+fn rows_fit_the_terminal() {
+    let place = Place::new();
+    let name = format!("model.{}.weight", "diffusion_model_block".repeat(4));
+    tensors(&place.path("a.safetensors"), &[(&name, &[1.0; 5000])]);
+    tensors(
+        &place.path("b.safetensors"),
+        &[(&name, &[0.987_654_3; 5000])],
+    );
+    for arguments in [
+        &["stats", "a.safetensors"][..],
+        &["stats", "a.safetensors", "--histogram"],
+        &["diff", "a.safetensors", "b.safetensors"],
+    ] {
+        let output = place.command(arguments).env("COLUMNS", "80").output();
+        let output = String::from_utf8(output.unwrap().stdout).unwrap();
+        assert!(output.contains('…'), "{output}");
+        for line in output.lines() {
+            assert!(line.chars().count() <= 80, "{line}");
+        }
+    }
+    let whole = place.run(&["diff", "a.safetensors", "b.safetensors", "--json"]);
+    assert!(whole.stdout.contains(&name));
+}

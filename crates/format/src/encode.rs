@@ -1,5 +1,5 @@
-//! `f32`s as a tensor's bytes: rounded to the nearest number the dtype has, ties to even, and a count of
-//! what did not fit.
+//! `f32`s and `f64`s as a tensor's bytes: rounded once, to the nearest number the dtype has, ties to even, and a
+//! count of what did not fit.
 //!
 //! The codes are those of torch 2.15's casts, and of `ml_dtypes` for the six- and four-bit floats that
 //! torch does not cast to. A NaN becomes the dtype's quiet NaN with its sign kept; what torch does with NaNs' other
@@ -9,7 +9,7 @@ use std::fmt;
 
 use crate::dtype::Dtype;
 
-/// Why `f32`s cannot become elements of a dtype.
+/// Why numbers cannot become elements of a dtype.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum EncodeError {
@@ -56,7 +56,7 @@ impl fmt::Display for EncodeError {
 pub struct CastReport {
     /// How many numbers there were.
     pub element_count: u64,
-    /// Finite numbers beyond the dtype's range: now an infinity (F16, BF16, F8_E5M2), NaN (FNUZ kinds,
+    /// Finite numbers beyond the dtype's range: now an infinity (F32, F16, BF16, F8_E5M2), NaN (FNUZ kinds,
     /// E8M0) or the largest number (F8_E4M3, F4, F6).
     pub overflow_count: u64,
     /// Numbers other than 0 that became 0.
@@ -119,16 +119,7 @@ pub fn encode_into(
     values: &[f32],
     out: &mut [u8],
 ) -> Result<CastReport, EncodeError> {
-    if !can_encode(dtype) {
-        return Err(EncodeError::NoMeaning { dtype });
-    }
-    if out.len() != byte_count(dtype, values.len()) {
-        return Err(EncodeError::WrongLength {
-            dtype,
-            byte_count: out.len(),
-            element_count: values.len(),
-        });
-    }
+    check(dtype, values.len(), out.len())?;
     Ok(match dtype {
         Dtype::F16 => each(values, out, |code| (code as u16).to_le_bytes(), &F16),
         Dtype::Bf16 => each(values, out, |code| (code as u16).to_le_bytes(), &BF16),
@@ -141,6 +132,88 @@ pub fn encode_into(
         Dtype::F64 => wide(values, out, |value| f64::from(value).to_le_bytes()),
         _ => wide(values, out, f32::to_le_bytes),
     })
+}
+
+/// As [`encode_into`], from `f64`s. They are not rounded to `f32`s first: the result is the number of the dtype that is
+/// nearest to the `f64`, and the report is about the `f64`s.
+///
+/// ```
+/// use safelight_format::{Dtype, encode_f64_into};
+/// let mut bytes = [0; 8];
+/// let report = encode_f64_into(Dtype::F32, &[1e300, 1e-300], &mut bytes)?;
+/// assert_eq!((report.overflow_count, report.underflow_count, report.infinity_count), (1, 1, 0));
+/// # Ok::<(), safelight_format::EncodeError>(())
+/// ```
+///
+/// # Errors
+/// As [`encode_into`].
+pub fn encode_f64_into(
+    dtype: Dtype,
+    values: &[f64],
+    out: &mut [u8],
+) -> Result<CastReport, EncodeError> {
+    check(dtype, values.len(), out.len())?;
+    let mut report = CastReport::default();
+    let mut odd = [0.0; COUNTED];
+    let pieces = out.chunks_mut(COUNTED / 8 * dtype.bits() as usize);
+    for (values, out) in values.chunks(COUNTED).zip(pieces) {
+        match dtype {
+            Dtype::F64 => {
+                for (value, out) in values.iter().zip(out.as_chunks_mut().0) {
+                    *out = value.to_le_bytes();
+                }
+                report.add(&specials_f64(values));
+            }
+            Dtype::F32 => {
+                for (value, out) in values.iter().zip(out.as_chunks_mut().0) {
+                    let rounded = *value as f32;
+                    *out = rounded.to_le_bytes();
+                    report.overflow_count += u64::from(value.is_finite() && rounded.is_infinite());
+                    report.underflow_count += u64::from(*value != 0.0 && rounded == 0.0);
+                }
+                report.add(&specials_f64(values));
+            }
+            _ => {
+                let odd = &mut odd[..values.len()];
+                for (odd, value) in odd.iter_mut().zip(values) {
+                    *odd = rounded_to_odd(*value);
+                }
+                report.add(&encode_into(dtype, odd, out)?);
+            }
+        }
+    }
+    Ok(report)
+}
+
+/// One of the two `f32`s around `value`: itself if it is one, else the one whose last bit is set. What no `f32` is,
+/// no number of a dtype with fewer bits is, nor the middle between two of them, so that rounding this once more gives
+/// what rounding `value` would. Finite numbers stay finite, and others than zero stay so.
+///
+/// Source: Boldo and Melquiond 2008, "Emulation of a FMA and Correctly Rounded Sums: Proved Algorithms Using
+/// Rounding to Odd", IEEE Transactions on Computers 57(4): it needs two bits more than the result has, and F32 has
+/// eleven more than F16.
+fn rounded_to_odd(value: f64) -> f32 {
+    let nearest = value as f32;
+    if value.is_nan() || f64::from(nearest) == value {
+        return nearest;
+    }
+    let towards_zero = nearest.to_bits() - u32::from(f64::from(nearest).abs() > value.abs());
+    f32::from_bits(towards_zero | 1)
+}
+
+/// Whether elements of `dtype` can be written, and into this room.
+fn check(dtype: Dtype, element_count: usize, room_bytes: usize) -> Result<(), EncodeError> {
+    if !can_encode(dtype) {
+        return Err(EncodeError::NoMeaning { dtype });
+    }
+    if room_bytes != byte_count(dtype, element_count) {
+        return Err(EncodeError::WrongLength {
+            dtype,
+            byte_count: room_bytes,
+            element_count,
+        });
+    }
+    Ok(())
 }
 
 /// The size of so many elements; a last byte that is not full counts.
@@ -400,6 +473,17 @@ fn specials(values: &[f32]) -> CastReport {
     report
 }
 
+/// As [`specials`].
+fn specials_f64(values: &[f64]) -> CastReport {
+    let count = |wanted: fn(&f64) -> bool| values.iter().filter(|value| wanted(value)).count();
+    CastReport {
+        element_count: values.len() as u64,
+        infinity_count: count(|value| value.is_infinite()) as u64,
+        nan_count: count(|value| value.is_nan()) as u64,
+        ..CastReport::default()
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -462,6 +546,81 @@ mod tests {
                 }
             }
         }
+    }
+
+    /// As above with `f64`s, of which some are so close to the middle that no `f32` is between them and it.
+    #[test]
+    fn wide_numbers_are_rounded_once() {
+        let code_of = |dtype: Dtype, value: f64| {
+            let mut bytes = [0; 4];
+            let bytes = &mut bytes[..dtype.bits().div_ceil(8) as usize];
+            encode_f64_into(dtype, &[value], bytes).unwrap();
+            bytes
+                .iter()
+                .rev()
+                .fold(0, |code, byte| code << 8 | u32::from(*byte))
+        };
+        for dtype in FLOATS {
+            for (code, pair) in (0..).zip(sizes(dtype).windows(2)) {
+                let (low, high) = (f64::from(pair[0]), f64::from(pair[1]));
+                let middle = (low + high) / 2.0;
+                let even = code + (code & 1);
+                for (value, expected) in [
+                    (low, code),
+                    (low.next_up(), code),
+                    (middle.next_down(), code),
+                    (middle, even),
+                    (middle.next_up(), code + 1),
+                    (high.next_down(), code + 1),
+                ] {
+                    assert_eq!(code_of(dtype, value), expected, "{dtype} {value:e}");
+                    let sign = 1 << (dtype.bits() - 1);
+                    let keeps = expected != 0 || kind(dtype).unwrap().minus_zero;
+                    let negative = if keeps { expected | sign } else { 0 };
+                    assert_eq!(code_of(dtype, -value), negative, "{dtype} -{value:e}");
+                }
+            }
+        }
+        assert_eq!(code_of(Dtype::F32, 0.1), 0.1f32.to_bits());
+        assert_eq!(code_of(Dtype::F8E8m0, 1.5f64.next_down()), 127);
+        assert_eq!(code_of(Dtype::F8E8m0, 1.5), 128);
+    }
+
+    #[test]
+    fn wide_numbers_are_counted_as_they_are() {
+        let odd = [
+            1e300,
+            -1e39,
+            f64::INFINITY,
+            f64::NAN,
+            1e-300,
+            -1e-60,
+            0.0,
+            1.0,
+        ];
+        for dtype in FLOATS.into_iter().chain([Dtype::F32]) {
+            let mut bytes = vec![0; byte_count(dtype, odd.len())];
+            let report = encode_f64_into(dtype, &odd, &mut bytes).unwrap();
+            let found = [
+                report.overflow_count,
+                report.underflow_count,
+                report.infinity_count,
+                report.nan_count,
+                report.element_count,
+            ];
+            assert_eq!(found, [2, 2, 1, 1, 8], "{dtype}");
+        }
+        let mut same = [0; 64];
+        let report = encode_f64_into(Dtype::F64, &odd, &mut same).unwrap();
+        assert_eq!((report.overflow_count, report.infinity_count), (0, 1));
+        assert_eq!(same[..8], 1e300f64.to_le_bytes());
+        // More than one piece, and a tail.
+        let many = vec![1e9; 3 * COUNTED + 5];
+        let mut bytes = vec![0; byte_count(Dtype::F6E2m3, many.len())];
+        let report = encode_f64_into(Dtype::F6E2m3, &many, &mut bytes).unwrap();
+        assert_eq!(report.overflow_count, many.len() as u64);
+        assert!(encode_f64_into(Dtype::F16, &[1.0], &mut [0; 3]).is_err());
+        assert!(encode_f64_into(Dtype::I8, &[1.0], &mut [0; 1]).is_err());
     }
 
     #[track_caller]

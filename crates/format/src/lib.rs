@@ -44,7 +44,7 @@ mod write;
 
 pub use decode::{DecodeError, decode_c64, decode_f32, decode_f32_into, encode_f32};
 pub use dtype::Dtype;
-pub use encode::{CastReport, EncodeError, can_encode, encode, encode_into};
+pub use encode::{CastReport, EncodeError, can_encode, encode, encode_f64_into, encode_into};
 pub use error::{EntryField, FormatError, JsonKind};
 pub use header::{
     Header, Limits, Metadata, OpaqueTensor, ParseOptions, Strictness, TensorInfo, Tensors,

@@ -3,11 +3,10 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use safelight_format::{
-    CastReport as Counts, Dtype, TensorSpec, can_encode, decode_f32_into, encode_into,
-};
+use safelight_format::{CastReport as Counts, Dtype, TensorSpec, can_encode};
 
 use super::pieces::{element_bytes, for_each_run};
+use super::real::Real;
 use crate::error::ConvertError;
 use crate::source::{Contents, Source};
 
@@ -56,7 +55,7 @@ pub(crate) fn is_float(dtype: Dtype) -> bool {
     )
 }
 
-/// What happened to one tensor.
+/// What happened to one tensor's numbers.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CastReport {
     /// Its name. Foreign text.
@@ -65,7 +64,7 @@ pub struct CastReport {
     pub from: Dtype,
     /// What it is.
     pub to: Dtype,
-    /// Numbers that did not survive the rounding.
+    /// Numbers that did not survive it; of a merge, overflows are finite numbers that became infinite.
     pub counts: Counts,
 }
 
@@ -85,11 +84,27 @@ impl CastReport {
 
 /// Another source's tensors, its floats rounded to nearest (ties to even) in another dtype; the rest as they are.
 ///
-/// F64 goes by way of F32.
+/// Each number is rounded once, and the report is about the numbers that were there.
 pub struct Cast {
     inner: Arc<dyn Source>,
     contents: Contents,
-    reports: Mutex<BTreeMap<usize, CastReport>>,
+    reports: Reports,
+}
+
+/// What happened to tensors that have been read by now. Shared by the threads that read.
+#[derive(Default)]
+pub(crate) struct Reports(Mutex<BTreeMap<usize, CastReport>>);
+
+impl Reports {
+    pub(crate) fn put(&self, index: usize, report: CastReport) {
+        let mut reports = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        reports.insert(index, report);
+    }
+
+    pub(crate) fn all(&self) -> Vec<CastReport> {
+        let reports = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        reports.values().cloned().collect()
+    }
 }
 
 impl Cast {
@@ -131,18 +146,48 @@ impl Cast {
         Ok(Cast {
             inner,
             contents,
-            reports: Mutex::default(),
+            reports: Reports::default(),
         })
     }
 
     /// What happened to the tensors that were cast and have been read by now, in the source's order.
     pub fn reports(&self) -> Vec<CastReport> {
-        self.reports
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .values()
-            .cloned()
-            .collect()
+        self.reports.all()
+    }
+
+    fn read_as<R: Real>(
+        &self,
+        index: usize,
+        from_bytes: usize,
+        out: &mut dyn FnMut(&[u8]) -> Result<(), ConvertError>,
+    ) -> Result<(), ConvertError> {
+        let tensor = &self.inner.tensors()[index];
+        let (from, to) = (tensor.dtype, self.tensors()[index].dtype);
+        let mut counts = Counts::default();
+        let mut values = Vec::new();
+        let mut encoded = vec![0; RUN_ELEMENTS / 8 * to.bits() as usize];
+        let wrong =
+            |what: String| ConvertError::unsupported(self.inner.label(), &tensor.name, what);
+        for_each_run(&*self.inner, index, from_bytes * 8, &mut |run| {
+            for run in run.chunks(RUN_ELEMENTS * from_bytes) {
+                let count = run.len() / from_bytes;
+                values.resize(count, R::default());
+                R::decode(from, run, &mut values).map_err(|error| wrong(error.to_string()))?;
+                let bytes = (count as u64 * to.bits()).div_ceil(8) as usize;
+                let report = R::encode(to, &values, &mut encoded[..bytes]);
+                counts.add(&report.map_err(|error| wrong(error.to_string()))?);
+                out(&encoded[..bytes])?;
+            }
+            Ok(())
+        })?;
+        let report = CastReport {
+            name: tensor.name.clone(),
+            from,
+            to,
+            counts,
+        };
+        self.reports.put(index, report);
+        Ok(())
     }
 }
 
@@ -161,34 +206,10 @@ impl Source for Cast {
         let Some(from_bytes) = element_bytes(from).filter(|_| from != to) else {
             return self.inner.read(index, out);
         };
-        let mut counts = Counts::default();
-        let mut values = vec![0.0; RUN_ELEMENTS];
-        let mut encoded = vec![0; RUN_ELEMENTS / 8 * to.bits() as usize];
-        let wrong =
-            |what: String| ConvertError::unsupported(self.inner.label(), &tensor.name, what);
-        for_each_run(&*self.inner, index, from_bytes * 8, &mut |run| {
-            for run in run.chunks(RUN_ELEMENTS * from_bytes) {
-                let count = run.len() / from_bytes;
-                let values = &mut values[..count];
-                decode_f32_into(from, run, values).map_err(|error| wrong(error.to_string()))?;
-                let bytes = (count as u64 * to.bits()).div_ceil(8) as usize;
-                let report = encode_into(to, values, &mut encoded[..bytes]);
-                counts.add(&report.map_err(|error| wrong(error.to_string()))?);
-                out(&encoded[..bytes])?;
-            }
-            Ok(())
-        })?;
-        let report = CastReport {
-            name: tensor.name.clone(),
-            from,
-            to,
-            counts,
-        };
-        self.reports
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .insert(index, report);
-        Ok(())
+        match from {
+            Dtype::F64 => self.read_as::<f64>(index, from_bytes, out),
+            _ => self.read_as::<f32>(index, from_bytes, out),
+        }
     }
 }
 
@@ -235,6 +256,38 @@ mod tests {
             (1, 1, 1)
         );
         assert!(report.is_lossy());
+    }
+
+    /// What is beyond F32 is beyond F16 as well, and no infinity of the source's.
+    #[test]
+    fn wide_numbers_are_rounded_once_and_counted_as_they_are() {
+        let above_a_half = 1.0 + 2f64.powi(-11) + 2f64.powi(-40);
+        let values = [1e50, -1e-60, f64::INFINITY, above_a_half];
+        let bytes: Vec<u8> = values
+            .iter()
+            .flat_map(|value| value.to_le_bytes())
+            .collect();
+        for (dtype, expected) in [
+            (
+                Dtype::F32,
+                &[0, 0, 0x80, 0x7f, 0, 0, 0, 0x80, 0, 0, 0x80, 0x7f][..],
+            ),
+            (Dtype::F16, &[0, 0x7c, 0, 0x80, 0, 0x7c, 0x01, 0x3c][..]),
+        ] {
+            let wide = [("w", Dtype::F64, vec![4], bytes.clone())];
+            let source = cast(CastOptions::to(dtype), wide.to_vec());
+            assert_eq!(read(&source, 0)[..expected.len()], *expected, "{dtype}");
+            let report = &source.reports()[0];
+            let found = [
+                report.counts.overflow_count,
+                report.counts.underflow_count,
+                report.counts.infinity_count,
+            ];
+            assert!(
+                found == [1, 1, 1] && report.is_lossy(),
+                "{dtype}: {found:?}"
+            );
+        }
     }
 
     #[test]

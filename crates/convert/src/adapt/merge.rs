@@ -1,17 +1,21 @@
-//! Models merged: a weighted sum of two, or the difference of two added to a third, tensor by tensor.
+//! Models merged: a weighted sum of two, a way along the arc between them, or the difference of two added to a third,
+//! tensor by tensor.
 //!
-//! Formulas and rules are those of A1111's checkpoint merger, computed in f32.
+//! Formulas and rules are those of A1111's checkpoint merger (which has no arcs), computed in f32, or in f64 where a
+//! tensor has such numbers.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use safelight_format::{DecodeError, Dtype, TensorSpec, decode_f32_into, encode_into, shown};
+use safelight_format::{CastReport as Counts, Dtype};
 
 use super::arrange::read_whole;
-use super::cast::is_float;
+use super::cast::{CastReport, Reports, is_float};
+use super::mix::{self, Angle, Formula};
 use super::pieces::side_by_side;
+use super::plan::{Plan, Recipe, request};
+use super::real::Real;
 use crate::error::ConvertError;
-use crate::source::{Contents, Note, PIECE_BYTES, Source};
+use crate::source::{Contents, PIECE_BYTES, Source};
 
 /// How numbers of the models become one.
 #[derive(Clone, Debug, PartialEq)]
@@ -19,6 +23,12 @@ pub enum Method {
     /// (1 − alpha)·A + alpha·B, of two models.
     Weighted {
         /// B's share: 0 is A, 1 is B.
+        alpha: f64,
+    },
+    /// Along the arc from A to B, tensor by tensor, which keeps lengths where a sum of tensors that point in different
+    /// directions is shorter than both. Where there is no arc, the weighted sum.
+    Slerp {
+        /// How far: 0 is A, 1 is B.
         alpha: f64,
     },
     /// A + multiplier·(B − C), of three models.
@@ -31,15 +41,16 @@ pub enum Method {
 impl Method {
     fn sources(&self) -> usize {
         match self {
-            Method::Weighted { .. } => 2,
+            Method::Weighted { .. } | Method::Slerp { .. } => 2,
             Method::AddDifference { .. } => 3,
         }
     }
 
-    fn amount(&self) -> f64 {
-        let (Method::Weighted { alpha: amount } | Method::AddDifference { multiplier: amount }) =
-            self;
-        *amount
+    pub(crate) fn amount(&self) -> f64 {
+        match *self {
+            Method::Weighted { alpha } | Method::Slerp { alpha } => alpha,
+            Method::AddDifference { multiplier } => multiplier,
+        }
     }
 }
 
@@ -61,7 +72,8 @@ pub struct MergeOptions {
     /// The formula.
     pub method: Method,
     /// The share or multiplier of each block of an LDM UNet, instead of the method's: input blocks, the middle, output
-    /// blocks, in this order (25 numbers for SD 1.x and 2.x, 19 for XL). What lies outside blocks has the method's.
+    /// blocks, in this order (25 numbers for SD 1.x and 2.x, 19 for XL). What lies outside blocks has the method's, or
+    /// that of one more number in front of these (26 and 20, as block merges for A1111 count).
     pub blocks: Option<Vec<f64>>,
     /// What floats become; else what they are in A.
     pub dtype: Option<Dtype>,
@@ -71,26 +83,13 @@ pub struct MergeOptions {
     pub memory_bytes_max: u64,
 }
 
-/// The one tensor A1111 never merges: positions are no weights, whatever their dtype.
-const POSITIONS_END: &str = "text_model.embeddings.position_ids";
-
-/// Where a merged tensor's numbers come from.
-#[derive(Clone, Debug, PartialEq)]
-enum Recipe {
-    /// One source's tensor as it is: the source and the index.
-    As(usize, usize),
-    /// The formula with this amount, of these tensors of A, B and C.
-    Mixed(Vec<usize>, f64),
-    /// As [`Recipe::Mixed`], but the others have fewer input channels (of the second dimension); A's further ones stay.
-    Channels(Vec<usize>, f64),
-}
-
 /// Models merged into one source. Names, order and metadata are A's.
 pub struct Merge {
     contents: Contents,
     sources: Vec<Arc<dyn Source>>,
     options: MergeOptions,
     recipes: Vec<Recipe>,
+    reports: Reports,
 }
 
 impl Merge {
@@ -141,101 +140,158 @@ impl Merge {
             sources,
             options,
             recipes,
+            reports: Reports::default(),
         })
     }
 
-    fn mix(&self, values: &[Vec<f32>], amount: f64, out: &mut [f32]) {
-        let weight = amount as f32;
-        match (&self.options.method, values) {
-            (Method::Weighted { .. }, [a, b]) => {
-                let rest = (1.0 - amount) as f32;
-                for ((out, a), b) in out.iter_mut().zip(a).zip(b) {
-                    *out = rest * a + weight * b;
-                }
+    /// What happened to the tensors that were computed or cast and have been read by now, in the order of
+    /// [`Source::tensors`].
+    pub fn reports(&self) -> Vec<CastReport> {
+        self.reports.all()
+    }
+
+    /// The formula of a tensor; `measure` reads it a first time, where its angle matters.
+    fn formula(
+        &self,
+        amount: f64,
+        measure: impl FnOnce(&mut Angle) -> Result<(), ConvertError>,
+    ) -> Result<Formula, ConvertError> {
+        match self.options.method {
+            Method::Weighted { .. } => Ok(Formula::Sum(1.0 - amount, amount)),
+            Method::AddDifference { .. } => Ok(Formula::Difference(amount)),
+            Method::Slerp { .. } => {
+                let mut angle = Angle::default();
+                measure(&mut angle)?;
+                Ok(angle.arc(amount))
             }
-            (Method::AddDifference { .. }, [a, b, c]) => {
-                for (((out, a), b), c) in out.iter_mut().zip(a).zip(b).zip(c) {
-                    *out = a + weight * (b - c);
-                }
-            }
-            _ => unreachable!("the number of models was checked"),
         }
     }
 
-    /// Decodes, mixes and encodes a run of the same elements of each model.
-    fn run(
-        &self,
-        index: usize,
-        runs: &[(Dtype, &[u8])],
-        amount: f64,
-    ) -> Result<Vec<u8>, ConvertError> {
-        let wrong = |what: String| {
-            ConvertError::unsupported(self.label(), &self.tensors()[index].name, what)
-        };
-        let decode = |&(dtype, run): &(Dtype, &[u8])| {
-            let mut values = vec![0.0; run.len() * 8 / dtype.bits() as usize];
-            decode_f32_into(dtype, run, &mut values)?;
+    /// Where the tensors of a recipe are.
+    fn places(&self, of: &[usize]) -> Vec<(&dyn Source, usize)> {
+        let places = self.sources.iter().zip(of);
+        places.map(|(source, &from)| (&**source, from)).collect()
+    }
+
+    /// A run of bytes of each model's tensor as numbers.
+    fn decoded<R: Real>(&self, of: &[usize], runs: &[&[u8]]) -> Result<Vec<Vec<R>>, ConvertError> {
+        let decode = |((source, from), run): ((&dyn Source, usize), &&[u8])| {
+            let tensor = &source.tensors()[from];
+            let mut values = vec![R::default(); run.len() * 8 / tensor.dtype.bits() as usize];
+            R::decode(tensor.dtype, run, &mut values).map_err(|error| {
+                ConvertError::unsupported(source.label(), &tensor.name, error.to_string())
+            })?;
             Ok(values)
         };
-        let values: Result<Vec<Vec<f32>>, DecodeError> = runs.iter().map(decode).collect();
-        let values = values.map_err(|error| wrong(error.to_string()))?;
-        let mut mixed = vec![0.0; values[0].len()];
-        self.mix(&values, amount, &mut mixed);
-        self.encoded(index, &mixed)
+        self.places(of).into_iter().zip(runs).map(decode).collect()
     }
 
-    fn encoded(&self, index: usize, values: &[f32]) -> Result<Vec<u8>, ConvertError> {
-        let (name, dtype) = (&self.tensors()[index].name, self.tensors()[index].dtype);
-        let mut bytes = vec![0; (values.len() as u64 * dtype.bits()).div_ceil(8) as usize];
-        encode_into(dtype, values, &mut bytes)
-            .map_err(|error| ConvertError::unsupported(self.label(), name, error.to_string()))?;
-        Ok(bytes)
+    fn encoded<R: Real>(
+        &self,
+        index: usize,
+        of: &[Vec<R>],
+        mixed: &[R],
+    ) -> Result<(Vec<u8>, Counts), ConvertError> {
+        let tensor = &self.tensors()[index];
+        mix::encode(tensor.dtype, of, mixed).map_err(|error| {
+            ConvertError::unsupported(self.label(), &tensor.name, error.to_string())
+        })
     }
 
-    /// Inpainting models: their first input channels are those of the others.
-    fn read_channels(
+    fn report(&self, index: usize, from: Dtype, counts: Counts) {
+        let tensor = &self.tensors()[index];
+        let report = CastReport {
+            name: tensor.name.clone(),
+            from,
+            to: tensor.dtype,
+            counts,
+        };
+        self.reports.put(index, report);
+    }
+
+    /// Whether numbers of 64 bits come in or go out.
+    fn is_wide(&self, index: usize, of: &[usize]) -> bool {
+        let mut dtypes = self.places(of).into_iter();
+        self.tensors()[index].dtype == Dtype::F64
+            || dtypes.any(|(source, from)| source.tensors()[from].dtype == Dtype::F64)
+    }
+
+    fn read_mixed<R: Real>(
         &self,
         index: usize,
         of: &[usize],
         amount: f64,
         out: &mut dyn FnMut(&[u8]) -> Result<(), ConvertError>,
     ) -> Result<(), ConvertError> {
-        let mut tensors = Vec::new();
-        for (source, &from) in self.sources.iter().zip(of) {
-            let tensor = &source.tensors()[from];
-            let bytes = read_whole(&**source, from, self.options.memory_bytes_max)?;
-            let values = safelight_format::decode_f32(tensor.dtype, &bytes);
-            tensors.push(values.map_err(|error| {
-                ConvertError::unsupported(source.label(), &tensor.name, error.to_string())
-            })?);
-        }
+        let formula = self.formula(amount, |angle| {
+            side_by_side(&self.places(of), &mut |runs| {
+                let values = self.decoded::<R>(of, runs)?;
+                angle.add(&values[0], &values[1]);
+                Ok(())
+            })
+        })?;
+        let mut counts = Counts::default();
+        side_by_side(&self.places(of), &mut |runs| {
+            let values = self.decoded::<R>(of, runs)?;
+            let mut mixed = vec![R::default(); values[0].len()];
+            formula.mix(&values, &mut mixed);
+            let (bytes, report) = self.encoded(index, &values, &mixed)?;
+            counts.add(&report);
+            out(&bytes)
+        })?;
+        self.report(index, self.sources[0].tensors()[of[0]].dtype, counts);
+        Ok(())
+    }
+
+    /// Inpainting models: their first input channels are those of the others.
+    fn read_channels<R: Real>(
+        &self,
+        index: usize,
+        of: &[usize],
+        amount: f64,
+        out: &mut dyn FnMut(&[u8]) -> Result<(), ConvertError>,
+    ) -> Result<(), ConvertError> {
+        let whole = |(source, from)| read_whole(source, from, self.options.memory_bytes_max);
+        let bytes: Result<Vec<Vec<u8>>, _> = self.places(of).into_iter().map(whole).collect();
+        let bytes = bytes?;
+        let runs: Vec<&[u8]> = bytes.iter().map(Vec::as_slice).collect();
+        let mut tensors = self.decoded::<R>(of, &runs)?;
         if tensors.iter().any(Vec::is_empty) {
             return Ok(()); // and its other dimensions may be anything
         }
-        let shapes: Vec<&[u64]> = self
-            .sources
-            .iter()
-            .zip(of)
-            .map(|(source, &from)| source.tensors()[from].shape.as_slice())
-            .collect();
+        let specs = self.places(of);
+        let specs = specs.iter().map(|(source, from)| &source.tensors()[*from]);
+        let shapes: Vec<&[u64]> = specs.map(|spec| spec.shape.as_slice()).collect();
         let behind = shapes[0][2..].iter().product::<u64>() as usize;
-        let (rows, shared) = (shapes[0][0] as usize, shapes[1][1] as usize * behind);
-        let mut merged = tensors[0].clone();
-        for row in 0..rows {
-            let part = |tensor: usize| {
-                let width = shapes[tensor][1] as usize * behind;
-                tensors[tensor][row * width..][..shared].to_vec()
-            };
-            let parts: Vec<Vec<f32>> = (0..tensors.len()).map(part).collect();
-            let width = shapes[0][1] as usize * behind;
-            self.mix(&parts, amount, &mut merged[row * width..][..shared]);
+        let [width, shared] = [0, 1].map(|tensor| shapes[tensor][1] as usize * behind);
+        let of_a = tensors[0].chunks_exact(width);
+        let shared_of_a: Vec<R> = of_a.flat_map(|row| &row[..shared]).copied().collect();
+        let formula = self.formula(amount, |angle| {
+            angle.add(&shared_of_a, &tensors[1]);
+            Ok(())
+        })?;
+        // The others are spread out to A's channels, with A's own in the further ones.
+        for other in 1..tensors.len() {
+            let mut spread = tensors[0].clone();
+            let to = spread.chunks_exact_mut(width);
+            for (to, from) in to.zip(tensors[other].chunks_exact(shared)) {
+                to[..shared].copy_from_slice(from);
+            }
+            tensors[other] = spread;
         }
-        self.encoded(index, &merged)?
-            .chunks(PIECE_BYTES)
-            .try_for_each(out)
+        let mut mixed = vec![R::default(); tensors[0].len()];
+        formula.mix(&tensors, &mut mixed);
+        let rows = mixed.chunks_exact_mut(width);
+        for (row, of_a) in rows.zip(tensors[0].chunks_exact(width)) {
+            row[shared..].copy_from_slice(&of_a[shared..]);
+        }
+        let (bytes, counts) = self.encoded(index, &tensors, &mixed)?;
+        bytes.chunks(PIECE_BYTES).try_for_each(out)?;
+        self.report(index, self.sources[0].tensors()[of[0]].dtype, counts);
+        Ok(())
     }
 
-    fn cast_one(
+    fn cast_one<R: Real>(
         &self,
         index: usize,
         source: usize,
@@ -243,17 +299,19 @@ impl Merge {
         out: &mut dyn FnMut(&[u8]) -> Result<(), ConvertError>,
     ) -> Result<(), ConvertError> {
         let inner = &*self.sources[source];
-        let (tensor, to) = (&inner.tensors()[from], self.tensors()[index].dtype);
-        if tensor.dtype == to {
-            return inner.read(from, out);
-        }
+        let tensor = &inner.tensors()[from];
+        let mut counts = Counts::default();
         side_by_side(&[(inner, from)], &mut |runs| {
-            let values = safelight_format::decode_f32(tensor.dtype, runs[0]);
-            let values = values.map_err(|error| {
+            let mut values = vec![R::default(); runs[0].len() * 8 / tensor.dtype.bits() as usize];
+            R::decode(tensor.dtype, runs[0], &mut values).map_err(|error| {
                 ConvertError::unsupported(inner.label(), &tensor.name, error.to_string())
             })?;
-            out(&self.encoded(index, &values)?)
-        })
+            let (bytes, report) = self.encoded(index, &[], &values)?;
+            counts.add(&report);
+            out(&bytes)
+        })?;
+        self.report(index, tensor.dtype, counts);
+        Ok(())
     }
 }
 
@@ -268,280 +326,35 @@ impl Source for Merge {
         out: &mut dyn FnMut(&[u8]) -> Result<(), ConvertError>,
     ) -> Result<(), ConvertError> {
         match &self.recipes[index] {
-            &Recipe::As(source, from) => self.cast_one(index, source, from, out),
-            Recipe::Channels(of, amount) => self.read_channels(index, of, *amount, out),
-            Recipe::Mixed(of, amount) => {
-                let tensors: Vec<(&dyn Source, usize)> = self
-                    .sources
-                    .iter()
-                    .zip(of)
-                    .map(|(source, &from)| (&**source, from))
-                    .collect();
-                let dtypes: Vec<Dtype> = tensors
-                    .iter()
-                    .map(|(source, from)| source.tensors()[*from].dtype)
-                    .collect();
-                side_by_side(&tensors, &mut |runs| {
-                    let runs: Vec<(Dtype, &[u8])> =
-                        dtypes.iter().copied().zip(runs.iter().copied()).collect();
-                    out(&self.run(index, &runs, *amount)?)
-                })
-            }
-        }
-    }
-}
-
-fn request(at: &str, problem: String) -> ConvertError {
-    ConvertError::Request {
-        at: at.into(),
-        problem,
-    }
-}
-
-/// What becomes of each tensor, collected before anything is read.
-struct Plan<'m> {
-    sources: &'m [Arc<dyn Source>],
-    options: &'m MergeOptions,
-    /// Where each name is, of all but the first.
-    others: Vec<BTreeMap<&'m str, usize>>,
-    /// In LDM checkpoints only names with `model` are weights; the rest is the noise schedule.
-    ldm: bool,
-    first_blocks: [usize; 2],
-    entries: Vec<(TensorSpec, Recipe)>,
-    notes: Vec<Note>,
-    shapes: Vec<String>,
-    only_first: Vec<String>,
-}
-
-const INPUTS: &str = "model.diffusion_model.input_blocks.";
-const OUTPUTS: &str = "model.diffusion_model.output_blocks.";
-const MIDDLE: &str = "model.diffusion_model.middle_block.";
-
-impl<'m> Plan<'m> {
-    fn new(
-        sources: &'m [Arc<dyn Source>],
-        options: &'m MergeOptions,
-    ) -> Result<Plan<'m>, ConvertError> {
-        let names = |source: &'m Arc<dyn Source>| {
-            source
-                .tensors()
-                .iter()
-                .enumerate()
-                .map(|(index, tensor)| (tensor.name.as_str(), index))
-                .collect()
-        };
-        let count = |start: &str| {
-            sources[0]
-                .tensors()
-                .iter()
-                .filter_map(|tensor| block_number(&tensor.name, start))
-                .max()
-                .map_or(0, |last| last + 1)
-        };
-        let first_blocks = [count(INPUTS), count(OUTPUTS)];
-        let expected = first_blocks[0] + 1 + first_blocks[1];
-        if let Some(blocks) = options
-            .blocks
-            .as_ref()
-            .filter(|blocks| blocks.len() != expected || first_blocks[0] == 0)
-        {
-            let problem = match first_blocks {
-                [0, _] => "block weights need a single-file Stable Diffusion checkpoint (`model.diffusion_model.input_blocks.…`)".to_string(),
-                [inputs, outputs] => format!("{} block weights, but the UNet has {inputs} input blocks, 1 middle and {outputs} output blocks: give {expected}", blocks.len()),
-            };
-            return Err(request("", problem));
-        }
-        Ok(Plan {
-            sources,
-            options,
-            first_blocks,
-            others: sources[1..].iter().map(names).collect(),
-            ldm: first_blocks[0] > 0,
-            entries: vec![],
-            notes: vec![],
-            shapes: vec![],
-            only_first: vec![],
-        })
-    }
-
-    fn amount(&self, name: &str) -> f64 {
-        let [inputs, _] = self.first_blocks;
-        let block = block_number(name, INPUTS)
-            .or_else(|| name.starts_with(MIDDLE).then_some(inputs))
-            .or_else(|| Some(inputs + 1 + block_number(name, OUTPUTS)?));
-        let blocks = self.options.blocks.as_ref();
-        blocks
-            .zip(block)
-            .and_then(|(blocks, block)| blocks.get(block).copied())
-            .unwrap_or(self.options.method.amount())
-    }
-
-    fn spec(&self, tensor: &TensorSpec) -> TensorSpec {
-        let dtype = self
-            .options
-            .dtype
-            .filter(|_| is_float(tensor.dtype))
-            .unwrap_or(tensor.dtype);
-        TensorSpec {
-            dtype,
-            ..tensor.clone()
-        }
-    }
-
-    fn add(&mut self, index: usize, tensor: &'m TensorSpec) {
-        let name = tensor.name.as_str();
-        let weights = is_float(tensor.dtype)
-            && !name.ends_with(POSITIONS_END)
-            && (!self.ldm || name.contains("model"));
-        let found: Vec<Option<usize>> = self
-            .others
-            .iter()
-            .map(|names| names.get(name).copied())
-            .collect();
-        if found.iter().any(Option::is_none) {
-            self.only_first.push(name.to_string());
-        }
-        let all: Option<Vec<usize>> = std::iter::once(Some(index)).chain(found).collect();
-        let recipe = match all.filter(|_| weights) {
-            None => Recipe::As(0, index),
-            Some(of) => {
-                let specs: Vec<&TensorSpec> = self
-                    .sources
-                    .iter()
-                    .zip(&of)
-                    .map(|(source, &at)| &source.tensors()[at])
-                    .collect();
-                let amount = self.amount(name);
-                match fit(&specs) {
-                    Fit::Same => Recipe::Mixed(of, amount),
-                    Fit::Channels => {
-                        self.notes.push(Note::new(name, format!("only the first {} input channels are merged, the others are A's (an inpainting or instruct-pix2pix model)", specs[1].shape[1])));
-                        Recipe::Channels(of, amount)
+            &Recipe::As(source, from) => {
+                let dtype = self.sources[source].tensors()[from].dtype;
+                match dtype {
+                    _ if dtype == self.tensors()[index].dtype => {
+                        self.sources[source].read(from, out)
                     }
-                    Fit::Not(why) => {
-                        self.shapes.push(format!("`{}` {why}", shown(name)));
-                        return;
-                    }
+                    Dtype::F64 => self.cast_one::<f64>(index, source, from, out),
+                    _ => self.cast_one::<f32>(index, source, from, out),
                 }
             }
-        };
-        self.entries.push((self.spec(tensor), recipe));
-    }
-
-    fn finish(&mut self) -> Result<(), ConvertError> {
-        if !self.shapes.is_empty() {
-            let problem = format!(
-                "{} tensors have shapes that do not fit: {}",
-                self.shapes.len(),
-                self.shapes.join("; ")
-            );
-            return Err(request("", problem));
+            Recipe::Channels(of, amount) if self.is_wide(index, of) => {
+                self.read_channels::<f64>(index, of, *amount, out)
+            }
+            Recipe::Channels(of, amount) => self.read_channels::<f32>(index, of, *amount, out),
+            Recipe::Mixed(of, amount) if self.is_wide(index, of) => {
+                self.read_mixed::<f64>(index, of, *amount, out)
+            }
+            Recipe::Mixed(of, amount) => self.read_mixed::<f32>(index, of, *amount, out),
         }
-        let first: BTreeMap<&str, ()> = self.sources[0]
-            .tensors()
-            .iter()
-            .map(|tensor| (tensor.name.as_str(), ()))
-            .collect();
-        let mut more: Vec<(usize, usize, String)> = Vec::new();
-        for (source, names) in self.others.iter().enumerate() {
-            let beyond = names.iter().filter(|(name, _)| !first.contains_key(*name));
-            more.extend(beyond.map(|(name, &index)| (source + 1, index, name.to_string())));
-        }
-        if self.options.missing == Missing::Refuse
-            && !(self.only_first.is_empty() && more.is_empty())
-        {
-            let listed = |names: &[String]| {
-                names
-                    .iter()
-                    .map(|name| format!("`{}`", shown(name)))
-                    .collect::<Vec<_>>()
-                    .join(", ")
-            };
-            let names: Vec<String> = more.iter().map(|(.., name)| name.clone()).collect();
-            return Err(request(
-                "",
-                format!(
-                    "not all models have all tensors: others lack {} of the first's ({}), it lacks {} of theirs ({})",
-                    self.only_first.len(),
-                    listed(&self.only_first),
-                    names.len(),
-                    listed(&names)
-                ),
-            ));
-        }
-        if !self.only_first.is_empty() {
-            self.notes.push(Note::new("", format!("{} tensors are the first model's as they are: another lacks them, such as `{}`", self.only_first.len(), self.only_first[0])));
-        }
-        let taken = |source: usize| self.options.missing == Missing::TakeAll && source == 1;
-        let left = more.iter().filter(|(source, ..)| !taken(*source)).count();
-        if left > 0 {
-            self.notes.push(Note::new(
-                "",
-                format!(
-                    "{left} tensors that the first model lacks are left out, such as `{}`",
-                    more.iter()
-                        .find(|(source, ..)| !taken(*source))
-                        .map_or("", |(.., name)| name)
-                ),
-            ));
-        }
-        for (source, index, _) in more.into_iter().filter(|(source, ..)| taken(*source)) {
-            let tensor = &self.sources[source].tensors()[index];
-            self.entries
-                .push((self.spec(tensor), Recipe::As(source, index)));
-        }
-        Ok(())
-    }
-}
-
-fn block_number(name: &str, start: &str) -> Option<usize> {
-    name.strip_prefix(start)?
-        .split('.')
-        .next()?
-        .parse()
-        .ok()
-        .filter(|&block| block < crate::layout::names::INDEX_LIMIT)
-}
-
-/// Whether tensors can be merged.
-enum Fit {
-    Same,
-    Channels,
-    Not(String),
-}
-
-fn fit(specs: &[&TensorSpec]) -> Fit {
-    if let Some(other) = specs.iter().find(|spec| !is_float(spec.dtype)) {
-        return Fit::Not(format!(
-            "is {} in one model and {} in another",
-            specs[0].dtype, other.dtype
-        ));
-    }
-    let (a, b) = (&specs[0].shape, &specs[1].shape);
-    if specs[1..].iter().all(|spec| spec.shape == *a) {
-        return Fit::Same;
-    }
-    let shapes = specs
-        .iter()
-        .map(|spec| format!("{:?}", spec.shape))
-        .collect::<Vec<_>>()
-        .join(", ");
-    let others_agree = specs[1..].iter().all(|spec| spec.shape == *b);
-    let same_but_channels = a.len() == 4 && b.len() == 4 && (a[0], &a[2..]) == (b[0], &b[2..]);
-    match (others_agree && same_but_channels).then(|| (a[1], b[1])) {
-        Some((8 | 9, 4)) => Fit::Channels,
-        Some((4, 8 | 9)) => Fit::Not(format!(
-            "{shapes}: an inpainting or instruct-pix2pix model has to be the first"
-        )),
-        _ => Fit::Not(shapes),
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
     use super::*;
     use crate::testing::Memory;
-    use safelight_format::{decode_f32, encode_f32};
+    use safelight_format::{TensorSpec, decode_f32, encode_f32};
 
     type Tensor = (&'static str, Vec<u64>, Vec<f32>);
 
@@ -616,29 +429,50 @@ mod tests {
             "model.diffusion_model.input_blocks.1.0.in_layers.0.bias",
             "model.diffusion_model.middle_block.0.in_layers.0.bias",
             "model.diffusion_model.output_blocks.0.0.in_layers.0.bias",
+            "model.diffusion_model.output_blocks.1.0.in_layers.0.bias",
             "first_stage_model.quant_conv.bias",
         ];
         let [a, b] = [0.0, 1.0].map(|value| model(&names.map(|name| (name, vec![1], vec![value]))));
-        let blocks = Some(vec![0.0, 0.5, 0.75, 1.0]);
-        let found = merged(
-            vec![a.clone(), b.clone()],
-            MergeOptions {
-                blocks,
-                ..options(HALF)
-            },
-        );
+        let with = |models: [&Arc<dyn Source>; 2], blocks: &[f64]| {
+            let blocks = Some(blocks.to_vec());
+            let models = models.map(Arc::clone).to_vec();
+            let merge = Merge::new(
+                models.clone(),
+                MergeOptions {
+                    blocks: blocks.clone(),
+                    ..options(HALF)
+                },
+            );
+            merge.map(|_| {
+                merged(
+                    models,
+                    MergeOptions {
+                        blocks,
+                        ..options(HALF)
+                    },
+                )
+            })
+        };
+        let found = with([&a, &b], &[0.0, 0.5, 0.75, 1.0, 2.0]).unwrap();
         assert_eq!(
             names.map(|name| found[name][0]),
-            [0.0, 0.5, 0.75, 1.0, 0.25]
+            [0.0, 0.5, 0.75, 1.0, 2.0, 0.25]
         );
-        let wrong = Merge::new(
-            vec![a, b],
-            MergeOptions {
-                blocks: Some(vec![1.0; 25]),
-                ..options(HALF)
-            },
+        // One more: that of all else, in front.
+        let found = with([&a, &b], &[3.0, 0.0, 0.5, 0.75, 1.0, 2.0]).unwrap();
+        assert_eq!(
+            names.map(|name| found[name][0]),
+            [0.0, 0.5, 0.75, 1.0, 2.0, 3.0]
         );
-        assert!(wrong.err().unwrap().to_string().contains("give 4"));
+        let wrong = |a, blocks: &[f64]| with([a, &b], blocks).err().unwrap().to_string();
+        for count in [4, 7, 25] {
+            let wrong = wrong(&a, &vec![1.0; count]);
+            assert!(wrong.contains("give 5, or 6"), "{wrong}");
+        }
+        // Of the blocks of half a UNet nothing is known.
+        let half = model(&[(names[0], vec![1], vec![0.0])]);
+        let wrong = wrong(&half, &[1.0, 2.0]);
+        assert!(wrong.contains("1 input blocks and 0 output"), "{wrong}");
     }
 
     #[test]
@@ -718,6 +552,66 @@ mod tests {
         assert!(
             refused.contains("`a`") && refused.contains("`b`"),
             "{refused}"
+        );
+    }
+
+    /// Numbers of 64 bits stay such: they are neither cut to 32 nor made infinite.
+    #[test]
+    fn wide_numbers_are_mixed_as_such() {
+        let wide = |values: [f64; 2]| -> Arc<dyn Source> {
+            let bytes = values.map(f64::to_le_bytes).concat();
+            Arc::new(Memory::new([("w", Dtype::F64, vec![2], bytes)]))
+        };
+        let [a, b] = [[1e60, 1.0 + 2f64.powi(-40)], [3e60, 1.0]].map(wide);
+        let merge = Merge::new(vec![a, b], options(Method::Weighted { alpha: 0.5 })).unwrap();
+        let bytes = read_whole(&merge, 0, 100).unwrap();
+        let expected = [2e60, 1.0 + 2f64.powi(-41)];
+        assert_eq!(bytes, expected.map(f64::to_le_bytes).concat());
+        assert!(!merge.reports()[0].is_lossy());
+    }
+
+    #[test]
+    fn what_becomes_infinite_is_reported() {
+        let half = |value: f32| -> Arc<dyn Source> {
+            let (bytes, _) = safelight_format::encode(Dtype::F16, &[value; 4]).unwrap();
+            Arc::new(Memory::new([("w", Dtype::F16, vec![2, 2], bytes)]))
+        };
+        let models = vec![half(60_000.0), half(60_000.0), half(-60_000.0)];
+        let difference = Method::AddDifference { multiplier: 1.0 };
+        let merge = Merge::new(models, options(difference)).unwrap();
+        assert_eq!(read_whole(&merge, 0, 100).unwrap()[..2], [0x00, 0x7c]);
+        let [report] = &merge.reports()[..] else {
+            panic!("one tensor")
+        };
+        assert!(report.is_lossy());
+        assert_eq!(
+            (report.counts.overflow_count, report.from, report.to),
+            (4, Dtype::F16, Dtype::F16)
+        );
+        // So are casts of tensors that one model has alone.
+        let [a, b] =
+            [("a", 1e6f32), ("b", 1.0)].map(|(name, value)| model(&[(name, vec![1], vec![value])]));
+        let merge = Merge::new(
+            vec![a, b],
+            MergeOptions {
+                dtype: Some(Dtype::F16),
+                ..options(HALF)
+            },
+        )
+        .unwrap();
+        read_whole(&merge, 0, 100).unwrap();
+        assert_eq!(merge.reports()[0].counts.overflow_count, 1);
+    }
+
+    #[test]
+    fn arcs_keep_lengths() {
+        let a = model(&[("w", vec![2], vec![1.0, 0.0]), ("x", vec![1], vec![1.0])]);
+        let b = model(&[("w", vec![2], vec![0.0, 1.0]), ("x", vec![1], vec![3.0])]);
+        let found = merged(vec![a, b], options(Method::Slerp { alpha: 0.5 }));
+        let half = 0.5f32.sqrt();
+        assert_eq!(
+            (&found["w"][..], &found["x"][..]),
+            (&[half, half][..], &[2.0][..])
         );
     }
 

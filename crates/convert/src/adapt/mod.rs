@@ -4,8 +4,11 @@ pub(crate) mod arrange;
 mod cast;
 mod join;
 mod merge;
+mod mix;
 pub(crate) mod pieces;
+mod plan;
 pub(crate) mod prune;
+mod real;
 
 pub use arrange::Arranged;
 pub use cast::{Cast, CastOptions, CastReport};
