@@ -79,10 +79,28 @@ def module():
     return net, net.state_dict()
 
 
-def save(value, legacy=False):
+def save(value, legacy=False, protocol=2):
     out = io.BytesIO()
-    torch.save(value, out, _use_new_zipfile_serialization=not legacy)
+    torch.save(value, out, _use_new_zipfile_serialization=not legacy, pickle_protocol=protocol)
     return out.getvalue()
+
+
+def with_source(value):
+    """A file from before 1.6 that names the classes of modules together with their source, which is the same on all machines."""
+    original = torch.serialization.get_source_lines_and_file
+    torch.serialization.get_source_lines_and_file = lambda cls: ([f"class {cls.__name__}:\n"], 0, "module.py")
+    try:
+        return save(value, legacy=True)
+    finally:
+        torch.serialization.get_source_lines_and_file = original
+
+
+def plain():
+    """Tensors for `pickle.dump`: each storage becomes a file of its own; two tensors share one."""
+    grid = numbers(12, torch.float32, (3, 4))
+    return collections.OrderedDict(
+        grid=grid, turned=grid.t(), part=grid[1:, ::2], half=numbers(5, torch.bfloat16, (5,)),
+        whole=torch.nn.Parameter(torch.arange(3.0)), count=torch.tensor(7))
 
 
 def rezip(data, method, change=lambda name, content: content):
@@ -141,6 +159,12 @@ def cases():
     yield "script.pt", script.getvalue(), net_state
     for protocol in (2, 3, 4, 5):
         yield f"numpy_{protocol}.pkl", pickle.dumps(arrays(), protocol), expected_arrays()
+    for protocol in (1, 3, 4, 5):
+        yield f"legacy_{protocol}.pt", save(views(), True, protocol), views()
+    yield "module_legacy.pt", with_source(net), net_state
+    for protocol in (0, 2, 4):
+        yield f"plain_{protocol}.pkl", pickle.dumps(plain(), protocol), plain()
+    yield "plain_tensor.pkl", pickle.dumps(tied), {"tensor": tied}
 
 
 def refused():

@@ -23,6 +23,19 @@ pub(crate) struct Header {
     pub(crate) shape: Vec<u64>,
     /// Where the elements begin.
     pub(crate) data_at: usize,
+    /// How many bytes one element takes, whatever it is; `None` for objects and what nothing here knows.
+    pub(crate) item_bytes: Option<u64>,
+}
+
+impl Header {
+    /// How many bytes all elements take; `None` if that is unknown or more than 2^64.
+    pub(crate) fn data_bytes(&self) -> Option<u64> {
+        let count = self
+            .shape
+            .iter()
+            .try_fold(1u64, |all, &dim| all.checked_mul(dim));
+        count?.checked_mul(self.item_bytes?)
+    }
 }
 
 /// What one element of an array is.
@@ -88,6 +101,16 @@ pub(crate) fn header_end(start: &[u8]) -> Result<Option<usize>, String> {
     Ok(Some(end))
 }
 
+/// The header's text, if it is all there; `start` begins as the file does.
+pub(crate) fn header_text(start: &[u8]) -> Option<String> {
+    let end = header_end(start).ok()??;
+    let text = start.get(if start[6] == 1 { 10 } else { 12 }..end)?;
+    Some(match std::str::from_utf8(text) {
+        Ok(text) => text.to_owned(),
+        Err(_) => text.iter().map(|&byte| char::from(byte)).collect(),
+    })
+}
+
 /// Reads a header; `start` has at least as many bytes as [`header_end`] says.
 ///
 /// # Errors
@@ -127,8 +150,10 @@ pub(crate) fn parse(start: &[u8]) -> Result<Header, String> {
     else {
         return Err("`fortran_order` is neither True nor False".into());
     };
+    let descr = descr.ok_or_else(|| missing("descr"))?;
     Ok(Header {
-        element: element(&descr.ok_or_else(|| missing("descr"))?),
+        item_bytes: item_bytes(&descr),
+        element: element(&descr),
         fortran_order,
         shape: dims(shape.ok_or_else(|| missing("shape"))?)?,
         data_at,
@@ -150,6 +175,46 @@ fn dims(shape: Literal) -> Result<Vec<u64>, String> {
         _ => Err("`shape` has something that is no number".to_owned()),
     };
     list.into_iter().map(dim).collect()
+}
+
+/// The size of an element: a type code, or a list of fields `(name, type)` or `(name, type, shape)`.
+fn item_bytes(descr: &Literal) -> Option<u64> {
+    match descr {
+        Literal::Text(text) => {
+            let code = text.trim_start_matches(['<', '>', '|', '=']);
+            let (kind, digits) = code.split_at_checked(1)?;
+            let unit = digits.find('[').unwrap_or(digits.len());
+            let size: u64 = match &digits[..unit] {
+                "" if kind == "?" => 1,
+                digits => digits.parse().ok()?,
+            };
+            match kind {
+                "U" => size.checked_mul(4),
+                "O" => None,
+                "?" | "b" | "i" | "u" | "f" | "c" | "S" | "a" | "V" | "M" | "m" => Some(size),
+                _ => None,
+            }
+        }
+        Literal::Sequence(fields) => fields.iter().try_fold(0u64, |all, field| {
+            let Literal::Sequence(field) = field else {
+                return None;
+            };
+            let size = item_bytes(field.get(1)?)?;
+            let count = match field.get(2) {
+                None => 1,
+                Some(Literal::Int(count)) => *count,
+                Some(Literal::Sequence(dims)) => {
+                    dims.iter().try_fold(1u64, |all, dim| match dim {
+                        Literal::Int(dim) => all.checked_mul(*dim),
+                        _ => None,
+                    })?
+                }
+                Some(_) => return None,
+            };
+            all.checked_add(size.checked_mul(count)?)
+        }),
+        _ => None,
+    }
 }
 
 /// What a `descr` says an element is.

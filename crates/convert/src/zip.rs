@@ -368,6 +368,27 @@ fn method(number: u16) -> Method {
     }
 }
 
+/// What people call a compression method (APPNOTE.TXT, §4.4.5).
+fn method_name(number: u16) -> String {
+    let name = match number {
+        1 => "Shrink",
+        2..=5 => "Reduce",
+        6 => "Implode",
+        9 => "Deflate64",
+        12 => "bzip2",
+        14 => "LZMA",
+        20 | 93 => "Zstandard",
+        94 => "MP3",
+        95 => "xz",
+        96 => "JPEG",
+        97 => "WavPack",
+        98 => "PPMd",
+        99 => "AES encryption",
+        _ => "an unknown method",
+    };
+    format!("{name} (method {number})")
+}
+
 /// One entry of the central directory that starts at `at`, and where the next one does.
 fn entry(directory: &[u8], at: usize) -> Option<(Member, usize)> {
     let fixed = directory.get(at..at.checked_add(46)?)?;
@@ -434,6 +455,17 @@ fn zip64(mut extra: &[u8]) -> Option<&[u8]> {
 }
 
 impl Member {
+    /// Why the content cannot be read here, if it is packed by a method that nothing here unpacks.
+    pub(crate) fn packing(&self) -> Option<String> {
+        let Method::Other(number) = self.method else {
+            return None;
+        };
+        Some(format!(
+            "is compressed with {}, which nothing here unpacks; pack the archive anew with deflate or without compression",
+            method_name(number)
+        ))
+    }
+
     /// Hands the content to `out` in pieces and checks size and checksum; `ratio_max` bounds how much more there may be
     /// than is stored.
     ///
@@ -459,8 +491,8 @@ impl Member {
                 let buffered = io::BufReader::with_capacity(INFLATE_BYTES, &mut stored);
                 Box::new(DeflateDecoder::new(buffered))
             }
-            Method::Other(number) => {
-                let what = format!("compressed by method {number}, which nothing here reads");
+            Method::Other(_) => {
+                let what = self.packing().unwrap_or_default();
                 return Err(io::Error::new(io::ErrorKind::InvalidData, what));
             }
         };

@@ -130,6 +130,22 @@ fn numpy_arrays() {
 }
 
 #[test]
+fn every_protocol_of_old_files() {
+    for protocol in [1, 3, 4, 5] {
+        check(&format!("legacy_{protocol}.pt"));
+    }
+    check("module_legacy.pt");
+}
+
+#[test]
+fn tensors_that_were_pickled_plainly() {
+    check("plain_0.pkl");
+    check("plain_2.pkl");
+    check("plain_4.pkl");
+    check("plain_tensor.pkl");
+}
+
+#[test]
 fn shared_tensors() {
     let source = check("shared.bin");
     assert_eq!(source.notes().len(), 2);

@@ -31,6 +31,12 @@ pub(crate) fn standing(module: &str, name: &str) -> Standing {
     }
 }
 
+/// Whether it is what plain pickles write for a storage: a call with all bytes of a file that `torch.save` wrote. The call is as
+/// harmless as these bytes are, so whoever lets it through has to look into them.
+pub(crate) fn is_nested_load(module: &str, name: &str) -> bool {
+    (module, name) == ("torch.storage", "_load_from_bytes")
+}
+
 /// Python 2's name of a module in Python 3, as `pickle` maps it (CPython, `Lib/_compat_pickle.py`).
 fn modern(module: &str) -> &str {
     match module {
@@ -80,7 +86,7 @@ const ALLOWED: &[(&str, &str)] = &[
     ("torch.serialization", "_get_layout"),
     (
         "torch.storage",
-        "UntypedStorage TypedStorage _UntypedStorage _TypedStorage",
+        "UntypedStorage TypedStorage _UntypedStorage _TypedStorage _load_from_bytes",
     ),
     (
         "torch",
@@ -243,7 +249,6 @@ fn is_dangerous(module: &str, name: &str) -> bool {
             .is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
     };
     let reached = name.split('.').any(|part| part.starts_with("__"));
-    // `torch.storage._load_from_bytes` is a whole pickle of its own.
     reached
         || DANGEROUS_MODULES.split(' ').any(within)
         || has(DANGEROUS_NAMES, module, name)
@@ -270,7 +275,9 @@ mod tests {
             ("torch.cuda", "HalfStorage", Allowed),
             ("torch.cuda", "init", Dangerous),
             ("torch", "load", Dangerous),
-            ("torch.storage", "_load_from_bytes", Dangerous),
+            ("torch.storage", "_load_from_bytes", Allowed),
+            ("torch", "storage._load_from_bytes", Dangerous),
+            ("torch._utils", "_load_from_bytes", Dangerous),
             ("torch.storage", "UntypedStorage", Allowed),
             ("torch.serialization", "load", Dangerous),
             ("torch.serialization", "_get_layout", Allowed),

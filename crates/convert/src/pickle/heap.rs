@@ -7,7 +7,7 @@ use super::{Fault, Problem};
 pub(crate) type Id = u32;
 
 /// How a string's bytes stand for text.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Coding {
     /// As they are; UTF-8, or an eight-bit string of Python 2.
     Plain,
@@ -125,6 +125,47 @@ impl Heap {
         };
         let lists = one.iter().chain(two).copied();
         lists.chain(more.into_iter().flatten())
+    }
+
+    /// Bytes, and how they are written where they stand as a text: what protocols before 3 have instead of bytes is
+    /// `_codecs.encode(text, 'latin1')`.
+    pub(crate) fn bytes(&self, id: Id) -> Option<(Blob, Option<Coding>)> {
+        match self.node(id) {
+            Node::Bytes(blob) => Some((*blob, None)),
+            Node::Call(call) => {
+                let (module, name) = self.global(call.function)?;
+                let first = *self.elements(call.arguments)?.first()?;
+                match (self.node(first), name) {
+                    (Node::Text(blob, coding), "encode")
+                        if module == "_codecs" && *coding != Coding::Quoted =>
+                    {
+                        Some((*blob, Some(*coding)))
+                    }
+                    (Node::Bytes(blob), "bytearray" | "bytes") => Some((*blob, None)),
+                    _ => None,
+                }
+            }
+            _ => None,
+        }
+    }
+
+    /// The class that a legacy PyTorch file names together with its source: `('module', class, file, source)` as a persistent id.
+    /// Other values are themselves.
+    pub(crate) fn class_with_source(&self, id: Id) -> Id {
+        match self.node(id) {
+            Node::Persistent(of) => match self.elements(*of) {
+                Some(&[_, class, file, source])
+                    if self.global(class).is_some()
+                        && [file, source]
+                            .iter()
+                            .all(|id| matches!(self.node(*id), Node::Text(..))) =>
+                {
+                    class
+                }
+                _ => id,
+            },
+            _ => id,
+        }
     }
 
     /// A text's characters; `None` if the value is no text or its bytes are none. `most` bytes are read.

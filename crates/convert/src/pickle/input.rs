@@ -5,7 +5,7 @@ use std::io;
 use safelight_store::ReadAt;
 
 use super::{Fault, Problem};
-use crate::bytes::{read_exact_at, read_up_to};
+use crate::bytes::{Part, read_exact_at, read_up_to};
 
 /// What is read at once.
 const WINDOW_BYTES: usize = 64 * 1024;
@@ -51,6 +51,15 @@ impl<'a> Input<'a> {
     /// How many bytes there are from here on.
     pub(crate) fn left(&self) -> u64 {
         self.end.saturating_sub(self.at)
+    }
+
+    /// A blob's bytes as a file of their own.
+    pub(crate) fn part(&self, blob: Blob) -> Part<'a> {
+        Part {
+            of: self.of,
+            at: blob.at,
+            len: blob.len,
+        }
     }
 
     fn fault(&self, problem: Problem) -> Fault {

@@ -7,11 +7,26 @@ use super::input::{Blob, Input};
 use super::ops::{Op, decode};
 use super::{Fault, Problem};
 
+/// A number of more bytes (of its text, in protocols 0 and 1) is told: honest pickles have none.
+const NUMBER_BYTES_MAX: u64 = 4096;
+
 /// Modules and names are never longer in honest pickles.
 const NAME_BYTES_MAX: u64 = 4096;
 
-/// What an entry of the memo costs, hash table and all.
-const MEMO_ENTRY_BYTES: u64 = 32;
+/// What an entry of the memo costs in the table by position, which grows by doubling.
+const MEMO_DENSE_BYTES: u64 = 8;
+
+/// What an entry of the memo costs in the hash table.
+const MEMO_SPARSE_BYTES: u64 = 64;
+
+/// Picklers count the memo's entries; an index so far beyond the last one goes into the hash table.
+const MEMO_GAP_MAX: u64 = 1024;
+
+/// An index of the memo that stands for nothing.
+const NOTHING: Id = Id::MAX;
+
+/// What CPython makes room for with each index of the memo: a pointer, and as much again to grow (`_pickle.c`, `_Unpickler_MemoPut`).
+const CPYTHON_ENTRY_BYTES: u64 = 16;
 
 /// As far as [`sweep`] goes.
 const SWEPT_BYTES_MAX: u64 = 64 * 1024 * 1024;
@@ -31,7 +46,17 @@ pub(crate) trait Watch {
     fn build(&mut self, _at: u64, _id: Id, _state: Id, _heap: &Heap, _input: &mut Input<'_>) {}
 
     /// Something that honest pickles do not have.
-    fn oddity(&mut self, _at: u64, _what: &'static str) {}
+    fn oddity(&mut self, _at: u64, _what: &str) {}
+
+    /// A value is put into the memo at an index for which Python would take `bytes` of memory, more than `limit`.
+    ///
+    /// # Errors
+    /// [`Problem::Limit`] ends the run.
+    fn wide_memo(&mut self, _at: u64, bytes: u64, limit: u64) -> Result<(), Problem> {
+        let what = "bytes of memory that Python would take for the memo";
+        let value = bytes;
+        Err(Problem::Limit { what, value, limit })
+    }
 }
 
 /// Runs one pickle after the other over one input.
@@ -41,7 +66,11 @@ pub(crate) struct Machine<'a> {
     stack: Vec<Id>,
     /// Heights of the stack at which marks lie.
     marks: Vec<usize>,
-    memo: HashMap<u64, Id>,
+    /// By index; those far beyond the others lie in `memo_far`.
+    memo: Vec<Id>,
+    memo_far: HashMap<u64, Id>,
+    /// How many entries the memo has.
+    memo_count: u64,
     names: HashMap<(String, String), u32>,
     /// Bytes that values took so far.
     memory_bytes: u64,
@@ -58,7 +87,9 @@ impl<'a> Machine<'a> {
             heap: Heap::default(),
             stack: Vec::new(),
             marks: Vec::new(),
-            memo: HashMap::new(),
+            memo: Vec::new(),
+            memo_far: HashMap::new(),
+            memo_count: 0,
             names: HashMap::new(),
             memory_bytes: 0,
             memory_bytes_max,
@@ -74,6 +105,8 @@ impl<'a> Machine<'a> {
         self.stack.clear();
         self.marks.clear();
         self.memo.clear();
+        self.memo_far.clear();
+        self.memo_count = 0;
         self.frame_end = 0;
         loop {
             let at = self.input.at();
@@ -112,7 +145,12 @@ impl<'a> Machine<'a> {
             Op::None => self.push(Node::None)?,
             Op::Bool(value) => self.push(Node::Bool(value))?,
             Op::Int(value) => self.push(Node::Int(value))?,
-            Op::Long(blob) => self.push(Node::Long(blob))?,
+            Op::Long(blob) => {
+                if blob.len > NUMBER_BYTES_MAX {
+                    watch.oddity(at, &format!("a number of {} bytes", blob.len));
+                }
+                self.push(Node::Long(blob))?;
+            }
             Op::Float(value) => self.push(Node::Float(value))?,
             Op::Bytes(blob) => self.push(Node::Bytes(blob))?,
             Op::Text(blob, coding) => self.push(Node::Text(blob, coding))?,
@@ -144,10 +182,16 @@ impl<'a> Machine<'a> {
                 self.push(Node::Outside)?;
             }
             Op::ReadonlyBuffer => drop(self.top("READONLY_BUFFER")?),
-            Op::Put(index) => self.put(index, "PUT")?,
-            Op::Memoize => self.put(self.memo.len() as u64, "MEMOIZE")?,
+            Op::Put(index) => {
+                let bytes = index.saturating_mul(CPYTHON_ENTRY_BYTES);
+                if bytes > self.memory_bytes_max {
+                    watch.wide_memo(at, bytes, self.memory_bytes_max)?;
+                }
+                self.put(index, "PUT")?;
+            }
+            Op::Memoize => self.put(self.memo_count, "MEMOIZE")?,
             Op::Get(index) => {
-                let id = *self.memo.get(&index).ok_or(Problem::NotInMemo(index))?;
+                let id = self.get(index).ok_or(Problem::NotInMemo(index))?;
                 self.push_id(id)?;
             }
             Op::Proto(protocol) if protocol > 5 => return Err(Problem::Protocol(protocol)),
@@ -369,7 +413,12 @@ impl<'a> Machine<'a> {
             Node::List(elements) | Node::Set(elements) | Node::Dict(elements) => elements.len(),
             _ => 0,
         };
-        self.spend((size_of::<Node>() + children * size_of::<Id>()) as u64)?;
+        // A container that grows has room for more than it holds.
+        let grows = match &node {
+            Node::List(_) | Node::Set(_) | Node::Dict(_) => 32,
+            _ => 0,
+        };
+        self.spend((size_of::<Node>() + grows + children * size_of::<Id>()) as u64)?;
         let id = Id::try_from(self.heap.nodes.len());
         self.heap.nodes.push(node);
         id.map_err(|_| Problem::Bad("more than 2^32 values"))
@@ -381,7 +430,7 @@ impl<'a> Machine<'a> {
     }
 
     fn push_id(&mut self, id: Id) -> Result<(), Problem> {
-        self.spend(size_of::<Id>() as u64)?;
+        self.spend(2 * size_of::<Id>() as u64)?; // the stack grows by doubling
         self.stack.push(id);
         Ok(())
     }
@@ -412,13 +461,32 @@ impl<'a> Machine<'a> {
 
     fn put(&mut self, index: u64, op: &'static str) -> Result<(), Problem> {
         let top = self.top(op)?;
-        self.spend(MEMO_ENTRY_BYTES)?;
-        self.memo.insert(index, top);
+        let len = self.memo.len() as u64;
+        let is_new = if index <= len.saturating_add(MEMO_GAP_MAX) {
+            let needed = (index + 1).saturating_sub(len);
+            self.spend(needed * MEMO_DENSE_BYTES)?;
+            if needed > 0 {
+                self.memo.resize(index as usize + 1, NOTHING);
+            }
+            let before = std::mem::replace(&mut self.memo[index as usize], top);
+            before == NOTHING && self.memo_far.remove(&index).is_none()
+        } else {
+            self.spend(MEMO_SPARSE_BYTES)?;
+            self.memo_far.insert(index, top).is_none()
+        };
+        self.memo_count += u64::from(is_new);
         Ok(())
     }
 
+    fn get(&self, index: u64) -> Option<Id> {
+        let near = usize::try_from(index).ok();
+        let near = near.and_then(|index| self.memo.get(index)).copied();
+        near.filter(|id| *id != NOTHING)
+            .or_else(|| self.memo_far.get(&index).copied())
+    }
+
     fn extend(&mut self, elements: &[Id], op: &'static str) -> Result<(), Problem> {
-        self.spend(size_of_val(elements) as u64)?;
+        self.spend(2 * size_of_val(elements) as u64)?;
         let id = self.top(op)?;
         match &mut self.heap.nodes[id as usize] {
             Node::List(list) | Node::Set(list) => list.extend_from_slice(elements),
@@ -429,7 +497,7 @@ impl<'a> Machine<'a> {
     }
 
     fn set_items(&mut self, items: &[Id], op: &'static str) -> Result<(), Problem> {
-        self.spend(size_of_val(items) as u64)?;
+        self.spend(2 * size_of_val(items) as u64)?;
         let id = self.top(op)?;
         match &mut self.heap.nodes[id as usize] {
             Node::Dict(dict) => dict.extend_from_slice(items),
@@ -504,7 +572,7 @@ mod tests {
             self.0.push(format!("{at} {object} <- {state}"));
         }
 
-        fn oddity(&mut self, at: u64, what: &'static str) {
+        fn oddity(&mut self, at: u64, what: &str) {
             self.0.push(format!("{at} odd: {what}"));
         }
     }
@@ -621,7 +689,32 @@ mod tests {
             &[],
             Err("limit 100000"),
         );
-        let many = [b"N".as_slice(), &b"q\x01r\x01\0\0\x40".repeat(10_000)].concat();
-        check(&many, &[], Err("limit 100000"));
+        let far: Vec<u8> = (0..2000u32)
+            .flat_map(|count| [&b"r"[..], &(2000 + 2 * count).to_le_bytes()].concat())
+            .collect();
+        check(&[b"N", far.as_slice()].concat(), &[], Err("limit 100000"));
+        // One entry, and Python would take 68 GB for it.
+        check(b"Nr\xff\xff\xff\xff.", &[], Err("68719476720 bytes"));
+        let number = [b"\x8b\x88\x13\0\0".as_slice(), &[1; 5000], b"."].concat();
+        check(
+            &number,
+            &["0 odd: a number of 5000 bytes"],
+            Ok("<a number of 5000 bytes>"),
+        );
+    }
+
+    #[test]
+    fn memos_near_and_far() {
+        check(b"K\x01r\xff\x03\0\x000K\x02p0\n0g1023\n.", &[], Ok("1"));
+        // Far first, then the table grows over its place.
+        check(b"K\x01p1500\n0K\x02p1000\n0g1500\n.", &[], Ok("1"));
+        check(
+            b"K\x01p1500\n0K\x02p1000\n0K\x03p1500\n0g1500\n.",
+            &[],
+            Ok("3"),
+        );
+        // MEMOIZE counts entries, as Python does.
+        check(b"\x80\x04K\x01p1500\n0K\x02\x940h\x01.", &[], Ok("2"));
+        check(b"\x80\x04Np7\nh\x06.", &[], Err("memo entry 6"));
     }
 }

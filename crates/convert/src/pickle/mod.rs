@@ -18,11 +18,11 @@ use std::io;
 
 use safelight_format::shown;
 
-pub(crate) use globals::{Standing, standing};
-pub(crate) use heap::{Call, Coding, Heap, Id, Node};
+pub(crate) use globals::{Standing, is_nested_load, standing};
+pub(crate) use heap::{Call, Coding, Heap, Id, Node, decode_text};
 pub(crate) use input::{Blob, Input};
 pub(crate) use machine::{Machine, Watch, sweep};
-pub(crate) use show::show;
+pub(crate) use show::{printable, show};
 
 use crate::error::ConvertError;
 use crate::source::Limits;
@@ -143,7 +143,19 @@ impl Watch for Doorkeeper {
     }
 }
 
+/// The values of one pickle take no more: together with what is unpacked at the same time that is far below
+/// half a gigabyte. A checkpoint of 100,000 tensors needs some 100 MB.
+const VALUES_BYTES_MAX: u64 = 256 * 1024 * 1024;
+
+/// A pickle that is compressed is unpacked into memory up to this size.
+const UNPACKED_BYTES_MAX: u64 = 128 * 1024 * 1024;
+
 /// How many bytes the values of a pickle may take, of what a file may.
 pub(crate) fn memory_of(limits: &Limits) -> u64 {
-    limits.memory_bytes_max
+    limits.memory_bytes_max.min(VALUES_BYTES_MAX)
+}
+
+/// How many bytes a compressed pickle may have.
+pub(crate) fn unpacked_of(limits: &Limits) -> u64 {
+    limits.memory_bytes_max.min(UNPACKED_BYTES_MAX)
 }

@@ -1,5 +1,7 @@
 //! Values as Python would write them, cut where they are long.
 
+use safelight_format::shown;
+
 use super::heap::{Heap, How, Id, Node, decode_text};
 use super::input::Input;
 
@@ -21,6 +23,18 @@ pub(crate) fn show(heap: &Heap, input: &mut Input<'_>, id: Id) -> String {
     };
     writer.value(id, 0);
     writer.out
+}
+
+/// Foreign text with everything escaped that a reader or a terminal would not see as it is; of any length.
+pub(crate) fn printable(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    for c in text.chars() {
+        match c {
+            ' '..='~' => out.push(c),
+            _ => out += &shown(c.encode_utf8(&mut [0; 4])).to_string(),
+        }
+    }
+    out
 }
 
 struct Writer<'h, 'i, 'a> {
@@ -57,8 +71,7 @@ impl Writer<'_, '_, '_> {
                 for c in text.chars() {
                     match c {
                         '\'' | '\\' => self.out.extend(['\\', c]),
-                        c if c.is_control() => self.out.extend(c.escape_default()),
-                        c => self.out.push(c),
+                        c => self.out += &printable(c.encode_utf8(&mut [0; 4])),
                     }
                 }
                 self.out.push('\'');
@@ -80,6 +93,9 @@ impl Writer<'_, '_, '_> {
             Node::Dict(items) => self.items(items, depth),
             Node::Global(_) => self.global(id),
             Node::Call(_) => self.call(id, depth),
+            Node::Persistent(_) if self.heap.class_with_source(id) != id => {
+                self.global(self.heap.class_with_source(id));
+            }
             Node::Persistent(id) => {
                 self.out.push_str("<stored as ");
                 self.value(*id, depth + 1);
@@ -134,13 +150,7 @@ impl Writer<'_, '_, '_> {
 
     fn global(&mut self, id: Id) {
         if let Some((module, name)) = self.heap.global(id) {
-            let text = format!("{module}.{name}");
-            let visible = text.chars().flat_map(|c| {
-                let hidden = c.is_control();
-                let escaped = hidden.then(|| c.escape_default());
-                escaped.into_iter().flatten().chain((!hidden).then_some(c))
-            });
-            self.out.extend(visible);
+            self.out += &printable(&format!("{module}.{name}"));
         }
     }
 

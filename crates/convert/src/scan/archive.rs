@@ -6,7 +6,7 @@ use flate2::read::{MultiGzDecoder, ZlibDecoder};
 use safelight_format::{shown, sniff};
 use safelight_store::ReadAt;
 
-use super::{Rule, Scanner};
+use super::{HELD_BYTES_MAX, Rule, Scanner};
 use crate::bytes::{Memory, Part, read_up_to};
 use crate::source::PIECE_BYTES;
 use crate::zip::{Archive, Member, Method, Sequential};
@@ -71,7 +71,10 @@ impl Scanner<'_> {
             .any(|member| member.name.ends_with("data.pkl"));
         for entry in archive.members.iter().take(MEMBERS_MAX) {
             let at = join(member, &entry.name);
-            if entry.content_bytes == 0 && entry.stored_bytes == 0 {
+            if entry.content_bytes == 0
+                && entry.stored_bytes == 0
+                && !super::is_pickle_member(&entry.name, depth + 1)
+            {
                 continue;
             }
             self.zip_member(
@@ -119,28 +122,42 @@ impl Scanner<'_> {
                     len: entry.stored_bytes,
                 };
                 self.blob(&part, &entry.name, at, depth + 1);
-                if !is_storage && entry.content_bytes <= self.limits.memory_bytes_max {
+                if !is_storage && !self.is_quick {
                     self.check_content(bytes, entry, at);
                 }
             }
             Method::Deflated => {
                 let mut content = Vec::new();
                 let whole = self.inflate(bytes, entry, &mut content);
+                let held = content.len() as u64;
+                self.held_bytes += held;
                 let memory = Memory(content);
                 self.blob(&memory, &entry.name, at, depth + 1);
+                self.held_bytes -= held;
                 if let Err(what) = whole {
                     self.suspicious(Rule::Archive, at, entry.header_at, what);
                 }
             }
-            Method::Other(number) => {
-                let message =
-                    format!("compressed by method {number}: nothing here can look into it");
+            Method::Other(_) => {
+                let message = entry.packing().unwrap_or_default();
                 self.suspicious(Rule::NotScannable, at, entry.header_at, message);
             }
         }
     }
 
+    /// Counts bytes that are unpacked or compared; whether there is still time for them.
+    fn spend(&mut self, byte_count: u64) -> bool {
+        let enough = self.work_left >= byte_count;
+        self.work_left = self.work_left.saturating_sub(byte_count);
+        enough
+    }
+
     fn check_content(&mut self, bytes: &dyn ReadAt, entry: &Member, at: &str) {
+        if !self.spend(entry.content_bytes) {
+            let message = "members overlap or repeat so often that its checksum was not compared";
+            self.suspicious(Rule::Archive, at, entry.header_at, message);
+            return;
+        }
         if let Err(error) = entry.read(bytes, PIECE_BYTES, &mut |_| Ok(())) {
             self.suspicious(Rule::Archive, at, entry.header_at, error.to_string());
         }
@@ -153,15 +170,24 @@ impl Scanner<'_> {
         entry: &Member,
         content: &mut Vec<u8>,
     ) -> Result<(), String> {
-        let limit = self.limits.memory_bytes_max;
-        let mut too_much = false;
+        let limit = self
+            .limits
+            .memory_bytes_max
+            .min(HELD_BYTES_MAX)
+            .saturating_sub(self.held_bytes);
+        let mut stop = None;
         let mut only_numbers = false;
         let read = entry.read(bytes, PEEKED_BYTES, &mut |piece| {
-            if content.is_empty() && is_storage(&entry.name) && sniff(piece).is_none() {
-                only_numbers = true;
+            if content.is_empty() {
+                let is_storage = is_storage(&entry.name) && sniff(piece).is_none();
+                only_numbers = is_storage || super::data::is_whole_npy(piece, entry.content_bytes);
             }
-            too_much = (content.len() + piece.len()) as u64 > limit;
-            if too_much || (only_numbers && !content.is_empty()) {
+            if !self.spend(piece.len() as u64) {
+                stop = Some("all members together unpack to too much".to_owned());
+            } else if !only_numbers && (content.len() + piece.len()) as u64 > limit {
+                stop = Some(format!("unpacks to more than {limit} bytes"));
+            }
+            if stop.is_some() || (only_numbers && !content.is_empty()) {
                 return Err(std::io::Error::other("enough"));
             }
             content
@@ -170,13 +196,11 @@ impl Scanner<'_> {
             content.extend_from_slice(piece);
             Ok(())
         });
-        match read {
-            _ if too_much => Err(format!(
-                "unpacks to more than {limit} bytes; the rest was not looked at"
-            )),
-            Err(_) if only_numbers => Ok(()),
-            Err(error) => Err(error.to_string()),
-            Ok(()) => Ok(()),
+        match (stop, read) {
+            (Some(stop), _) => Err(format!("{stop}; the rest was not looked at")),
+            (None, Err(_)) if only_numbers => Ok(()),
+            (None, Err(error)) => Err(error.to_string()),
+            (None, Ok(())) => Ok(()),
         }
     }
 
@@ -241,10 +265,12 @@ impl Scanner<'_> {
             8 => {
                 let stored = Sequential { part, at: 0 };
                 let mut content = Vec::new();
-                let limit = self.limits.memory_bytes_max.min(64 * 1024 * 1024);
+                let room = HELD_BYTES_MAX.saturating_sub(self.held_bytes);
+                let limit = room.min(self.limits.memory_bytes_max).min(self.work_left);
                 let buffered = std::io::BufReader::with_capacity(PEEKED_BYTES, stored);
                 let decoder = flate2::read::DeflateDecoder::new(buffered);
                 let _ = decoder.take(limit).read_to_end(&mut content); // as far as it goes
+                self.spend(content.len() as u64);
                 self.hidden_pickle(&Memory(content), &inner, depth + 1);
             }
             _ => {}
@@ -266,7 +292,8 @@ impl Scanner<'_> {
         member: &str,
         depth: u32,
     ) {
-        let limit = self.limits.memory_bytes_max;
+        let room = HELD_BYTES_MAX.saturating_sub(self.held_bytes);
+        let limit = room.min(self.limits.memory_bytes_max).min(self.work_left);
         let stored = Sequential {
             part: whole(bytes),
             at: 0,
@@ -286,7 +313,11 @@ impl Scanner<'_> {
             self.suspicious(Rule::Archive, member, 0, message);
         }
         let inner = join(member, "unpacked");
+        let held = content.len() as u64;
+        self.spend(held);
+        self.held_bytes += held;
         self.blob(&Memory(content), "", &inner, depth + 1);
+        self.held_bytes -= held;
     }
 
     /// A tar archive (POSIX.1-1988 ustar): every file in it.

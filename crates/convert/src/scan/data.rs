@@ -6,7 +6,9 @@ use safelight_format::{
 use safelight_store::ReadAt;
 
 use super::{Rule, Scanner, Severity};
-use crate::bytes::{Part, number, read_exact_at, read_up_to};
+use crate::bytes::{Part, read_exact_at, read_up_to};
+use crate::npy;
+use crate::pickle::printable;
 
 /// What is searched at once.
 const WINDOW_BYTES: usize = 1024 * 1024;
@@ -15,36 +17,60 @@ const WINDOW_BYTES: usize = 1024 * 1024;
 const SEARCHED_BYTES_MAX: u64 = 256 * 1024 * 1024;
 
 impl Scanner<'_> {
-    /// A numpy array: one of objects is a pickle behind the header.
+    /// A numpy array: one of objects is a pickle behind the header. What follows the elements is looked into as well.
     pub(super) fn npy(&mut self, bytes: &dyn ReadAt, start: &[u8], member: &str, depth: u32) {
-        let (field, len) = match start.get(6) {
-            Some(1) => (10, number::<2>(start, 8)),
-            _ => (12, number::<4>(start, 8)),
-        };
-        let end = len.and_then(|len| u64::checked_add(len, field));
-        let header = end.and_then(|end| start.get(field as usize..usize::try_from(end).ok()?));
-        let Some((end, header)) = end.zip(header) else {
-            self.suspicious(
-                Rule::NotScannable,
-                member,
-                0,
-                "a numpy array without a whole header",
-            );
+        let header_end = npy::header_end(start);
+        let Some(text) = npy::header_text(start) else {
+            let why = match header_end {
+                Err(why) => why,
+                Ok(_) => "its header is cut off".into(),
+            };
+            let message = format!("a numpy array without a whole header: {why}");
+            self.suspicious(Rule::NotScannable, member, 0, message);
+            self.hidden_pickle(bytes, member, depth + 1);
             return;
         };
-        let text = String::from_utf8_lossy(header);
-        let part = Part {
+        let header = npy::parse(start);
+        if let Err(why) = &header {
+            let shown = printable(&text.chars().take(200).collect::<String>());
+            let (severity, what) = match is_expression(&text) {
+                true => (Severity::Dangerous, "would run in readers that evaluate it"),
+                false => (Severity::Suspicious, "readers refuse it or differ"),
+            };
+            let message = format!("{why}; it {what}: {}", shown.trim());
+            self.find(severity, Rule::Text, member, 0, message);
+        }
+        let end = header_end.ok().flatten().unwrap_or(start.len()) as u64;
+        let byte_count = bytes.byte_count().unwrap_or(0);
+        let part = |at: u64| Part {
             of: bytes,
-            at: end,
-            len: bytes.byte_count().unwrap_or(0).saturating_sub(end),
+            at,
+            len: byte_count.saturating_sub(at),
         };
         let holds_objects = text.contains("|O") || text.contains("'O'") || text.contains("\"O\"");
         if holds_objects {
             let message = "a numpy array of objects: loading it with `allow_pickle` unpickles it";
             self.suspicious(Rule::Oddity, member, 0, message);
-            self.pickle_file(&part, member, depth + 1);
-        } else {
-            self.hidden_pickle(&part, member, depth + 1);
+            self.pickle_file(&part(end), member, depth + 1);
+            return;
+        }
+        self.hidden_pickle(&part(end), member, depth + 1);
+        let Ok(header) = header else {
+            return;
+        };
+        match header.data_bytes().and_then(|len| len.checked_add(end)) {
+            Some(data_end) if data_end < byte_count => {
+                let behind = byte_count - data_end;
+                let message = format!("{behind} bytes behind the array's elements");
+                self.suspicious(Rule::TrailingData, member, data_end, message);
+                let inner = super::archive::join(member, "behind the array");
+                self.blob(&part(data_end), "", &inner, depth + 1);
+            }
+            Some(_) => {}
+            None => {
+                let message = "elements of a size that nothing here knows: what follows them was not looked at";
+                self.suspicious(Rule::NotScannable, member, 0, message);
+            }
         }
     }
 
@@ -121,6 +147,39 @@ impl Scanner<'_> {
             format!("only its first {SEARCHED_BYTES_MAX} bytes were searched for layers with code");
         self.find(Severity::Allowed, Rule::CodeLayer, member, at, message);
     }
+}
+
+/// Whether a file that begins so is an array of numbers up to its end, so that no more of it needs a look.
+pub(super) fn is_whole_npy(start: &[u8], byte_count: u64) -> bool {
+    let Ok(header) = npy::parse(start) else {
+        return false;
+    };
+    let end = header
+        .data_bytes()
+        .and_then(|len| len.checked_add(header.data_at as u64));
+    end == Some(byte_count)
+}
+
+/// Whether a text has a call or an operator in it, outside of quotes: no literal.
+fn is_expression(text: &str) -> bool {
+    let mut quote = None;
+    let mut before = ' ';
+    for c in text.chars() {
+        match quote {
+            Some(open) if c == open => quote = None,
+            Some(_) => {}
+            None if c == '\'' || c == '"' => quote = Some(c),
+            None if c == '(' && (before.is_alphanumeric() || "_)]".contains(before)) => {
+                return true;
+            }
+            None if "+*/%@;=".contains(c) => return true,
+            None => {}
+        }
+        if !c.is_whitespace() {
+            before = c;
+        }
+    }
+    false
 }
 
 /// A sign of code in a text that should describe a model.

@@ -19,6 +19,7 @@ pub use sarif::sarif;
 
 use crate::bytes::read_up_to;
 use crate::error::ConvertError;
+use crate::pickle::printable;
 use crate::source::Limits;
 
 /// As many first bytes as tell every kind.
@@ -26,6 +27,17 @@ const SNIFFED_BYTES: usize = 64 * 1024;
 
 /// Archives in archives, pickles in pickles: no deeper than this.
 const DEPTH_MAX: u32 = 8;
+
+/// Unpacked content that is in memory at a time, in archives within archives together.
+const HELD_BYTES_MAX: u64 = 128 * 1024 * 1024;
+
+/// What is unpacked of one file altogether, and compared with checksums: so much, and so many times what the file has.
+const WORK_BYTES_FREE: u64 = 512 * 1024 * 1024;
+const WORK_TIMES_MAX: u64 = 16;
+
+/// Endings of names that programs unpickle, whatever the content is.
+const LOADED_AS_PICKLES: &str =
+    "pkl pickle p pt pth ckpt bin dill joblib dat data pk model npy npz";
 
 /// Findings beyond this many are counted only.
 const FINDING_COUNT_MAX: usize = 2000;
@@ -213,12 +225,7 @@ pub fn scan_bytes(
     bytes: &dyn ReadAt,
     limits: &Limits,
 ) -> Result<ScanReport, ConvertError> {
-    let mut scanner = Scanner {
-        limits,
-        findings: Vec::new(),
-        unlisted_count: 0,
-        error: None,
-    };
+    let mut scanner = Scanner::new(limits, bytes);
     let kind = scanner.blob(bytes, label, "", 0);
     if let Some(error) = scanner.error {
         let (doing, file) = ("read", label.to_owned());
@@ -234,12 +241,81 @@ pub fn scan_bytes(
     })
 }
 
+/// What in a file would run, change or deceive if other programs loaded it, the worst first: for those who convert it here, where
+/// nothing of it runs. Quicker than [`scan`]: checksums are not compared, and what is told is only what an attack needs.
+///
+/// # Errors
+/// As [`scan`].
+pub fn warnings(path: &Path, limits: &Limits) -> Result<Vec<Finding>, ConvertError> {
+    let file = crate::open::open_file(path)?;
+    let mut scanner = Scanner::new(limits, &file);
+    scanner.is_quick = true;
+    scanner.blob(&file, &path.to_string_lossy(), "", 0);
+    if let Some(error) = scanner.error {
+        return Err(ConvertError::io("read", path)(error));
+    }
+    let mut findings = scanner.findings;
+    findings.retain(|finding| {
+        let is_attack = !matches!(
+            finding.rule,
+            Rule::NotScannable | Rule::Safetensors | Rule::CodeLayer
+        );
+        is_attack && finding.severity > Severity::Allowed
+    });
+    findings.sort_by_key(|finding| std::cmp::Reverse(finding.severity));
+    Ok(findings)
+}
+
 /// Collects findings, however deep they lie.
 struct Scanner<'l> {
     limits: &'l Limits,
     findings: Vec<Finding>,
     unlisted_count: u64,
+    /// With so many findings listed, none of them is milder than this.
+    full_below: Severity,
     error: Option<std::io::Error>,
+    /// Bytes of unpacked content that are in memory now.
+    held_bytes: u64,
+    /// Bytes that may still be unpacked or compared.
+    work_left: u64,
+    /// Leaves out what takes long and is no sign of an attack.
+    is_quick: bool,
+    /// How many storages with files of their own this one lies in: what is allowed is not told again for each of them.
+    nested: u32,
+}
+
+impl<'l> Scanner<'l> {
+    fn new(limits: &'l Limits, bytes: &dyn ReadAt) -> Scanner<'l> {
+        let byte_count = bytes.byte_count().unwrap_or(0);
+        Scanner {
+            limits,
+            findings: Vec::new(),
+            unlisted_count: 0,
+            full_below: Severity::Allowed,
+            error: None,
+            held_bytes: 0,
+            work_left: byte_count
+                .saturating_mul(WORK_TIMES_MAX)
+                .saturating_add(WORK_BYTES_FREE),
+            is_quick: false,
+            nested: 0,
+        }
+    }
+}
+
+/// Whether a name ends as those of files that programs unpickle; which ending.
+fn loaded_as_pickle(name: &str) -> Option<String> {
+    let extension = Path::new(name).extension()?;
+    let extension = extension.to_string_lossy().to_ascii_lowercase();
+    LOADED_AS_PICKLES
+        .split(' ')
+        .any(|listed| listed == extension)
+        .then_some(extension)
+}
+
+/// Whether a member of an archive is one that loaders unpickle: `data.pkl`.
+fn is_pickle_member(name: &str, depth: u32) -> bool {
+    depth > 0 && name.to_ascii_lowercase().ends_with(".pkl")
 }
 
 impl Scanner<'_> {
@@ -261,7 +337,12 @@ impl Scanner<'_> {
         });
     }
 
-    fn add(&mut self, finding: Finding) {
+    /// Adds a finding; whatever of the file is in its message can be printed after this.
+    fn add(&mut self, mut finding: Finding) {
+        if finding.severity == Severity::Allowed && self.nested > 0 {
+            return;
+        }
+        finding.message = printable(&finding.message);
         // What is worse is never left out for what is not.
         let room = match finding.severity {
             Severity::Allowed => FINDING_COUNT_MAX / 2,
@@ -272,9 +353,14 @@ impl Scanner<'_> {
             return;
         }
         self.unlisted_count += 1;
+        // Whoever is left out once leaves no room for others that are as mild.
+        if self.full_below >= finding.severity {
+            return;
+        }
         let milder = |listed: &Finding| listed.severity < finding.severity;
-        if let Some(position) = self.findings.iter().position(milder) {
-            self.findings[position] = finding;
+        match self.findings.iter().position(milder) {
+            Some(position) => self.findings[position] = finding,
+            None => self.full_below = finding.severity,
         }
     }
 
@@ -284,6 +370,18 @@ impl Scanner<'_> {
 
     /// Looks into some bytes, whatever they are; says what they are.
     fn blob(&mut self, bytes: &dyn ReadAt, name: &str, member: &str, depth: u32) -> String {
+        let kind = self.look(bytes, name, member, depth);
+        let is_pickle = kind.contains("pickle") || kind.starts_with("PyTorch");
+        if is_pickle_member(name, depth) && !is_pickle {
+            let message = format!(
+                "named as a pickle, but no pickle: {kind}; loaders fail on it, or it hides something"
+            );
+            self.suspicious(Rule::BrokenPickle, member, 0, message);
+        }
+        kind
+    }
+
+    fn look(&mut self, bytes: &dyn ReadAt, name: &str, member: &str, depth: u32) -> String {
         let mut start = vec![0; SNIFFED_BYTES];
         let len = match read_up_to(bytes, &mut start, 0) {
             Ok(len) => len,
@@ -299,6 +397,7 @@ impl Scanner<'_> {
             return "packed too deep".into();
         }
         if start.is_empty() {
+            self.misnamed(name, "empty", member, depth);
             return "empty".into();
         }
         let is_safetensors = start.get(8) == Some(&b'{') && start[4..8] == [0; 4];
@@ -334,7 +433,18 @@ impl Scanner<'_> {
         start: &[u8],
         at: (&str, &str, u32),
     ) -> String {
-        let (_, member, depth) = at;
+        let (name, member, depth) = at;
+        match kind {
+            FileKind::Zeros
+            | FileKind::Html
+            | FileKind::Xml
+            | FileKind::Json
+            | FileKind::Png
+            | FileKind::Jpeg
+            | FileKind::Webp
+            | FileKind::Pdf => self.misnamed(name, &kind.to_string(), member, depth),
+            _ => {}
+        }
         match kind {
             FileKind::Gzip => self.compressed(bytes, archive::Packing::Gzip, member, depth),
             FileKind::Tar => self.tar(bytes, member, depth),
@@ -366,7 +476,9 @@ impl Scanner<'_> {
             self.suspicious(Rule::NotScannable, member, 0, message);
             return "a compressed stream".into();
         }
-        let announces = matches!(start, [0x80, protocol, ..] if depth == 0 || *protocol <= 5);
+        let announces = matches!(start, [0x80, protocol, ..] if depth == 0 || *protocol <= 5)
+            || start.starts_with(pickles::TORCH_MAGIC_TEXT)
+            || is_pickle_member(name, depth);
         if announces && !archive::is_storage(name) {
             return self.pickle_file(bytes, member, depth);
         }
@@ -381,21 +493,13 @@ impl Scanner<'_> {
             |error| error.error_len().is_none() && start.len() == SNIFFED_BYTES,
             |text| !text.contains('\0'),
         );
-        let extension = Path::new(name)
-            .extension()
-            .unwrap_or_default()
-            .to_string_lossy()
-            .to_ascii_lowercase();
-        const LOADED_AS_PICKLES: &str =
-            "pkl pickle p pt pth ckpt bin dill joblib dat data pk model npy npz";
-        let would_be_loaded = LOADED_AS_PICKLES
-            .split(' ')
-            .any(|listed| listed == extension);
-        if depth == 0 && would_be_loaded {
-            let message = format!(
-                "neither a pickle nor an archive, although its name ends in `.{extension}`"
-            );
-            self.suspicious(Rule::NotScannable, member, 0, message);
+        if depth == 0 && loaded_as_pickle(name).is_some() {
+            let kind = if is_text {
+                "a text"
+            } else {
+                "something unknown"
+            };
+            self.misnamed(name, kind, member, depth);
         } else if depth == 0 && !is_text {
             self.suspicious(
                 Rule::NotScannable,
@@ -410,7 +514,20 @@ impl Scanner<'_> {
             "unknown".into()
         }
     }
+
+    /// Tells of a file whose name has programs unpickle it, although it is of another kind.
+    fn misnamed(&mut self, name: &str, kind: &str, member: &str, depth: u32) {
+        let ending = loaded_as_pickle(name).filter(|_| depth == 0);
+        if let Some(ending) = ending {
+            let message = format!(
+                "neither a pickle nor an archive but {kind}, although its name ends in `.{ending}`"
+            );
+            self.suspicious(Rule::NotScannable, member, 0, message);
+        }
+    }
 }
 
+#[cfg(test)]
+mod hiding_tests;
 #[cfg(test)]
 mod tests;

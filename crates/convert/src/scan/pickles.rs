@@ -1,15 +1,16 @@
 //! Pickles, as a scanner sees them: what they name, what they would call, and what comes after them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 
 use safelight_store::ReadAt;
 
-use super::{Finding, Rule, Scanner, Severity};
-use crate::bytes::{Part, read_up_to};
+use super::{Finding, HELD_BYTES_MAX, Rule, Scanner, Severity};
+use crate::bytes::{Memory, Part, read_exact_at};
 use crate::pickle::{
-    Blob, Fault, Heap, Id, Input, Machine, Node, Problem, Standing, Watch, memory_of, show,
-    standing, sweep,
+    Blob, Coding, Fault, Heap, Id, Input, Machine, Node, Problem, Standing, Watch, is_nested_load,
+    memory_of, show, standing, sweep,
 };
+use crate::torch::{decode_latin1, is_magic, storages_end};
 
 /// Calls and oddities of one file that are told one by one.
 const TOLD_MAX: usize = 500;
@@ -17,11 +18,17 @@ const TOLD_MAX: usize = 500;
 /// Byte strings handed to calls that are looked into.
 const INNER_MAX: usize = 64;
 
+/// Different globals of one file that are told.
+const GLOBALS_MAX: usize = 50_000;
+
+/// Storages with files of their own that are looked into.
+const NESTED_MAX: usize = 1_000_000;
+
 /// Pickles after pickles in one file.
 const PICKLES_MAX: usize = 10_000;
 
-/// `0x1950a86a20f9469cfc6c` as LONG1: PyTorch's files before 1.6 begin so, behind PROTO and its number.
-const TORCH_MAGIC: &[u8] = b"\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19.";
+/// With what PyTorch's files before 1.6 begin in protocols 0 and 1: the number `0x1950a86a20f9469cfc6c`.
+pub(super) const TORCH_MAGIC_TEXT: &[u8] = b"L119547037146038801333356L\n.";
 
 /// How many pickles such a file has; its storages follow.
 const TORCH_PICKLES: usize = 5;
@@ -34,11 +41,16 @@ struct Seen {
     told: Vec<(Severity, Rule, u64, String)>,
     untold: u64,
     inner: Vec<Blob>,
+    /// Files within the file that `torch.storage._load_from_bytes` would load, by where they begin.
+    nested: BTreeMap<u64, (Blob, Option<Coding>)>,
+    has_wide_memo: bool,
 }
 
 impl Seen {
     fn tell(&mut self, severity: Severity, rule: Rule, at: u64, message: String) {
-        if self.told.len() < TOLD_MAX {
+        // Room is kept for what is worse.
+        let room = TOLD_MAX * (1 + usize::from(severity == Severity::Dangerous));
+        if self.told.len() < room {
             self.told.push((severity, rule, at, message));
         } else {
             self.untold += 1;
@@ -88,6 +100,7 @@ impl Seen {
 /// What is known of what would be called: a global's standing, or that of what made it.
 fn standing_of(heap: &Heap, mut id: Id) -> Standing {
     for _ in 0..100 {
+        id = heap.class_with_source(id);
         match heap.node(id) {
             Node::Call(call) => id = call.function,
             Node::Global(_) => {
@@ -98,6 +111,11 @@ fn standing_of(heap: &Heap, mut id: Id) -> Standing {
         }
     }
     Standing::Unknown
+}
+
+/// The module and name of a class or function that would be called as such.
+fn called(heap: &Heap, function: Id) -> Option<(&str, &str)> {
+    heap.global(heap.class_with_source(function))
 }
 
 fn severity_of(standing: Standing) -> Severity {
@@ -111,6 +129,13 @@ fn severity_of(standing: Standing) -> Severity {
 impl Watch for Seen {
     fn global(&mut self, at: u64, module: &str, name: &str) -> Result<(), Problem> {
         let key = (module.to_owned(), name.to_owned());
+        // Room is kept for what is worse.
+        let is_dangerous = standing(module, name) == Standing::Dangerous;
+        let room = GLOBALS_MAX * (1 + usize::from(is_dangerous));
+        if self.globals.len() >= room && !self.globals.contains_key(&key) {
+            self.untold += 1;
+            return Ok(());
+        }
         self.globals.entry(key).or_insert((0, at)).0 += 1;
         Ok(())
     }
@@ -119,8 +144,27 @@ impl Watch for Seen {
         let Node::Call(call) = heap.node(id) else {
             return;
         };
-        let direct = heap.global(call.function).is_some();
+        let function = called(heap, call.function);
+        let direct = function.is_some();
         let known = standing_of(heap, call.function);
+        if function.is_some_and(|(module, name)| is_nested_load(module, name)) {
+            let argument = match heap.elements(call.arguments) {
+                Some(&[argument]) => heap.bytes(argument),
+                _ => None,
+            };
+            match argument {
+                Some(bytes) if self.nested.len() < NESTED_MAX => {
+                    self.nested.insert(bytes.0.at, bytes);
+                }
+                Some(_) => self.untold += 1,
+                None => {
+                    self.look_inside(heap, input, id);
+                    let message = format!("would have loaded a file: {}", show(heap, input, id));
+                    self.tell(Severity::Dangerous, Rule::Call, at, message);
+                }
+            }
+            return;
+        }
         if direct && matches!(known, Standing::Allowed | Standing::Inert) {
             return;
         }
@@ -138,7 +182,7 @@ impl Watch for Seen {
         let known = standing_of(heap, id);
         let severity = match heap.node(id) {
             // An object made just now, of a class that is known: its own attributes.
-            Node::Call(call) if heap.global(call.function).is_some() => match known {
+            Node::Call(call) if called(heap, call.function).is_some() => match known {
                 Standing::Allowed | Standing::Inert => return,
                 other => severity_of(other),
             },
@@ -150,9 +194,43 @@ impl Watch for Seen {
         self.tell(severity, Rule::Attributes, at, message);
     }
 
-    fn oddity(&mut self, at: u64, what: &'static str) {
+    fn oddity(&mut self, at: u64, what: &str) {
         self.tell(Severity::Suspicious, Rule::Oddity, at, what.to_owned());
     }
+
+    fn wide_memo(&mut self, at: u64, bytes: u64, _limit: u64) -> Result<(), Problem> {
+        if !std::mem::replace(&mut self.has_wide_memo, true) {
+            let message = format!(
+                "a memo bomb: Python's unpickler would take {bytes} bytes of memory for the index of one value"
+            );
+            self.tell(Severity::Suspicious, Rule::Oddity, at, message);
+        }
+        Ok(())
+    }
+}
+
+/// Whether `torch.storage._load_from_bytes` is handed on to something that may call it with bytes nobody looked into.
+fn hands_on_nested_load(heap: &Heap) -> bool {
+    let is_load = |id: Id| {
+        heap.global(id)
+            .is_some_and(|(module, name)| is_nested_load(module, name))
+    };
+    if !heap
+        .globals
+        .iter()
+        .any(|(module, name)| is_nested_load(module, name))
+    {
+        return false;
+    }
+    (0..heap.nodes.len() as Id).any(|id| match heap.node(id) {
+        Node::Call(call) => {
+            let others = heap.children(id).filter(|child| *child != call.function);
+            let mut others = others.chain([call.arguments]);
+            others.any(is_load)
+        }
+        Node::Global(_) => false,
+        _ => heap.children(id).any(is_load),
+    })
 }
 
 /// How a file of pickles ended.
@@ -165,6 +243,8 @@ struct Ended {
     /// Why the next one could not be followed.
     fault: Option<Fault>,
     is_torch: bool,
+    /// Where the storages of PyTorch's file end, or why that cannot be told.
+    storages_end: Option<Result<u64, String>>,
 }
 
 impl Scanner<'_> {
@@ -178,7 +258,7 @@ impl Scanner<'_> {
             (false, true) => "pickle",
             (false, false) => "broken pickle",
         };
-        self.ending(bytes, &ended, member);
+        self.ending(bytes, &ended, member, depth);
         self.report(ended.seen, bytes, member, depth);
         kind.into()
     }
@@ -211,7 +291,7 @@ impl Scanner<'_> {
             return ended.any_whole && Some(ended.end) == bytes.byte_count().ok();
         }
         if ended.seen.has_more_than_data() || depth == 0 {
-            self.ending(bytes, &ended, member);
+            self.ending(bytes, &ended, member, depth);
             self.report(ended.seen, bytes, member, depth);
         }
         true
@@ -226,26 +306,29 @@ impl Scanner<'_> {
                 return None;
             }
         };
-        let mut start = [0; 2 + TORCH_MAGIC.len()];
-        let is_read = read_up_to(bytes, &mut start, 0).is_ok();
-        let is_torch = is_read && start[0] == 0x80 && start[2..] == *TORCH_MAGIC;
-        let pickles_max = if is_torch { TORCH_PICKLES } else { PICKLES_MAX };
         let mut machine = Machine::new(input, memory_of(self.limits));
         let mut ended = Ended {
             seen: Seen::default(),
             any_whole: false,
             end: 0,
             fault: None,
-            is_torch,
+            is_torch: false,
+            storages_end: None,
         };
-        for _ in 0..pickles_max {
-            if machine.input.left() == 0 {
+        let mut values = Vec::new();
+        for count in 0..PICKLES_MAX {
+            if machine.input.left() == 0 || (ended.is_torch && count == TORCH_PICKLES) {
                 break;
             }
             match machine.run(&mut ended.seen) {
-                Ok(_) => {
+                Ok(value) => {
                     ended.any_whole = true;
                     ended.end = machine.input.at();
+                    ended.is_torch |=
+                        count == 0 && is_magic(&machine.heap, &mut machine.input, value);
+                    if ended.is_torch {
+                        values.push(value);
+                    }
                 }
                 Err(fault) => {
                     if let Problem::Io(error) = fault.problem {
@@ -259,18 +342,51 @@ impl Scanner<'_> {
                 }
             }
         }
+        if hands_on_nested_load(&machine.heap) {
+            let message =
+                "hands `torch.storage._load_from_bytes`, which loads any pickle, to something else";
+            let (severity, rule) = (Severity::Dangerous, Rule::Call);
+            ended.seen.tell(severity, rule, 0, message.to_owned());
+        }
+        if let Ok(values) = <[Id; TORCH_PICKLES]>::try_from(values) {
+            ended.storages_end = Some(storages_end(self.limits, bytes, machine, values));
+        }
         Some(ended)
     }
 
-    /// Tells of a break, and of what stands behind the last pickle.
-    fn ending(&mut self, bytes: &dyn ReadAt, ended: &Ended, member: &str) {
-        let left = bytes.byte_count().unwrap_or(0).saturating_sub(ended.end);
-        match &ended.fault {
-            Some(fault) if !ended.any_whole || ended.is_torch => {
+    /// Tells of a break, and of what stands behind the last pickle or storage.
+    fn ending(&mut self, bytes: &dyn ReadAt, ended: &Ended, member: &str, depth: u32) {
+        let all = bytes.byte_count().unwrap_or(0);
+        let left = all.saturating_sub(ended.end);
+        match (&ended.fault, &ended.storages_end) {
+            (Some(fault), _) if !ended.any_whole || ended.is_torch => {
                 let message = format!("cannot be followed any further: {}", fault.problem);
                 self.suspicious(Rule::BrokenPickle, member, fault.at, message);
             }
-            _ if left > 0 && !ended.is_torch => {
+            (_, Some(Err(why))) => {
+                let message =
+                    format!("its storages cannot be told from what else may follow: {why}");
+                self.suspicious(Rule::BrokenPickle, member, ended.end, message);
+                let part = Part {
+                    of: bytes,
+                    at: ended.end,
+                    len: left,
+                };
+                let inner = super::archive::join(member, "behind the pickles");
+                self.blob(&part, "", &inner, depth + 1);
+            }
+            (_, Some(Ok(end))) if *end < all => {
+                let message = format!("{} bytes behind the last storage", all - end);
+                self.suspicious(Rule::TrailingData, member, *end, message);
+                let part = Part {
+                    of: bytes,
+                    at: *end,
+                    len: all - end,
+                };
+                let inner = super::archive::join(member, "behind the storages");
+                self.blob(&part, "", &inner, depth + 1);
+            }
+            (_, None) if left > 0 && !ended.is_torch => {
                 let message = format!("{left} bytes behind the last STOP, and they are no pickle");
                 self.suspicious(Rule::TrailingData, member, ended.end, message);
             }
@@ -288,7 +404,7 @@ impl Scanner<'_> {
             let what = match standing {
                 Standing::Allowed => "part of how tensors and plain data are written",
                 Standing::Inert => "a class of plain data",
-                Standing::Unknown => "nothing is known of it",
+                Standing::Unknown => "not on the list of what tensors need; nothing is known of it",
                 Standing::Dangerous => "it can run code, open files or reach the network",
             };
             self.add(Finding {
@@ -300,7 +416,11 @@ impl Scanner<'_> {
                 count,
             });
         }
+        let nested: HashSet<u64> = seen.nested.keys().copied().collect();
         for blob in seen.inner {
+            if nested.contains(&blob.at) {
+                continue;
+            }
             let part = Part {
                 of: bytes,
                 at: blob.at,
@@ -308,6 +428,64 @@ impl Scanner<'_> {
             };
             let inner = super::archive::join(member, &format!("bytes at {}", blob.at));
             self.blob(&part, "", &inner, depth + 1);
+        }
+        for (blob, coding) in seen.nested.into_values() {
+            self.nested_file(bytes, blob, coding, member, depth);
+        }
+    }
+
+    /// A file within the file: what `torch.storage._load_from_bytes` would load.
+    fn nested_file(
+        &mut self,
+        bytes: &dyn ReadAt,
+        blob: Blob,
+        coding: Option<Coding>,
+        member: &str,
+        depth: u32,
+    ) {
+        let part = Part {
+            of: bytes,
+            at: blob.at,
+            len: blob.len,
+        };
+        let inner = super::archive::join(member, &format!("bytes at {}", blob.at));
+        self.nested += 1;
+        let kind = match coding {
+            None => Some(self.blob(&part, "", &inner, depth + 1)),
+            Some(coding) => {
+                let room = HELD_BYTES_MAX.saturating_sub(self.held_bytes);
+                let limit = room.min(self.limits.memory_bytes_max).min(self.work_left);
+                self.work_left = self.work_left.saturating_sub(blob.len);
+                let content = (blob.len <= limit).then(|| {
+                    let mut text = vec![0; blob.len as usize];
+                    read_exact_at(&part, &mut text, 0).ok()?;
+                    decode_latin1(text, coding)
+                });
+                match content {
+                    Some(Some(content)) => {
+                        let held = content.len() as u64;
+                        self.held_bytes += held;
+                        let kind = self.blob(&Memory(content), "", &inner, depth + 1);
+                        self.held_bytes -= held;
+                        Some(kind)
+                    }
+                    Some(None) => Some("no Latin-1 text".into()),
+                    None => {
+                        let message = format!(
+                            "a file within the file, of {} bytes as text: not looked into",
+                            blob.len
+                        );
+                        self.suspicious(Rule::NotScannable, &inner, 0, message);
+                        None
+                    }
+                }
+            }
+        };
+        self.nested -= 1;
+        if let Some(kind) = kind.filter(|kind| !kind.starts_with("PyTorch")) {
+            let message =
+                format!("a storage would be loaded from what torch.save never writes: {kind}");
+            self.suspicious(Rule::Oddity, &inner, 0, message);
         }
     }
 }

@@ -58,7 +58,8 @@ fn result(report: &ScanReport, finding: &Finding) -> Value {
         location["physicalLocation"]["region"] = json!({ "byteOffset": 0, "byteLength": 0 });
         location["logicalLocations"] =
             json!([{ "fullyQualifiedName": finding.member, "kind": "member" }]);
-        message = format!("{}, byte {}: {message}", finding.member, finding.at_byte);
+        let member = safelight_format::shown(&finding.member);
+        message = format!("{member}, byte {}: {message}", finding.at_byte);
     }
     json!({
         "ruleId": finding.rule.name(),

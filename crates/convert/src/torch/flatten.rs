@@ -63,7 +63,7 @@ pub(crate) fn flatten(objects: &mut Objects<'_, '_, '_>, root: Id) -> Result<Hol
                 limits.depth_max.into(),
             ));
         }
-        if !holds_tensors.contains(&id) {
+        if !holds_tensors.contains(id) {
             plain(objects, id, &name, depth, &mut holds);
             continue;
         }
@@ -161,26 +161,28 @@ fn last_of_each(objects: &mut Objects<'_, '_, '_>, items: Vec<(Id, Id)>) -> Vec<
 
 /// All values below `root` that are a tensor or hold one. No recursion, each value once: neither depth nor
 /// sharing costs more than the pickle's length.
-fn holders(heap: &Heap, root: Id) -> HashSet<Id> {
-    let mut holders = HashSet::new();
-    let mut seen = HashSet::from([root]);
-    let mut path = vec![(root, heap.children(root).collect::<Vec<_>>())];
-    while let Some((id, children)) = path.last_mut() {
+fn holders(heap: &Heap, root: Id) -> Flags {
+    let mut holders = Flags::new(heap);
+    let mut seen = Flags::new(heap);
+    seen.insert(root);
+    // (value, how many of its children were looked at)
+    let mut path = vec![(root, 0)];
+    while let Some((id, position)) = path.last_mut() {
         let id = *id;
-        if is_tensor(heap, id) {
+        let next = if is_tensor(heap, id) {
             holders.insert(id);
-            children.clear();
-        }
-        let next = children.pop();
+            None
+        } else {
+            heap.children(id).nth(*position)
+        };
+        *position += 1;
         match next {
-            Some(child) if holders.contains(&child) => drop(holders.insert(id)),
-            Some(child) if seen.insert(child) => {
-                path.push((child, heap.children(child).collect()));
-            }
+            Some(child) if holders.contains(child) => drop(holders.insert(id)),
+            Some(child) if seen.insert(child) => path.push((child, 0)),
             Some(_) => {}
             None => {
                 path.pop();
-                if holders.contains(&id)
+                if holders.contains(id)
                     && let Some((parent, _)) = path.last()
                 {
                     holders.insert(*parent);
@@ -189,6 +191,24 @@ fn holders(heap: &Heap, root: Id) -> HashSet<Id> {
         }
     }
     holders
+}
+
+/// A set of values.
+struct Flags(Vec<bool>);
+
+impl Flags {
+    fn new(heap: &Heap) -> Flags {
+        Flags(vec![false; heap.nodes.len()])
+    }
+
+    fn contains(&self, id: Id) -> bool {
+        self.0[id as usize]
+    }
+
+    /// Adds a value; returns whether it is new.
+    fn insert(&mut self, id: Id) -> bool {
+        !std::mem::replace(&mut self.0[id as usize], true)
+    }
 }
 
 /// What is no tensor: into the metadata if asked for, else a note.

@@ -3,19 +3,18 @@
 //! Source: PyTorch 2.x, `torch/serialization.py` (`_legacy_save`, `_legacy_load`).
 
 use std::collections::HashMap;
-use std::sync::Arc;
 
 use safelight_store::ReadAt;
 
 use super::Context;
 use super::flatten::flatten;
-use super::objects::{Bytes, Objects};
-use super::source::{Place, TorchSource};
-use crate::bytes::{Memory, read_exact_at};
+use super::objects::Objects;
+use super::source::{Pickle, Place, TorchSource};
+use crate::bytes::read_exact_at;
 use crate::error::ConvertError;
-use crate::open::UnknownObjects;
-use crate::pickle::{Blob, Doorkeeper, Heap, Id, Input, Machine, Node, memory_of};
-use crate::source::Source;
+use crate::open::{OpenOptions, UnknownObjects};
+use crate::pickle::{Doorkeeper, Heap, Id, Input, Machine, Node, memory_of};
+use crate::source::{Limits, Source};
 
 /// `0x1950a86a20f9469cfc6c`, the first value of a legacy file, as LONG1 has it.
 const MAGIC: [u8; 10] = [0x6c, 0xfc, 0x9c, 0x46, 0xf9, 0x20, 0x6a, 0xa8, 0x50, 0x19];
@@ -26,6 +25,61 @@ const MAGIC_TEXT: &[u8] = b"119547037146038801333356L";
 /// The only version there ever was.
 const PROTOCOL: i64 = 1001;
 
+/// The pickles with which a file begins: one, or five in PyTorch's files.
+pub(crate) struct Pickles<'a> {
+    pub(crate) machine: Machine<'a>,
+    /// What the file holds.
+    pub(crate) root: Id,
+    /// The list of storages, which follow the pickles; `None` if there is one pickle alone.
+    pub(crate) keys: Option<Id>,
+    pub(crate) is_big_endian: bool,
+}
+
+impl<'a> Pickles<'a> {
+    /// Runs them; their values may take `values_bytes_max`.
+    ///
+    /// # Errors
+    /// What is wrong with a pickle; a global that is not on the list.
+    pub(crate) fn run(
+        context: &Context<'_>,
+        file: &'a dyn ReadAt,
+        values_bytes_max: u64,
+    ) -> Result<Pickles<'a>, ConvertError> {
+        let input = Input::new(file, 0).map_err(|error| context.io(error))?;
+        let mut machine = Machine::new(input, values_bytes_max);
+        let mut doorkeeper = Doorkeeper {
+            lets_unknown_in: context.options.unknown_objects == UnknownObjects::Drop,
+        };
+        let mut run = |machine: &mut Machine<'_>, what: &str| {
+            let value = machine.run(&mut doorkeeper);
+            value.map_err(|fault| fault.of(&context.label, what))
+        };
+        let first = run(&mut machine, "")?;
+        if !is_magic(&machine.heap, &mut machine.input, first) {
+            return Ok(Pickles {
+                machine,
+                root: first,
+                keys: None,
+                is_big_endian: false,
+            });
+        }
+        let protocol = run(&mut machine, "protocol version")?;
+        if !matches!(machine.heap.node(protocol), Node::Int(PROTOCOL)) {
+            return Err(context.malformed("protocol version", "it is not 1001"));
+        }
+        let system = run(&mut machine, "system info")?;
+        let is_big_endian = !is_little_endian(&machine.heap, &mut machine.input, system);
+        let root = run(&mut machine, "objects")?;
+        let keys = Some(run(&mut machine, "storage keys")?);
+        Ok(Pickles {
+            machine,
+            root,
+            keys,
+            is_big_endian,
+        })
+    }
+}
+
 /// Opens a file that begins with a pickle.
 ///
 /// # Errors
@@ -34,79 +88,81 @@ pub(crate) fn open_pickle(
     context: &Context<'_>,
     file: Box<dyn ReadAt>,
 ) -> Result<Box<dyn Source>, ConvertError> {
-    let limits = &context.options.limits;
-    let input = Input::new(&*file, 0).map_err(|error| context.io(error))?;
-    let mut machine = Machine::new(input, memory_of(limits));
-    let mut doorkeeper = Doorkeeper {
-        lets_unknown_in: context.options.unknown_objects == UnknownObjects::Drop,
-    };
-    let mut run = |machine: &mut Machine<'_>, what: &str| {
-        let value = machine.run(&mut doorkeeper);
-        value.map_err(|fault| fault.of(&context.label, what))
-    };
-    let first = run(&mut machine, "")?;
-    let is_legacy = is_magic(&machine.heap, &mut machine.input, first);
-    let (mut is_big_endian, mut root) = (false, first);
-    let mut keys = None;
-    if is_legacy {
-        let protocol = run(&mut machine, "protocol version")?;
-        if !matches!(machine.heap.node(protocol), Node::Int(PROTOCOL)) {
-            return Err(context.malformed("protocol version", "it is not 1001"));
-        }
-        let system = run(&mut machine, "system info")?;
-        is_big_endian = !is_little_endian(&machine.heap, &mut machine.input, system);
-        root = run(&mut machine, "objects")?;
-        keys = Some(run(&mut machine, "storage keys")?);
-    }
-    let storages_at = machine.input.at();
-    let Machine { heap, input, .. } = &mut machine;
-    let mut objects = Objects {
-        heap,
-        input,
+    let mut pickles = Pickles::run(context, &*file, memory_of(&context.options.limits))?;
+    let machine = &mut pickles.machine;
+    let mut objects = Objects::new(&machine.heap, &mut machine.input, context, false);
+    let holds = flatten(&mut objects, pickles.root)?;
+    let places = storage_places(context, &*file, &mut pickles)?;
+    let is_big_endian = pickles.is_big_endian;
+    drop(pickles);
+    let source = TorchSource::new(
         context,
-        is_torch_script: false,
-    };
-    let holds = flatten(&mut objects, root)?;
-    let places = match keys {
-        Some(keys) => {
-            let keys = storage_keys(&mut objects, keys)?;
-            let sizes = element_sizes(&mut objects);
-            places(context, &*file, storages_at, &keys, &sizes, is_big_endian)?
-        }
-        None => HashMap::new(),
-    };
-    drop(machine);
-    let memory_max = memory_of(limits);
-    let reader: &dyn ReadAt = &*file;
-    let mut inlined = HashMap::new();
-    for found in &holds.tensors {
-        if let Bytes::Inline {
-            blob,
-            is_text: true,
-        } = found.tensor.bytes
-        {
-            if blob.len > memory_max {
-                let what = "bytes of text that hold an array";
-                return Err(context.limit(&found.name, what, blob.len, memory_max));
-            }
-            let mut text = vec![0; blob.len as usize];
-            read_exact_at(reader, &mut text, blob.at).map_err(|error| context.io(error))?;
-            inlined.insert(blob.at, Arc::new(Memory(latin1(context, text)?)));
-        }
-    }
-    let inline = |blob: Blob, is_text: bool| match inlined.get(&blob.at) {
-        Some(memory) if is_text => Ok(Place::Memory(Arc::clone(memory))),
-        _ => Ok(Place::File {
-            at: blob.at,
-            byte_count: blob.len,
-            member: None,
-        }),
-    };
-    let source = TorchSource::new(context, file, holds, &places, &inline, is_big_endian)?;
+        file,
+        holds,
+        &places,
+        &Pickle::File(0),
+        is_big_endian,
+    )?;
     Ok(Box::new(source))
 }
 
-fn is_magic(heap: &Heap, input: &mut Input<'_>, id: Id) -> bool {
+/// Where the storages lie that follow the pickles; none if there is one pickle alone.
+///
+/// # Errors
+/// A storage that reaches beyond the file, or whose type nothing tells.
+pub(crate) fn storage_places(
+    context: &Context<'_>,
+    file: &dyn ReadAt,
+    pickles: &mut Pickles<'_>,
+) -> Result<HashMap<String, Place>, ConvertError> {
+    let Some(keys) = pickles.keys else {
+        return Ok(HashMap::new());
+    };
+    let machine = &mut pickles.machine;
+    let storages_at = machine.input.at();
+    let mut objects = Objects::new(&machine.heap, &mut machine.input, context, false);
+    let keys = storage_keys(&mut objects, keys)?;
+    let sizes = element_sizes(&mut objects);
+    let is_big_endian = pickles.is_big_endian;
+    places(context, file, storages_at, &keys, &sizes, is_big_endian)
+}
+
+/// Where the last storage ends, or why that cannot be told: `values` are those of the five pickles that `machine` ran over `file`.
+pub(crate) fn storages_end(
+    limits: &Limits,
+    file: &dyn ReadAt,
+    machine: Machine<'_>,
+    values: [Id; 5],
+) -> Result<u64, String> {
+    let options = OpenOptions {
+        limits: *limits,
+        ..OpenOptions::default()
+    };
+    let context = Context {
+        label: String::new(),
+        options: &options,
+    };
+    let mut machine = machine;
+    let storages_at = machine.input.at();
+    let mut pickles = Pickles {
+        is_big_endian: !is_little_endian(&machine.heap, &mut machine.input, values[2]),
+        root: values[3],
+        keys: Some(values[4]),
+        machine,
+    };
+    let places = storage_places(&context, file, &mut pickles).map_err(|error| match error {
+        ConvertError::Malformed { problem, .. } => problem,
+        other => other.to_string(),
+    })?;
+    let ends = places.values().map(|place| match place {
+        Place::File { at, byte_count, .. } => at.saturating_add(*byte_count),
+        _ => 0,
+    });
+    Ok(ends.max().unwrap_or(storages_at))
+}
+
+/// Whether a value is the first one of PyTorch's files from before 1.6.
+pub(crate) fn is_magic(heap: &Heap, input: &mut Input<'_>, id: Id) -> bool {
     match heap.node(id) {
         Node::Long(blob) if blob.len == 10 => {
             input.read(*blob, 10).is_ok_and(|bytes| bytes == MAGIC)
@@ -214,12 +270,4 @@ fn places(
         at = end;
     }
     Ok(places)
-}
-
-/// The bytes of a text whose characters are all below 256: how protocol 2 writes bytes.
-pub(crate) fn latin1(context: &Context<'_>, text: Vec<u8>) -> Result<Vec<u8>, ConvertError> {
-    let wrong = || context.malformed("", "an array whose bytes are no Latin-1 text");
-    let text = String::from_utf8(text).map_err(|_| wrong())?;
-    let byte = |c: char| u8::try_from(u32::from(c)).map_err(|_| wrong());
-    text.chars().map(byte).collect()
 }

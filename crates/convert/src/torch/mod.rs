@@ -2,6 +2,7 @@
 
 mod flatten;
 mod legacy;
+mod nested;
 mod objects;
 mod source;
 mod strided;
@@ -9,7 +10,8 @@ mod zipped;
 
 use std::path::Path;
 
-pub(crate) use legacy::open_pickle;
+pub(crate) use legacy::{is_magic, open_pickle, storages_end};
+pub(crate) use source::decode_latin1;
 pub(crate) use zipped::open_zip;
 
 use safelight_store::ReadAt;

@@ -1,10 +1,15 @@
 //! What a pickle's values mean: tensors, containers, and everything else.
 
+use std::collections::HashMap;
+
 use safelight_format::Dtype;
 
 use super::Context;
+use super::nested::{self, Nested};
 use crate::error::ConvertError;
-use crate::pickle::{Blob, Call, Coding, Heap, Id, Input, Node, Standing, standing};
+use crate::pickle::{
+    Blob, Call, Coding, Heap, Id, Input, Node, Standing, is_nested_load, standing,
+};
 
 /// Names of tensors, keys and storages are never longer.
 pub(crate) const NAME_BYTES_MAX: u64 = 64 * 1024;
@@ -26,8 +31,14 @@ pub(crate) enum Bytes {
         /// How many bytes the pickle says it has.
         byte_count: u64,
     },
-    /// In the pickle itself (numpy); Latin-1 characters written as UTF-8 if `is_text`.
-    Inline { blob: Blob, is_text: bool },
+    /// In the pickle itself: numpy's arrays, and storages that plain pickles hold.
+    Inline {
+        blob: Blob,
+        /// Latin-1 characters written as a text, if there is one.
+        coding: Option<Coding>,
+        /// Which of the bytes: the first and how many; `None` for all.
+        range: Option<(u64, u64)>,
+    },
 }
 
 /// A tensor as the pickle describes it; nothing of it is checked against the storage yet.
@@ -62,7 +73,9 @@ pub(crate) struct Objects<'h, 'i, 'a> {
     pub(crate) heap: &'h Heap,
     pub(crate) input: &'i mut Input<'a>,
     pub(crate) context: &'h Context<'h>,
-    pub(crate) is_torch_script: bool,
+    is_torch_script: bool,
+    /// Storages with files of their own, by where these begin.
+    nested: HashMap<u64, Nested>,
 }
 
 /// Functions and classes that make a tensor, by name.
@@ -95,6 +108,24 @@ pub(crate) fn is_tensor(heap: &Heap, id: Id) -> bool {
     heap.global(call.function).is_some_and(|(module, name)| {
         TENSOR_MAKERS.contains(&name) && standing(module, name) == Standing::Allowed
     })
+}
+
+impl<'h, 'i, 'a> Objects<'h, 'i, 'a> {
+    /// The values of `heap`, which `input` holds.
+    pub(crate) fn new(
+        heap: &'h Heap,
+        input: &'i mut Input<'a>,
+        context: &'h Context<'h>,
+        is_torch_script: bool,
+    ) -> Objects<'h, 'i, 'a> {
+        Objects {
+            heap,
+            input,
+            context,
+            is_torch_script,
+            nested: HashMap::new(),
+        }
+    }
 }
 
 impl Objects<'_, '_, '_> {
@@ -359,6 +390,9 @@ impl Objects<'_, '_, '_> {
     ) -> Result<(Bytes, Result<Dtype, ConvertError>), ConvertError> {
         let strange = |what| self.context.malformed(at, what);
         let Node::Persistent(id) = self.heap.node(id) else {
+            if let Some(nested) = self.nested(id, at)? {
+                return Ok(nested);
+            }
             return Err(strange("a tensor whose storage is no persistent id"));
         };
         let Some(&[kind, class, key, _, count, ref view @ ..]) = self.heap.elements(*id) else {
@@ -417,6 +451,74 @@ impl Objects<'_, '_, '_> {
             }
         }
         Ok((storage, dtype))
+    }
+
+    /// A storage that is a call of `torch.storage._load_from_bytes` with a file of its own: how `pickle.dump` writes tensors.
+    #[allow(clippy::type_complexity)]
+    fn nested(
+        &mut self,
+        id: Id,
+        at: &str,
+    ) -> Result<Option<(Bytes, Result<Dtype, ConvertError>)>, ConvertError> {
+        let Node::Call(call) = self.heap.node(id) else {
+            return Ok(None);
+        };
+        if !self
+            .heap
+            .global(call.function)
+            .is_some_and(|(module, name)| is_nested_load(module, name))
+        {
+            return Ok(None);
+        }
+        let argument = match self.heap.elements(call.arguments) {
+            Some(&[argument]) => self.heap.bytes(argument),
+            _ => None,
+        };
+        let Some((blob, coding)) = argument else {
+            let what = "a storage that is to be loaded from something computed";
+            return Err(self.context.malformed(at, what));
+        };
+        if !self.nested.contains_key(&blob.at) {
+            let read = nested::read(self.context, &self.input.part(blob), coding, at)?;
+            self.nested.insert(blob.at, read);
+        }
+        let nested = &self.nested[&blob.at];
+        let bytes = Bytes::Inline {
+            blob,
+            coding,
+            range: Some((nested.start, nested.byte_count)),
+        };
+        let dtype = match storage_class(&nested.class) {
+            Some((_, Some(dtype))) => Ok(dtype),
+            _ => Err(self.unreadable_dtype(&nested.class, at)),
+        };
+        Ok(Some((bytes, dtype)))
+    }
+
+    /// The key, size and class of the storage that a nested file consists of.
+    ///
+    /// # Errors
+    /// It is no storage that makes sense.
+    pub(crate) fn only_storage(
+        &mut self,
+        id: Id,
+        at: &str,
+    ) -> Result<(String, u64, u64, String), ConvertError> {
+        let strange = "a file in the file that is no storage alone";
+        let Node::Persistent(of) = self.heap.node(id) else {
+            return Err(self.context.malformed(at, strange));
+        };
+        let class = self.heap.elements(*of).and_then(|fields| fields.get(1));
+        let class = class.and_then(|class| self.heap.global(*class));
+        let class = class.map_or("", |(_, name)| name).to_owned();
+        match self.storage(id, at)?.0 {
+            Bytes::Storage {
+                key,
+                view_bytes,
+                byte_count,
+            } => Ok((key, view_bytes, byte_count, class)),
+            Bytes::Inline { .. } => Err(self.context.malformed(at, strange)),
+        }
     }
 
     /// A storage's key and the size of its elements.
@@ -509,7 +611,7 @@ impl Objects<'_, '_, '_> {
         fortran: bool,
         at: &str,
     ) -> Result<Tensor, ConvertError> {
-        let (blob, is_text) = self.inline_bytes(data).ok_or_else(|| {
+        let (blob, coding) = self.inline_bytes(data).ok_or_else(|| {
             let what = "a numpy array of objects or with bytes outside of the file";
             ConvertError::unsupported(&self.context.label, at, what)
         })?;
@@ -529,7 +631,11 @@ impl Objects<'_, '_, '_> {
             next = product.ok_or_else(|| self.context.malformed(at, "more than 2^64 elements"))?;
         }
         Ok(Tensor {
-            bytes: Bytes::Inline { blob, is_text },
+            bytes: Bytes::Inline {
+                blob,
+                coding,
+                range: None,
+            },
             dtype,
             offset: 0,
             shape,
@@ -538,23 +644,11 @@ impl Objects<'_, '_, '_> {
         })
     }
 
-    /// Bytes, or what protocols before 3 write instead: `_codecs.encode(text, 'latin1')`, or a text of Python 2.
-    fn inline_bytes(&self, id: Id) -> Option<(Blob, bool)> {
+    /// Bytes, or what earlier protocols write instead, or a text of Python 2.
+    fn inline_bytes(&self, id: Id) -> Option<(Blob, Option<Coding>)> {
         match self.heap.node(id) {
-            Node::Bytes(blob) => Some((*blob, false)),
-            Node::Text(blob, Coding::Plain) => Some((*blob, false)),
-            Node::Call(call) => {
-                let name = self.heap.global(call.function)?.1;
-                let first = *self.heap.elements(call.arguments)?.first()?;
-                match self.heap.node(first) {
-                    Node::Text(blob, Coding::Plain) if name == "encode" => Some((*blob, true)),
-                    Node::Bytes(blob) if name == "bytearray" || name == "bytes" => {
-                        Some((*blob, false))
-                    }
-                    _ => None,
-                }
-            }
-            _ => None,
+            Node::Text(blob, Coding::Plain) => Some((*blob, None)),
+            _ => self.heap.bytes(id),
         }
     }
 

@@ -13,7 +13,7 @@ use super::objects::{Bytes, Tensor};
 use super::strided::{View, is_contiguous, pack};
 use crate::bytes::{Memory, Part, read_exact_at};
 use crate::error::ConvertError;
-use crate::pickle::Blob;
+use crate::pickle::{Blob, Coding, decode_text};
 use crate::source::{Contents, PIECE_BYTES, Source};
 use crate::zip::{Member, Method};
 
@@ -28,8 +28,104 @@ pub(crate) enum Place {
     },
     /// Compressed in the file.
     Member(Arc<Member>),
+    /// In memory: so many bytes from `at` on.
+    Memory {
+        of: Arc<Memory>,
+        at: u64,
+        byte_count: u64,
+    },
+    /// As Latin-1 characters in a text of `text_bytes` that begins at `at` in the memory or else in the file.
+    Encoded {
+        of: Option<Arc<Memory>>,
+        at: u64,
+        text_bytes: u64,
+        coding: Coding,
+        byte_count: u64,
+    },
+}
+
+/// Where a pickle lies, for what lies within it.
+pub(crate) enum Pickle {
+    /// In the file, from this byte on.
+    File(u64),
     /// In memory.
     Memory(Arc<Memory>),
+}
+
+impl Pickle {
+    /// Where a blob of the pickle's lies.
+    ///
+    /// # Errors
+    /// A text that is too long, or no Latin-1.
+    fn place(
+        &self,
+        context: &Context<'_>,
+        file: &dyn ReadAt,
+        (blob, coding): (Blob, Option<Coding>),
+        name: &str,
+    ) -> Result<Place, ConvertError> {
+        let (at, of) = match self {
+            Pickle::File(start) => (start.saturating_add(blob.at), None),
+            Pickle::Memory(memory) => (blob.at, Some(Arc::clone(memory))),
+        };
+        Ok(match (coding, of) {
+            (None, None) => Place::File {
+                at,
+                byte_count: blob.len,
+                member: None,
+            },
+            (None, Some(of)) => Place::Memory {
+                of,
+                at,
+                byte_count: blob.len,
+            },
+            (Some(coding), of) => {
+                let within: &dyn ReadAt = of.as_deref().map_or(file, |memory| memory);
+                let part = Part {
+                    of: within,
+                    at,
+                    len: blob.len,
+                };
+                let decoded = latin1(context, &part, coding, name)?;
+                Place::Encoded {
+                    of,
+                    at,
+                    text_bytes: blob.len,
+                    coding,
+                    byte_count: decoded.len() as u64,
+                }
+            }
+        })
+    }
+}
+
+/// The bytes for which the characters of a text stand, all below 256: how protocols before 3 write bytes.
+///
+/// # Errors
+/// It is too long to be taken into memory, or no such text.
+pub(crate) fn latin1(
+    context: &Context<'_>,
+    text: &Part<'_>,
+    coding: Coding,
+    name: &str,
+) -> Result<Vec<u8>, ConvertError> {
+    let limit = context.options.limits.memory_bytes_max;
+    if text.len > limit {
+        let what = "bytes of text that stand for numbers";
+        return Err(context.limit(name, what, text.len, limit));
+    }
+    let mut bytes = vec![0; text.len as usize];
+    read_exact_at(text, &mut bytes, 0).map_err(|error| context.io(error))?;
+    decode_latin1(bytes, coding)
+        .ok_or_else(|| context.malformed(name, "numbers whose bytes are no Latin-1 text"))
+}
+
+/// See [`latin1`].
+pub(crate) fn decode_latin1(bytes: Vec<u8>, coding: Coding) -> Option<Vec<u8>> {
+    let text = decode_text(bytes, coding)?;
+    text.chars()
+        .map(|c| u8::try_from(u32::from(c)).ok())
+        .collect()
 }
 
 impl Place {
@@ -37,7 +133,7 @@ impl Place {
         match self {
             Place::File { byte_count, .. } => *byte_count,
             Place::Member(member) => member.content_bytes,
-            Place::Memory(memory) => memory.0.len() as u64,
+            Place::Memory { byte_count, .. } | Place::Encoded { byte_count, .. } => *byte_count,
         }
     }
 }
@@ -66,8 +162,7 @@ pub(crate) struct TorchSource {
 }
 
 impl TorchSource {
-    /// Checks every tensor against its storage. `places` are the storages by key, `inline` gives the bytes that
-    /// lie in the pickle, `stored_bytes` is what all storages have together (uncompressed).
+    /// Checks every tensor against its storage. `places` are the storages by key; other numbers lie in `pickle` itself.
     ///
     /// # Errors
     /// The first tensor that does not fit into its storage, or too much output.
@@ -76,7 +171,7 @@ impl TorchSource {
         file: Box<dyn ReadAt>,
         holds: Holds,
         places: &HashMap<String, Place>,
-        inline: &dyn Fn(Blob, bool) -> Result<Place, ConvertError>,
+        pickle: &Pickle,
         is_big_endian: bool,
     ) -> Result<TorchSource, ConvertError> {
         let file_bytes = file.byte_count().map_err(|error| context.io(error))?;
@@ -89,13 +184,21 @@ impl TorchSource {
             .max(EXPANSION_BYTES_FREE);
         let (mut specs, mut entries) = (Vec::new(), Vec::new());
         let mut all_bytes = 0u64;
+        let mut inlined: HashMap<u64, Place> = HashMap::new();
         for Found { name, tensor } in holds.tensors {
             let place = match &tensor.bytes {
                 Bytes::Storage { key, .. } => places.get(key).cloned().ok_or_else(|| {
                     let shown = safelight_format::shown(key).to_string();
                     context.malformed(&name, format!("its storage `{shown}` is not in the file"))
                 })?,
-                Bytes::Inline { blob, is_text } => inline(*blob, *is_text)?,
+                Bytes::Inline { blob, coding, .. } => match inlined.get(&blob.at) {
+                    Some(place) => place.clone(),
+                    None => {
+                        let place = pickle.place(context, &*file, (*blob, *coding), &name)?;
+                        inlined.insert(blob.at, place.clone());
+                        place
+                    }
+                },
             };
             let entry = entry(context, &name, &tensor, place, is_big_endian)?;
             let spec = TensorSpec {
@@ -165,7 +268,7 @@ fn entry(
             byte_count,
             ..
         } => (*view_bytes, *byte_count),
-        Bytes::Inline { .. } => (0, place.byte_count()),
+        Bytes::Inline { range, .. } => range.unwrap_or((0, place.byte_count())),
     };
     let there = place.byte_count();
     let wrong = |what: String| context.malformed(name, what);
@@ -290,7 +393,18 @@ impl Source for TorchSource {
                 let content = self.whole(index, member)?;
                 packed(&content, entry, out, &mut failed)
             }
-            (Place::Memory(memory), _) => packed(&**memory, entry, out, &mut failed),
+            (Place::Memory { of, at, byte_count }, _) => {
+                let part = Part {
+                    of: &**of,
+                    at: *at,
+                    len: *byte_count,
+                };
+                packed(&part, entry, out, &mut failed)
+            }
+            (Place::Encoded { .. }, _) => {
+                let content = self.decoded(&entry.place)?;
+                packed(&Memory(content), entry, out, &mut failed)
+            }
         };
         match failed {
             Some(error) => Err(error),
@@ -381,6 +495,32 @@ impl TorchSource {
             }
             carried.drain(..len);
             Ok(())
+        })
+    }
+
+    /// The bytes for which a text stands. Its length and its characters were checked when the file was opened.
+    fn decoded(&self, place: &Place) -> Result<Vec<u8>, ConvertError> {
+        let Place::Encoded {
+            of,
+            at,
+            text_bytes,
+            coding,
+            ..
+        } = place
+        else {
+            unreachable!("only what is encoded is decoded");
+        };
+        let within: &dyn ReadAt = of.as_deref().map_or(&*self.file, |memory| memory);
+        let mut bytes = vec![0; *text_bytes as usize];
+        let failed = |error| ConvertError::Io {
+            doing: "read",
+            file: self.label.clone(),
+            error,
+        };
+        read_exact_at(within, &mut bytes, *at).map_err(failed)?;
+        decode_latin1(bytes, *coding).ok_or_else(|| {
+            let what = "numbers whose bytes are no Latin-1 text any more: the file changed";
+            ConvertError::malformed(&self.label, "PyTorch", "", what)
         })
     }
 

@@ -9,16 +9,16 @@ use std::sync::Arc;
 use safelight_format::shown;
 use safelight_store::ReadAt;
 
+use super::Context;
 use super::flatten::flatten;
 use super::objects::Objects;
-use super::source::{Place, TorchSource, place_of};
-use super::{Context, legacy::latin1};
-use crate::bytes::Memory;
+use super::source::{Pickle, TorchSource, place_of};
+use crate::bytes::{Memory, Part};
 use crate::error::ConvertError;
 use crate::open::UnknownObjects;
-use crate::pickle::{Blob, Doorkeeper, Input, Machine, memory_of};
+use crate::pickle::{Doorkeeper, Input, Machine, memory_of, unpacked_of};
 use crate::source::{Note, PIECE_BYTES, Source};
-use crate::zip::{Archive, Member};
+use crate::zip::{Archive, Member, Method};
 
 /// Members of less than this many bytes may be compressed as well as they like.
 const RATIO_BYTES_FREE: u64 = 64 * 1024 * 1024;
@@ -46,6 +46,15 @@ pub(crate) fn open_zip(
         let whole = format!("{prefix}{name}");
         archive.members.iter().find(|member| member.name == whole)
     };
+    let packed = |member: &&Member| member.name.starts_with(&prefix) && member.packing().is_some();
+    if let Some(member) = archive.members.iter().find(packed) {
+        let what = member.packing().unwrap_or_default();
+        return Err(ConvertError::unsupported(
+            &context.label,
+            &member.name,
+            what,
+        ));
+    }
     let is_torch_script = named("constants.pkl").is_some();
     let is_big_endian = match named("byteorder") {
         None => false,
@@ -69,39 +78,41 @@ pub(crate) fn open_zip(
         return Err(context.malformed("data.pkl", "it is not in the archive"));
     };
     let limits = &context.options.limits;
-    let pickle = Memory(read_all(context, &*file, pickle, memory_of(limits))?);
-    let input = Input::new(&pickle, 0).map_err(|error| context.io(error))?;
+    // Where it lies in the archive as it is, it is read there.
+    let lies_at = (pickle.method == Method::Stored).then_some(pickle.data_at);
+    let (memory, len) = match lies_at {
+        Some(_) => {
+            check_content(context, &*file, pickle)?;
+            (Memory(Vec::new()), pickle.content_bytes)
+        }
+        None => {
+            let content = read_all(context, &*file, pickle, unpacked_of(limits))?;
+            (Memory(content), 0)
+        }
+    };
+    let memory = Arc::new(memory);
+    let part = Part {
+        of: &*file,
+        at: lies_at.unwrap_or(0),
+        len,
+    };
+    let bytes: &dyn ReadAt = if lies_at.is_some() { &part } else { &*memory };
+    let input = Input::new(bytes, 0).map_err(|error| context.io(error))?;
     let mut machine = Machine::new(input, memory_of(limits));
     let mut doorkeeper = Doorkeeper {
         lets_unknown_in: context.options.unknown_objects == UnknownObjects::Drop,
     };
     let root = machine.run(&mut doorkeeper);
     let root = root.map_err(|fault| fault.of(&context.label, "data.pkl"))?;
-    let mut objects = Objects {
-        heap: &machine.heap,
-        input: &mut machine.input,
-        context,
-        is_torch_script,
-    };
+    let mut objects = Objects::new(&machine.heap, &mut machine.input, context, is_torch_script);
     let mut holds = flatten(&mut objects, root)?;
     if is_torch_script {
         let what = "a TorchScript archive: its tensors are taken, its code is not";
         holds.notes.insert(0, Note::new("the file", what));
     }
-    let inline = |blob: Blob, is_text: bool| {
-        let bytes = usize::try_from(blob.at)
-            .ok()
-            .zip(usize::try_from(blob.len).ok());
-        let bytes = bytes.and_then(|(at, len)| pickle.0.get(at..at.checked_add(len)?));
-        let bytes = bytes.unwrap_or_default().to_vec();
-        let bytes = if is_text {
-            latin1(context, bytes)?
-        } else {
-            bytes
-        };
-        Ok(Place::Memory(Arc::new(Memory(bytes))))
-    };
-    let source = TorchSource::new(context, file, holds, &places, &inline, is_big_endian)?;
+    drop(machine);
+    let pickle = lies_at.map_or(Pickle::Memory(memory), Pickle::File);
+    let source = TorchSource::new(context, file, holds, &places, &pickle, is_big_endian)?;
     Ok(Box::new(source))
 }
 
@@ -148,6 +159,25 @@ fn check_ratio(context: &Context<'_>, archive: &Archive) -> Result<(), ConvertEr
     Ok(())
 }
 
+/// Compares a member's checksum.
+fn check_content(
+    context: &Context<'_>,
+    file: &dyn ReadAt,
+    member: &Member,
+) -> Result<(), ConvertError> {
+    let read = member.read(file, PIECE_BYTES, &mut |_| Ok(()));
+    read.map_err(|error| content_error(context, member, error))
+}
+
+fn content_error(context: &Context<'_>, member: &Member, error: io::Error) -> ConvertError {
+    match error.kind() {
+        io::ErrorKind::InvalidData | io::ErrorKind::InvalidInput | io::ErrorKind::UnexpectedEof => {
+            ConvertError::malformed(&context.label, "zip", &member.name, error.to_string())
+        }
+        _ => context.io(error),
+    }
+}
+
 /// A member's whole content.
 fn read_all(
     context: &Context<'_>,
@@ -165,11 +195,6 @@ fn read_all(
         content.extend_from_slice(piece);
         Ok(())
     });
-    read.map_err(|error| match error.kind() {
-        io::ErrorKind::InvalidData | io::ErrorKind::InvalidInput | io::ErrorKind::UnexpectedEof => {
-            ConvertError::malformed(&context.label, "zip", &member.name, error.to_string())
-        }
-        _ => context.io(error),
-    })?;
+    read.map_err(|error| content_error(context, member, error))?;
     Ok(content)
 }
