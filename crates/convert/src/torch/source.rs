@@ -514,13 +514,13 @@ impl TorchSource {
         let mut bytes = vec![0; *text_bytes as usize];
         let failed = |error| ConvertError::Io {
             doing: "read",
-            file: self.label.clone(),
+            file: self.label().to_owned(),
             error,
         };
         read_exact_at(within, &mut bytes, *at).map_err(failed)?;
         decode_latin1(bytes, *coding).ok_or_else(|| {
             let what = "numbers whose bytes are no Latin-1 text any more: the file changed";
-            ConvertError::malformed(&self.label, "PyTorch", "", what)
+            ConvertError::malformed(self.label(), "PyTorch", "", what)
         })
     }
 
