@@ -1,4 +1,5 @@
-//! Rates of the operations of Stable Diffusion, the products beside the machine's limit: GFLOP/s of the
+//! Rates of the operations of Stable Diffusion, the products beside the machine's limit for numbers of
+//! their precision: GFLOP/s of the
 //! fastest and the median run, and by the CPU's own clock (one thread's), which other programs do
 //! not disturb. In brackets the share of the limit.
 //!
@@ -13,7 +14,7 @@ use safelight_kernels::conv::conv2d_at;
 use safelight_kernels::gemm::linear_at;
 use safelight_kernels::testing::{Rng, peak_flops};
 use safelight_kernels::{
-    Activation, ConvShape, Epilogue, Extent, Level, PackedConv, PackedLinear, Padding,
+    Activation, ConvShape, Epilogue, Extent, Level, PackedConv, PackedLinear, Padding, Precision,
 };
 
 /// (rows, in, out) of linear layers.
@@ -72,15 +73,19 @@ fn main() {
     };
     bench.pack();
     for level in Level::available() {
-        let peak = peak_flops(level) / 1e9;
-        println!("peak/{level}: {peak:.1} GFLOP/s a thread, {threads} threads");
-        for &shape in LINEAR {
-            bench.linear(level, peak, shape);
+        for precision in Precision::ALL {
+            let peak = peak_flops(level, precision) / 1e9;
+            println!("peak/{precision}/{level}: {peak:.1} GFLOP/s a thread, {threads} threads");
+            for &shape in LINEAR {
+                bench.linear((level, precision), peak, shape);
+            }
+            for &shape in CONV {
+                bench.conv((level, precision), peak, shape);
+            }
+            if precision == Precision::F32 {
+                ops::run(&bench, level, peak);
+            }
         }
-        for &shape in CONV {
-            bench.conv(level, peak, shape);
-        }
-        ops::run(&bench, level, peak);
     }
 }
 
@@ -110,18 +115,32 @@ impl Bench {
             (0..5).for_each(|_| work());
             (5 * weight.len()) as f64 / (cpu_seconds() - cpu_before) / 1e6
         };
-        let conv = rate(&|| drop(PackedConv::new(&weight, shape)));
-        let linear = rate(&|| drop(PackedLinear::new(&weight, 11520, 1280)));
-        println!("pack: conv {conv:.0} million weights a second of one CPU, linear {linear:.0}");
+        for precision in Precision::ALL {
+            let conv = rate(&|| drop(PackedConv::with_precision(&weight, shape, precision)));
+            let linear = rate(&|| {
+                drop(PackedLinear::with_precision(
+                    &weight, 11520, 1280, precision,
+                ));
+            });
+            println!(
+                "pack/{precision}: conv {conv:.0} million weights a second of one CPU, linear {linear:.0}"
+            );
+        }
     }
 
-    fn linear(&self, level: Level, peak: f64, (rows, inside, out): (usize, usize, usize)) {
-        let name = format!("linear/{rows}x{inside}x{out}/f32/{level}");
+    fn linear(
+        &self,
+        (level, precision): (Level, Precision),
+        peak: f64,
+        (rows, inside, out): (usize, usize, usize),
+    ) {
+        let name = format!("linear/{rows}x{inside}x{out}/{precision}/{level}");
         let flops = (2 * rows * inside * out) as f64;
         self.line(&name, flops, peak, || {
             let mut rng = Rng::seeded(1);
             let x = rng.f32s(rows * inside);
-            let weights = PackedLinear::new(&rng.f32s(inside * out), out, inside);
+            let weights =
+                PackedLinear::with_precision(&rng.f32s(inside * out), out, inside, precision);
             let bias = rng.f32s(out);
             let mut y = vec![0.0; rows * out];
             move || {
@@ -136,11 +155,12 @@ impl Bench {
 
     fn conv(
         &self,
-        level: Level,
+        (level, precision): (Level, Precision),
         peak: f64,
         (height, width, inside, out, kernel, stride): (usize, usize, usize, usize, usize, usize),
     ) {
-        let name = format!("conv/{height}x{width}x{inside}x{out}k{kernel}s{stride}/f32/{level}");
+        let name =
+            format!("conv/{height}x{width}x{inside}x{out}k{kernel}s{stride}/{precision}/{level}");
         let pixels = height.div_ceil(stride) * width.div_ceil(stride);
         let flops = (2 * pixels * inside * out * kernel * kernel) as f64;
         self.line(&name, flops, peak, || {
@@ -159,7 +179,8 @@ impl Bench {
             };
             let mut rng = Rng::seeded(1);
             let x = rng.f32s(extent.pixels() * inside);
-            let weights = PackedConv::new(&rng.f32s(out * inside * kernel * kernel), shape);
+            let weight = rng.f32s(out * inside * kernel * kernel);
+            let weights = PackedConv::with_precision(&weight, shape, precision);
             let bias = rng.f32s(out);
             let mut y = vec![0.0; weights.output(extent).pixels() * out];
             move || {

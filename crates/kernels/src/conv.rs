@@ -8,6 +8,8 @@ use crate::arch::OUTSIDE;
 use crate::epilogue::Epilogue;
 use crate::gemm::{Panels, Rows, product};
 use crate::level::{Level, level};
+use crate::precision::Precision;
+use crate::words::Left;
 
 /// Zeros around the input, in pixels.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -82,15 +84,29 @@ impl PackedConv {
     /// # Panics
     /// If the length is another or a size is 0.
     pub fn new(weight: &[f32], shape: ConvShape) -> Self {
+        Self::with_precision(weight, shape, Precision::F32)
+    }
+
+    /// The same, rounded to `precision`.
+    ///
+    /// # Panics
+    /// If the length is another or a size is 0.
+    pub fn with_precision(weight: &[f32], shape: ConvShape, precision: Precision) -> Self {
         assert!(shape.stride > 0, "{shape:?}");
         let taps = shape.kernel_height * shape.kernel_width;
-        let panels = Panels::pack(weight, shape.out_channels, shape.in_channels, taps);
+        let (out, inside) = (shape.out_channels, shape.in_channels);
+        let panels = Panels::pack(weight, out, inside, taps, precision);
         PackedConv { panels, shape }
     }
 
     /// What was packed.
     pub fn shape(&self) -> ConvShape {
         self.shape
+    }
+
+    /// What the products are computed in.
+    pub fn precision(&self) -> Precision {
+        self.panels.precision()
     }
 
     /// Bytes the packed weights take.
@@ -195,8 +211,10 @@ pub fn conv2d_at(
         output.pixels() * shape.out_channels,
         "out: {output:?}, {shape:?}"
     );
-    let rows = Gathered::new(extent, resized, output, shape);
-    product(level, x, &rows, &weights.panels, epilogue, out);
+    let panels = &weights.panels;
+    let rows = Gathered::new(extent, resized, output, shape, panels.left_words(level));
+    let left = Left::new(level, x, panels);
+    product(level, &left, &rows, panels, epilogue, out);
 }
 
 /// Rows of the product: output pixels, gathered from under the kernel.
@@ -206,19 +224,25 @@ struct Gathered {
     /// Where the input pixel under a kernel column starts in a line: `[W'][kernel width]`.
     columns: Vec<usize>,
     output: Extent,
-    /// Floats of one input image.
+    /// Words of one input image, and of one of its pixels.
     image: usize,
+    words: usize,
     shape: ConvShape,
 }
 
 impl Gathered {
-    fn new(extent: Extent, resized: Extent, output: Extent, shape: ConvShape) -> Self {
+    fn new(
+        extent: Extent,
+        resized: Extent,
+        output: Extent,
+        shape: ConvShape,
+        words: usize,
+    ) -> Self {
         let ConvShape {
             kernel_height,
             kernel_width,
             stride,
             padding,
-            in_channels,
             ..
         } = shape;
         let axis = |out: usize, kernel: usize, before: usize, old: usize, new: usize, by: usize| {
@@ -229,7 +253,7 @@ impl Gathered {
             };
             (0..out * kernel).map(under).collect()
         };
-        let line = extent.width * in_channels;
+        let line = extent.width * words;
         let (old, new) = (extent, resized);
         Gathered {
             lines: axis(
@@ -246,10 +270,11 @@ impl Gathered {
                 padding.left,
                 old.width,
                 new.width,
-                in_channels,
+                words,
             ),
             output,
             image: extent.height * line,
+            words,
             shape,
         }
     }
@@ -259,8 +284,8 @@ impl Rows for Gathered {
     fn taps(&self) -> usize {
         self.shape.kernel_height * self.shape.kernel_width
     }
-    fn channels(&self) -> usize {
-        self.shape.in_channels
+    fn words(&self) -> usize {
+        self.words
     }
     #[inline(always)]
     fn starts(&self, row: usize, mut tell: impl FnMut(usize)) {

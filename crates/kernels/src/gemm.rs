@@ -2,92 +2,32 @@
 //!
 //! Leaves to `conv` how a convolution is such a product, to `arch` the instructions.
 
+use std::marker::PhantomData;
+
 use rayon::prelude::*;
 
 use crate::arch::{
-    self, Aligned, Multiply, OUTSIDE, PANEL, Part, Rectangle, Runs, Simd, Task, rectangles,
+    self, Aligned, Bf16, F32, HalfBf16, Int8, Multiply, OUTSIDE, PANEL, Rectangle, Runs, Scalar,
+    Simd, Task, Words, rectangles,
 };
 use crate::epilogue::{Epilogue, Finish};
 use crate::level::{Level, level};
+use crate::precision::Precision;
+pub(crate) use crate::words::Panels;
+use crate::words::{Left, Parts};
 
-/// Channels whose weights, of a whole panel and nine taps, fit the second-level cache together.
-const PACKED_AT_ONCE: usize = 128;
-
-/// Weights laid out as kernels read them: panels of 32 output channels, `[ceil(N/32)][K][32]`,
-/// the last one filled up with zeros.
-#[derive(Clone, Debug)]
-pub(crate) struct Panels {
-    data: Aligned,
-    columns: usize,
-    depth: usize,
-}
-
-impl Panels {
-    /// Packs `weight`, `[columns][channels][taps]`; a row of a panel is a tap's channel.
-    ///
-    /// # Panics
-    /// If the length is another or a size is 0.
-    pub(crate) fn pack(weight: &[f32], columns: usize, channels: usize, taps: usize) -> Self {
-        let depth = channels * taps;
-        assert!(columns > 0 && depth > 0, "[{columns}, {channels}, {taps}]");
-        assert_eq!(
-            weight.len(),
-            columns * depth,
-            "[{columns}, {channels}, {taps}]"
-        );
-        let mut data = Aligned::zeros(columns.div_ceil(PANEL) * depth * PANEL);
-        let panels = data.as_mut_slice().par_chunks_exact_mut(depth * PANEL);
-        panels
-            .zip(weight.par_chunks(PANEL * depth))
-            .for_each(|(panel, weight)| {
-                let count = weight.len() / depth;
-                for first in (0..channels).step_by(PACKED_AT_ONCE) {
-                    for tap in 0..taps {
-                        for channel in first..channels.min(first + PACKED_AT_ONCE) {
-                            let row = &mut panel[(tap * channels + channel) * PANEL..][..count];
-                            let weight = weight[channel * taps + tap..].iter().step_by(depth);
-                            for (x, weight) in row.iter_mut().zip(weight) {
-                                *x = *weight;
-                            }
-                        }
-                    }
-                }
-            });
-        Panels {
-            data,
-            columns,
-            depth,
-        }
-    }
-
-    /// Output channels.
-    pub(crate) fn columns(&self) -> usize {
-        self.columns
-    }
-
-    /// `[K][32]` of one panel.
-    pub(crate) fn panel(&self, panel_idx: usize) -> &[f32] {
-        let size = self.depth * PANEL;
-        &self.data.as_slice()[panel_idx * size..][..size]
-    }
-
-    /// Bytes of the packed weights.
-    pub(crate) fn bytes(&self) -> usize {
-        size_of_val(self.data.as_slice())
-    }
-}
-
-/// Where the rows of the left matrix lie in memory: row `row` is `taps` runs of `channels` floats.
+/// Where the rows of the left matrix lie in memory: row `row` is `taps` runs of `words` words.
 pub(crate) trait Rows: Sync {
     /// Runs in a row: 1 for a linear layer, kernel height × width for a convolution.
     fn taps(&self) -> usize;
-    /// Floats in a run: input channels.
-    fn channels(&self) -> usize;
+    /// Words in a run, [`Panels::left_words`]: for `f32` the input channels.
+    fn words(&self) -> usize;
     /// Tells, tap by tap, where the runs of `row` start, [`OUTSIDE`] where one is all zeros.
     fn starts(&self, row: usize, tell: impl FnMut(usize));
 }
 
 /// `out[row] = epilogue(Σ over taps and channels of x · weight)`, the heart of `gemm` and `conv`.
+/// `x` is what [`Panels::left`] made of the input.
 pub(crate) fn product<R: Rows>(
     level: Level,
     x: &[f32],
@@ -96,94 +36,52 @@ pub(crate) fn product<R: Rows>(
     epilogue: &Epilogue<'_>,
     out: &mut [f32],
 ) {
+    match panels.precision() {
+        Precision::F32 => product_of::<R, F32>(level, x, rows, panels, epilogue, out),
+        Precision::Bf16 if level == Level::Avx512Bf16 => {
+            product_of::<R, Bf16>(level, x, rows, panels, epilogue, out);
+        }
+        Precision::Bf16 => product_of::<R, HalfBf16>(level, x, rows, panels, epilogue, out),
+        Precision::Int8 => product_of::<R, Int8>(level, x, rows, panels, epilogue, out),
+    }
+}
+
+/// [`product`] of one kind of words.
+fn product_of<R: Rows, W: Words>(
+    level: Level,
+    x: &[f32],
+    rows: &R,
+    panels: &Panels,
+    epilogue: &Epilogue<'_>,
+    out: &mut [f32],
+) {
+    assert!(rows.words() == panels.left_words(level) && rows.taps() == panels.taps());
     let columns = panels.columns();
     let finish = Finish::new(epilogue, out.len() / columns, columns);
-    let (rows_max, panels_max) = piece(out.len() / columns, panels, rows.channels());
+    let (rows_max, panels_max) = piece(out.len() / columns, panels, rows.words());
     let pieces = rectangles(out, columns, rows_max, panels_max * PANEL);
-    pieces
-        .into_par_iter()
-        .with_max_len(1)
-        .for_each(|out| match level {
-            Level::Scalar => arch::run(
-                level,
-                Plain {
-                    x,
-                    rows,
-                    panels,
-                    finish,
-                    out,
-                },
-            ),
-            Level::Avx2 => arch::run(
-                level,
-                Blocked::<_, 6> {
-                    x,
-                    rows,
-                    panels,
-                    finish,
-                    out,
-                },
-            ),
-            Level::Avx512 => arch::run(
-                level,
-                Blocked::<_, 8> {
-                    x,
-                    rows,
-                    panels,
-                    finish,
-                    out,
-                },
-            ),
-        });
-}
-
-/// Output rows and panels that one thread does at a time, by size alone.
-///
-/// Half of a 2 MiB second-level cache holds the rows of the left matrix, which every panel reads
-/// again. A piece is some 8 million products, a tenth of a millisecond, or 1 MiB of weights: a
-/// single row waits for those, and the more threads read them, the better.
-fn piece(rows: usize, panels: &Panels, channels: usize) -> (usize, usize) {
-    let rows_max = (256 * 1024 / channels / 48 * 48).clamp(240, 480);
-    let weights = panels.depth * PANEL;
-    let by_work = 8_000_000 / (rows_max.min(rows).max(1) * weights);
-    let by_weights = 256 * 1024 / weights;
-    (rows_max, by_work.min(by_weights).max(1))
-}
-
-/// Products of one pass over a piece's rows: their weights, 40 KiB, stay in the nearest caches.
-const PART: usize = 320;
-
-/// Cuts `taps` × `channels` products into parts of at most [`PART`], by size alone.
-fn parts(taps: usize, channels: usize) -> Vec<Part> {
-    if channels <= PART {
-        let taps_max = PART / channels;
-        let part = |tap| Part {
-            tap,
-            taps: taps_max.min(taps - tap),
-            skip: 0,
-            len: channels,
+    pieces.into_par_iter().with_max_len(1).for_each(|out| {
+        let piece = Piece::<R, W> {
+            words: PhantomData,
+            x,
+            rows,
+            panels,
+            finish,
+            out,
         };
-        return (0..taps).step_by(taps_max).map(part).collect();
-    }
-    let len = channels
-        .div_ceil(channels.div_ceil(PART))
-        .next_multiple_of(4);
-    let mut all = Vec::new();
-    for tap in 0..taps {
-        for skip in (0..channels).step_by(len) {
-            all.push(Part {
-                tap,
-                taps: 1,
-                skip,
-                len: len.min(channels - skip),
-            });
+        match level {
+            Level::Scalar => piece.plain(),
+            Level::Avx2 => arch::run(level, Blocked::<_, _, 6>(piece)),
+            Level::Avx512 | Level::Avx512Vnni | Level::Avx512Bf16 => {
+                arch::run(level, Blocked::<_, _, 8>(piece));
+            }
         }
-    }
-    all
+    });
 }
 
-/// The fast version: `TILE` rows at a time in registers, the sum in parts.
-struct Blocked<'a, R, const TILE: usize> {
+/// A rectangle of the output and what it is made from.
+struct Piece<'a, R, W> {
+    words: PhantomData<W>,
     x: &'a [f32],
     rows: &'a R,
     panels: &'a Panels,
@@ -191,28 +89,53 @@ struct Blocked<'a, R, const TILE: usize> {
     out: Rectangle<'a>,
 }
 
-impl<R: Rows, const TILE: usize> Task for Blocked<'_, R, TILE> {
+/// Output rows and panels that one thread does at a time, by size alone.
+///
+/// Half of a 2 MiB second-level cache holds the rows of the left matrix, which every panel reads
+/// again. A piece is some 8 million products, a tenth of a millisecond, or 1 MiB of weights: a
+/// single row waits for those, and the more threads read them, the better.
+fn piece(rows: usize, panels: &Panels, words: usize) -> (usize, usize) {
+    let rows_max = (256 * 1024 / words / 48 * 48).clamp(240, 480);
+    let weights = panels.panel(0).len();
+    let by_work = 8_000_000 / (rows_max.min(rows).max(1) * weights);
+    let by_weights = 256 * 1024 / weights;
+    (rows_max, by_work.min(by_weights).max(1))
+}
+
+/// The fast version: `TILE` rows at a time in registers, the sum in parts.
+struct Blocked<'a, R, W, const TILE: usize>(Piece<'a, R, W>);
+
+impl<R: Rows, W: Words, const TILE: usize> Task for Blocked<'_, R, W, TILE> {
     type Output = ();
+    const PRECISION: Precision = W::PRECISION;
 
     #[inline(always)]
-    fn run<S: Simd>(mut self, simd: S) {
-        let (taps, channels) = (self.rows.taps(), self.rows.channels());
-        let zeros = vec![0.0; channels];
-        let mut runs = Runs::new(self.x, &zeros, (taps, channels), TILE, self.out.row_count);
-        for row in 0..self.out.row_count {
+    fn run<S: Simd>(self, simd: S) {
+        let Piece {
+            x,
+            rows,
+            panels,
+            finish,
+            mut out,
+            ..
+        } = self.0;
+        let (taps, words) = (rows.taps(), rows.words());
+        let zeros = vec![0.0; words];
+        let mut runs = Runs::new(x, &zeros, (taps, words), TILE, out.row_count);
+        for row in 0..out.row_count {
             let mut tap = 0;
-            self.rows.starts(self.out.row + row, |start| {
+            rows.starts(out.row + row, |start| {
                 runs.set((row / TILE, row % TILE), tap, start);
                 tap += 1;
             });
         }
-        let parts = parts(taps, channels);
+        let Parts { parts, .. } = panels.parts();
         let mut sums = Aligned::zeros(runs.tiles() * TILE * PANEL);
-        for column in (0..self.out.column_count).step_by(PANEL) {
-            let width = PANEL.min(self.out.column_count - column);
-            let mut panel = self.panels.panel((self.out.column + column) / PANEL);
+        for column in (0..out.column_count).step_by(PANEL) {
+            let width = PANEL.min(out.column_count - column);
+            let mut panel = panels.panel((out.column + column) / PANEL);
             for (idx, &part) in parts.iter().enumerate() {
-                let (weights, after) = panel.split_at(part.taps * part.len * PANEL);
+                let (weights, after) = panel.split_at(panels.parts().panel_rows(part) * PANEL);
                 panel = after;
                 let next_weights = &after[..after.len().min(weights.len())];
                 let fresh = idx == 0;
@@ -227,19 +150,18 @@ impl<R: Rows, const TILE: usize> Task for Blocked<'_, R, TILE> {
                 let groups = sums.as_mut_slice().chunks_mut(GROUP * TILE * PANEL);
                 for (group, sums) in groups.enumerate() {
                     let row = group * GROUP * TILE;
-                    let count = self.out.row_count - row;
+                    let count = out.row_count - row;
                     let whole = (count / TILE).min(GROUP);
                     let (wholes, rest) = sums.split_at_mut(whole * TILE * PANEL);
                     let tile = group * GROUP;
-                    multiply.tiles::<S, TILE>(simd, tile, (TILE, width), wholes);
-                    multiply.tiles::<S, TILE>(simd, tile + whole, (count % TILE, width), rest);
+                    multiply.tiles::<W, S, TILE>(simd, tile, (TILE, width), wholes);
+                    multiply.tiles::<W, S, TILE>(simd, tile + whole, (count % TILE, width), rest);
                     if last {
                         let sums = &sums[..count.min(GROUP * TILE) * PANEL];
-                        let (finish, out) = (&self.finish, &mut self.out);
                         simd.apart(Write {
-                            finish,
+                            finish: &finish,
                             sums,
-                            out,
+                            out: &mut out,
                             row,
                             column,
                             width,
@@ -279,51 +201,61 @@ impl Task for Write<'_, '_> {
     }
 }
 
-/// The specification: one sum for each element, tap by tap, channel by channel.
-struct Plain<'a, R> {
-    x: &'a [f32],
-    rows: &'a R,
-    panels: &'a Panels,
-    finish: Finish<'a>,
-    out: Rectangle<'a>,
-}
-
-impl<R: Rows> Task for Plain<'_, R> {
-    type Output = ();
-
-    #[inline(always)]
-    fn run<S: Simd>(mut self, simd: S) {
+/// The specification: one sum for each element, tap by tap, word by word.
+impl<R: Rows, W: Words> Piece<'_, R, W> {
+    fn plain(mut self) {
         for column in (0..self.out.column_count).step_by(PANEL) {
             let width = PANEL.min(self.out.column_count - column);
             for row_idx in 0..self.out.row_count {
                 let (row, first_column) = (self.out.row + row_idx, self.out.column + column);
                 let sums = self.sums(row, first_column / PANEL);
                 self.finish
-                    .rows(simd, &sums, &mut self.out, (row_idx, column), width);
+                    .rows(Scalar, &sums, &mut self.out, (row_idx, column), width);
             }
         }
     }
-}
 
-impl<R: Rows> Plain<'_, R> {
     /// The sums of one row and one panel.
     fn sums(&self, row: usize, panel_idx: usize) -> [f32; PANEL] {
-        let channels = self.rows.channels();
-        let mut taps = self.panels.panel(panel_idx).chunks_exact(channels * PANEL);
+        let Parts { parts, .. } = self.panels.parts();
+        let mut starts = Vec::with_capacity(self.rows.taps());
+        self.rows.starts(row, |start| starts.push(start));
+        let mut weights = self.panels.panel(panel_idx).as_chunks::<PANEL>().0;
         let mut sums = [0.0; PANEL];
-        self.rows.starts(row, |start| {
-            let weights = taps.next().expect("weights for every tap");
-            if start == OUTSIDE {
-                return;
-            }
-            let x = &self.x[start..start + channels];
-            for (x, weights) in x.iter().zip(weights.as_chunks::<PANEL>().0) {
-                for (sum, weight) in sums.iter_mut().zip(weights) {
-                    *sum += x * weight;
+        for part in parts {
+            for &start in &starts[part.tap..][..part.taps] {
+                let (run, after) = weights.split_at(self.panels.parts().run_rows(*part));
+                weights = after;
+                if start != OUTSIDE {
+                    let x = &self.x[start + W::LEFT * part.skip..];
+                    add_run::<W>(x, run, part.len, &mut sums);
                 }
             }
-        });
+        }
         sums
+    }
+}
+
+/// Adds the products of `len` words of `x` and as many of the panel rows `weights`.
+fn add_run<W: Words>(x: &[f32], weights: &[[f32; PANEL]], len: usize, sums: &mut [f32; PANEL]) {
+    let left = |k: usize| move |idx: usize| x[W::LEFT * k + idx];
+    if !W::SCALED {
+        for (k, weights) in weights[..len].iter().enumerate() {
+            for (sum, weight) in sums.iter_mut().zip(weights) {
+                *sum = W::dot(Scalar, left(k), W::right(Scalar, *weight), *sum);
+            }
+        }
+        return;
+    }
+    let (row_scale, scales) = (x[len], &weights[len]);
+    for (column, sum) in sums.iter_mut().enumerate() {
+        let whole = weights[..len]
+            .iter()
+            .enumerate()
+            .fold(0.0, |whole, (k, weights)| {
+                W::dot(Scalar, left(k), W::right(Scalar, weights[column]), whole)
+            });
+        *sum += Scalar.whole_to_float(whole) * (row_scale * scales[column]);
     }
 }
 
@@ -340,7 +272,20 @@ impl PackedLinear {
     /// # Panics
     /// If the length is another or a size is 0.
     pub fn new(weight: &[f32], out_features: usize, in_features: usize) -> Self {
-        let panels = Panels::pack(weight, out_features, in_features, 1);
+        Self::with_precision(weight, out_features, in_features, Precision::F32)
+    }
+
+    /// The same, rounded to `precision`.
+    ///
+    /// # Panics
+    /// If the length is another or a size is 0.
+    pub fn with_precision(
+        weight: &[f32],
+        out_features: usize,
+        in_features: usize,
+        precision: Precision,
+    ) -> Self {
+        let panels = Panels::pack(weight, out_features, in_features, 1, precision);
         PackedLinear {
             panels,
             in_features,
@@ -357,6 +302,11 @@ impl PackedLinear {
         self.panels.columns()
     }
 
+    /// What the products are computed in.
+    pub fn precision(&self) -> Precision {
+        self.panels.precision()
+    }
+
     /// Bytes the packed weights take.
     pub fn bytes(&self) -> usize {
         self.panels.bytes()
@@ -365,18 +315,18 @@ impl PackedLinear {
 
 /// Rows of a contiguous matrix.
 struct Contiguous {
-    channels: usize,
+    words: usize,
 }
 
 impl Rows for Contiguous {
     fn taps(&self) -> usize {
         1
     }
-    fn channels(&self) -> usize {
-        self.channels
+    fn words(&self) -> usize {
+        self.words
     }
     fn starts(&self, row: usize, mut tell: impl FnMut(usize)) {
-        tell(row * self.channels);
+        tell(row * self.words);
     }
 }
 
@@ -411,11 +361,13 @@ pub fn linear_at(
     let rows = x.len() / channels;
     assert_eq!(x.len(), rows * channels, "x: whole rows of {channels}");
     assert_eq!(out.len(), rows * weights.out_features(), "out: {rows} rows");
+    let panels = &weights.panels;
+    let words = panels.left_words(level);
     product(
         level,
-        x,
-        &Contiguous { channels },
-        &weights.panels,
+        &Left::new(level, x, panels),
+        &Contiguous { words },
+        panels,
         epilogue,
         out,
     );

@@ -5,7 +5,9 @@
 use std::fmt;
 use std::sync::OnceLock;
 
-/// The environment variable that forces a level: `scalar`, `avx2` or `avx512`.
+use crate::arch;
+
+/// The environment variable that forces a level: one of [`Level::ALL`]'s names.
 pub const VARIABLE: &str = "SAFELIGHT_CPU";
 
 /// A set of instructions that kernels are compiled for, worst first.
@@ -18,11 +20,24 @@ pub enum Level {
     Avx2,
     /// x86-64 with AVX-512 F, BW, DQ and VL: 16 floats at a time.
     Avx512,
+    /// [`Level::Avx512`] with VNNI: four products of bytes at a time in every lane (Intel since
+    /// 2019, AMD since 2022). As [`Level::Avx512`] where nothing is int8.
+    Avx512Vnni,
+    /// [`Level::Avx512Vnni`] with BF16: two products of bf16 at a time in every lane (Intel servers
+    /// since 2020, AMD since 2022). Without it, products of bf16 weights are those of `f32` with
+    /// unrounded left rows; with it, left rows are rounded to bf16 too.
+    Avx512Bf16,
 }
 
 impl Level {
     /// Every level there is, worst first.
-    pub const ALL: [Level; 3] = [Level::Scalar, Level::Avx2, Level::Avx512];
+    pub const ALL: [Level; 5] = [
+        Level::Scalar,
+        Level::Avx2,
+        Level::Avx512,
+        Level::Avx512Vnni,
+        Level::Avx512Bf16,
+    ];
 
     /// The name `SAFELIGHT_CPU` knows it by.
     pub fn name(self) -> &'static str {
@@ -30,6 +45,8 @@ impl Level {
             Level::Scalar => "scalar",
             Level::Avx2 => "avx2",
             Level::Avx512 => "avx512",
+            Level::Avx512Vnni => "avx512vnni",
+            Level::Avx512Bf16 => "avx512bf16",
         }
     }
 
@@ -38,15 +55,19 @@ impl Level {
         #[cfg(target_arch = "x86_64")]
         {
             let avx2 = is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma");
+            let avx512 = || {
+                avx2 && is_x86_feature_detected!("avx512f")
+                    && is_x86_feature_detected!("avx512bw")
+                    && is_x86_feature_detected!("avx512dq")
+                    && is_x86_feature_detected!("avx512vl")
+            };
+            let vnni = || avx512() && is_x86_feature_detected!("avx512vnni");
             match self {
                 Level::Scalar => true,
                 Level::Avx2 => avx2,
-                Level::Avx512 => {
-                    avx2 && is_x86_feature_detected!("avx512f")
-                        && is_x86_feature_detected!("avx512bw")
-                        && is_x86_feature_detected!("avx512dq")
-                        && is_x86_feature_detected!("avx512vl")
-                }
+                Level::Avx512 => avx512(),
+                Level::Avx512Vnni => vnni(),
+                Level::Avx512Bf16 => vnni() && is_x86_feature_detected!("avx512bf16"),
             }
         }
         #[cfg(not(target_arch = "x86_64"))]
@@ -63,9 +84,12 @@ impl Level {
             .collect()
     }
 
-    /// The best level this CPU can run.
+    /// The best level this CPU can run: the last, but [`Level::Avx512Bf16`] only where its
+    /// instructions are quicker than those they replace (on AMD's CPUs).
     pub fn best() -> Level {
-        Self::available().pop().unwrap_or(Level::Scalar)
+        let quick = |level: &Level| *level != Level::Avx512Bf16 || arch::bf16_is_quick();
+        let mut levels = Self::available().into_iter().filter(quick);
+        levels.next_back().unwrap_or(Level::Scalar)
     }
 }
 
@@ -98,7 +122,8 @@ impl fmt::Display for LevelError {
         match self {
             LevelError::Unknown { value } => write!(
                 f,
-                "{VARIABLE} is `{value}`; known are scalar, avx2 and avx512; unset it to take the best"
+                "{VARIABLE} is `{value}`; known are {}; unset it to take the best",
+                Level::ALL.map(Level::name).join(", ")
             ),
             LevelError::Unsupported { wanted, best } => write!(
                 f,
@@ -184,7 +209,7 @@ mod tests {
         let error = choose(Some("sse9")).unwrap_err();
         let text = error.to_string();
         assert!(
-            text.contains("`sse9`") && text.contains("scalar, avx2 and avx512"),
+            text.contains("`sse9`") && text.contains("scalar, avx2, avx512, "),
             "{text}"
         );
     }

@@ -4,7 +4,8 @@
 //! Work is split by size, never by thread count, so a result has the same bits on 1 or 64 threads.
 //! Shapes are the `tensor` crate's business: here a wrong length is a broken promise and asserted.
 //!
-//! Read [`mod@level`] first (which instructions this process uses), then [`gemm`], then [`conv`].
+//! Read [`mod@level`] first (which instructions this process uses), then [`gemm`], then [`conv`];
+//! [`precision`] says what else than `f32` their weights can be.
 
 pub mod activation;
 mod arch;
@@ -16,11 +17,16 @@ pub mod gemm;
 pub mod level;
 mod math;
 pub mod norm;
+pub mod precision;
 pub mod resample;
+mod scratch;
 #[doc(hidden)]
 pub mod testing;
+mod words;
 
 pub use conv::{ConvShape, Extent, PackedConv, Padding, conv2d, conv2d_upsampled};
 pub use epilogue::{Activation, Epilogue};
 pub use gemm::{PackedLinear, linear};
 pub use level::{Level, LevelError, detect, level};
+pub use precision::Precision;
+pub use scratch::trim_scratch;

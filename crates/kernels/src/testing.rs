@@ -1,10 +1,12 @@
 //! For tests and benches: reproducible numbers and the error bounds that tolerances come from.
 
 use std::hint::black_box;
+use std::marker::PhantomData;
 use std::time::Instant;
 
-use crate::arch::{self, Simd, Task};
+use crate::arch::{self, Bf16, F32, HalfBf16, Int8, Simd, Task, Words};
 use crate::level::Level;
+use crate::precision::Precision;
 
 /// A small generator (SplitMix64; Steele, Lea and Flood 2014); not for pictures.
 pub struct Rng(u64);
@@ -32,6 +34,17 @@ impl Rng {
     /// `count` of [`Rng::f32`].
     pub fn f32s(&mut self, count: usize) -> Vec<f32> {
         (0..count).map(|_| self.f32()).collect()
+    }
+
+    /// Normal, of variance 1 (the sum of twelve uniform numbers: no tail beyond 6).
+    pub fn normal(&mut self) -> f32 {
+        (0..12).map(|_| self.f32()).sum::<f32>() / 2.0
+    }
+
+    /// Student's t with 3 degrees of freedom: tails as heavy as activations have, variance 3.
+    pub fn heavy_tailed(&mut self) -> f32 {
+        let squares: f32 = (0..3).map(|_| self.normal().powi(2)).sum();
+        self.normal() / (squares / 3.0).sqrt()
     }
 
     /// Uniform in `0..end`.
@@ -63,36 +76,57 @@ pub fn with_threads<T: Send>(count: usize, work: impl FnOnce() -> T + Send) -> T
         .install(work)
 }
 
-/// Multiply-adds a second, times two, that one thread of this machine does at `level` when
-/// nothing is read or written: the limit that benches are measured against.
-pub fn peak_flops(level: Level) -> f64 {
+/// Multiply-adds a second, times two, of numbers of `precision` that one thread of this machine
+/// does at `level` when nothing is read or written: the limit that benches are measured against.
+pub fn peak_flops(level: Level, precision: Precision) -> f64 {
+    match precision {
+        Precision::F32 => peak::<F32>(level, 1),
+        Precision::Bf16 if level == Level::Avx512Bf16 => peak::<Bf16>(level, 2),
+        Precision::Bf16 => peak::<HalfBf16>(level, 2),
+        Precision::Int8 => peak::<Int8>(level, 4),
+    }
+}
+
+fn peak<W: Words>(level: Level, channels: usize) -> f64 {
     const STEPS: usize = 200_000;
     let best = (0..20).map(|_| {
         let start = Instant::now();
-        let lanes = arch::run(level, RegistersOnly { steps: STEPS });
-        (STEPS * CHAINS * lanes * 2) as f64 / start.elapsed().as_secs_f64()
+        let words = PhantomData::<W>;
+        let lanes = arch::run(
+            level,
+            RegistersOnly {
+                words,
+                steps: STEPS,
+            },
+        );
+        (STEPS * CHAINS * lanes * channels * 2) as f64 / start.elapsed().as_secs_f64()
     });
     best.fold(0.0, f64::max)
 }
 
 /// Sums that do not wait for each other: more than latency × ports of any CPU we know.
-const CHAINS: usize = 12;
+const CHAINS: usize = 24;
 
 /// Nothing but multiply-adds; gives the number of lanes.
-struct RegistersOnly {
+struct RegistersOnly<W> {
+    words: PhantomData<W>,
     steps: usize,
 }
 
-impl Task for RegistersOnly {
+impl<W: Words> Task for RegistersOnly<W> {
     type Output = usize;
+    const PRECISION: Precision = W::PRECISION;
 
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) -> usize {
-        let (x, y) = (simd.splat(black_box(0.999)), simd.splat(black_box(0.001)));
+        // 10⁻³⁰ as a float and in both halves: sums stay as they are, neither tiny nor infinite.
+        let y = f32::from_bits(black_box(0x0DA2_0DA2));
+        let y = W::right(simd, simd.splat(y));
         let mut sums = [simd.splat(black_box(1.0)); CHAINS];
         for _ in 0..self.steps {
             for sum in &mut sums {
-                *sum = simd.mul_add(*sum, x, y);
+                // Both sides change, or what prepares them would be done once.
+                *sum = W::dot(simd, |_| *sum, y, *sum);
             }
         }
         for sum in sums {

@@ -1,14 +1,15 @@
-//! Linear layers and convolutions at every level this machine has, against a loop that knows
-//! nothing of packing, and against each other.
+//! Linear layers and convolutions of every precision, at every level this machine has, against a
+//! loop that knows nothing of packing, and against each other.
 
 use safelight_kernels::conv::conv2d_at;
 use safelight_kernels::gemm::linear_at;
 use safelight_kernels::testing::{Rng, sum_bound, with_threads};
 use safelight_kernels::{
-    Activation, ConvShape, Epilogue, Extent, Level, PackedConv, PackedLinear, Padding,
+    Activation, ConvShape, Epilogue, Extent, Level, PackedConv, PackedLinear, Padding, Precision,
 };
 
-/// A product and what the error bound needs: the sum of its terms' magnitudes, and their count.
+/// A product and what the error bound needs: the sum of its terms' magnitudes, and their count. The
+/// terms of int8 are whole parts of the sum, whose products are added without an error.
 struct Expected {
     value: Vec<f64>,
     magnitude: Vec<f64>,
@@ -26,15 +27,22 @@ struct Case {
     bias: Vec<f32>,
     image_bias: Vec<f32>,
     residual: Vec<f32>,
+    precision: Precision,
     packed: PackedConv,
 }
 
 impl Case {
-    fn new(seed: u64, extent: Extent, size: (usize, usize), shape: ConvShape) -> Self {
+    fn new(
+        seed: u64,
+        extent: Extent,
+        size: (usize, usize),
+        shape: ConvShape,
+        precision: Precision,
+    ) -> Self {
         let mut rng = Rng::seeded(seed);
         let taps = shape.kernel_height * shape.kernel_width;
         let weight = rng.f32s(shape.out_channels * shape.in_channels * taps);
-        let packed = PackedConv::new(&weight, shape);
+        let packed = PackedConv::with_precision(&weight, shape, precision);
         let output = packed.output(Extent {
             height: size.0,
             width: size.1,
@@ -49,6 +57,7 @@ impl Case {
             image_bias: rng.f32s(extent.batch * shape.out_channels),
             residual: rng.f32s(output.pixels() * shape.out_channels),
             weight,
+            precision,
             packed,
         }
     }
@@ -76,8 +85,9 @@ impl Case {
         out
     }
 
-    /// The definition, in f64: sum over the kernel's rows, columns and channels.
-    fn expected(&self) -> Expected {
+    /// The definition, in f64: sum over the kernel's rows, columns and channels of the numbers that
+    /// the precision leaves of `x` and `weight` at `level`.
+    fn expected(&self, level: Level) -> Expected {
         let ConvShape {
             in_channels,
             out_channels,
@@ -85,24 +95,38 @@ impl Case {
             kernel_width,
             ..
         } = self.shape;
-        let output = self.output();
+        let taps = kernel_height * kernel_width;
+        let part_len = part_len(self.precision, in_channels);
+        let of_left = match self.precision {
+            Precision::Bf16 if level != Level::Avx512Bf16 => Precision::F32,
+            precision => precision,
+        };
+        let x = rounded(&self.x, in_channels, part_len, of_left);
+        let weight: Vec<f32> = (0..out_channels * taps)
+            .flat_map(|at| {
+                let (channel, tap) = (at / taps, at % taps);
+                let at = move |i: usize| (channel * in_channels + i) * taps + tap;
+                (0..in_channels).map(move |i| self.weight[at(i)])
+            })
+            .collect();
+        let weight = rounded(&weight, in_channels, part_len, self.precision);
         let mut value = Vec::new();
         let mut magnitude = Vec::new();
-        for (image, row, column, channel) in indices(output, out_channels) {
+        for (image, row, column, channel) in indices(self.output(), out_channels) {
             let (mut sum, mut sum_abs) = (0.0, 0.0);
-            for ky in 0..kernel_height {
-                for kx in 0..kernel_width {
-                    let Some(pixel) = self.pixel(image, row, column, ky, kx) else {
-                        continue;
-                    };
-                    for i in 0..in_channels {
-                        let x = f64::from(self.x[pixel * in_channels + i]);
-                        let tap = (i * kernel_height + ky) * kernel_width + kx;
-                        let taps = in_channels * kernel_height * kernel_width;
-                        let weight = f64::from(self.weight[channel * taps + tap]);
-                        sum += x * weight;
-                        sum_abs += (x * weight).abs();
-                    }
+            for tap in 0..taps {
+                let (ky, kx) = (tap / kernel_width, tap % kernel_width);
+                let Some(pixel) = self.pixel(image, row, column, ky, kx) else {
+                    continue;
+                };
+                let x = &x[pixel * in_channels..][..in_channels];
+                let weight = &weight[(channel * taps + tap) * in_channels..][..in_channels];
+                for (x, weight) in x.chunks(part_len).zip(weight.chunks(part_len)) {
+                    let products = x.iter().zip(weight).map(|(x, weight)| x * weight);
+                    let part: f64 = products.clone().sum();
+                    sum += part;
+                    // A millionth of the terms' magnitudes for what f64 rounds here.
+                    sum_abs += part.abs() + 1e-6 * products.map(f64::abs).sum::<f64>();
                 }
             }
             value.push(sum);
@@ -111,7 +135,8 @@ impl Case {
         Expected {
             value,
             magnitude,
-            terms: in_channels * kernel_height * kernel_width,
+            // Scaling a part rounds twice more.
+            terms: 2 + in_channels.div_ceil(part_len) * taps,
         }
     }
 
@@ -137,6 +162,54 @@ impl Case {
     }
 }
 
+/// Channels whose products are one term of the sum.
+fn part_len(precision: Precision, channels: usize) -> usize {
+    match precision {
+        // What the documentation of `Precision` says, in whole words and groups of four words.
+        Precision::Int8 => {
+            let words = channels.div_ceil(4);
+            let count = words.div_ceil(80);
+            let len = words.div_ceil(count);
+            4 * if count > 1 {
+                len.next_multiple_of(4)
+            } else {
+                len
+            }
+        }
+        Precision::Bf16 | Precision::F32 => 1,
+    }
+}
+
+/// What the precision leaves of rows of `channels` floats.
+fn rounded(x: &[f32], channels: usize, part_len: usize, precision: Precision) -> Vec<f64> {
+    let parts = x.chunks(channels).flat_map(|row| row.chunks(part_len));
+    parts
+        .flat_map(|part| {
+            let largest = part.iter().fold(0.0f32, |largest, x| largest.max(x.abs()));
+            part.iter().map(move |&x| match precision {
+                Precision::F32 => f64::from(x),
+                Precision::Bf16 => {
+                    // The neighbours below and above in magnitude; of a tie the even one.
+                    let bits = x.to_bits() & 0xFFFF_0000;
+                    let (below, above) = (f32::from_bits(bits), f32::from_bits(bits + 0x1_0000));
+                    let (down, up) = ((x - below).abs(), (above - x).abs());
+                    let odd = bits & 0x1_0000 != 0;
+                    f64::from(if up < down || (up == down && odd) {
+                        above
+                    } else {
+                        below
+                    })
+                }
+                Precision::Int8 if largest == 0.0 => 0.0,
+                Precision::Int8 => {
+                    let whole = (x * (127.0 / largest)).round_ties_even();
+                    f64::from(whole) * f64::from(largest / 127.0)
+                }
+            })
+        })
+        .collect()
+}
+
 /// Image, row, column and channel of every output element, in memory order.
 fn indices(output: Extent, channels: usize) -> Vec<(usize, usize, usize, usize)> {
     (0..output.pixels() * channels)
@@ -148,10 +221,22 @@ fn indices(output: Extent, channels: usize) -> Vec<(usize, usize, usize, usize)>
         .collect()
 }
 
-/// Every level agrees with the definition within the bound of a sum in any order.
-fn check(case: &Case) {
-    let expected = case.expected();
+/// Every precision at every level agrees with the definition within the bound of a sum in any order.
+fn check(seed: u64, extent: Extent, size: (usize, usize), shape: ConvShape) {
+    for precision in Precision::ALL {
+        check_one(&Case::new(seed, extent, size, shape, precision));
+    }
+}
+
+fn check_one(case: &Case) {
+    let plain = case.expected(Level::Scalar);
+    let native = case.expected(Level::Avx512Bf16);
     for level in Level::available() {
+        let expected = if level == Level::Avx512Bf16 {
+            &native
+        } else {
+            &plain
+        };
         let out = case.run(level, &Epilogue::default());
         assert_eq!(out.len(), expected.value.len());
         for (at, out) in out.iter().enumerate() {
@@ -160,7 +245,8 @@ fn check(case: &Case) {
             let off = (f64::from(*out) - value).abs();
             assert!(
                 off <= bound,
-                "{level}, {:?} {:?} {:?}, element {at}: off by {off:e}, allowed {bound:e}",
+                "{level}, {}, {:?} {:?} {:?}, element {at}: off by {off:e}, allowed {bound:e}",
+                case.precision,
                 case.shape,
                 case.extent,
                 case.size
@@ -209,18 +295,20 @@ fn linear_layers_of_every_tail_agree() {
         ] {
             seed += 1;
             let shape = conv(out, inside, (1, 1), 1, Padding::default());
-            let case = Case::new(seed, extent(1, rows, 1), (rows, 1), shape);
-            check(&case);
+            for precision in Precision::ALL {
+                let case = Case::new(seed, extent(1, rows, 1), (rows, 1), shape, precision);
+                check_one(&case);
 
-            let packed = PackedLinear::new(&case.weight, out, inside);
-            for level in Level::available() {
-                let mut linear = vec![f32::NAN; rows * out];
-                linear_at(level, &case.x, &packed, &Epilogue::default(), &mut linear);
-                assert_eq!(
-                    linear,
-                    case.run(level, &Epilogue::default()),
-                    "{level}: conv 1×1"
-                );
+                let packed = PackedLinear::with_precision(&case.weight, out, inside, precision);
+                for level in Level::available() {
+                    let mut linear = vec![f32::NAN; rows * out];
+                    linear_at(level, &case.x, &packed, &Epilogue::default(), &mut linear);
+                    assert_eq!(
+                        linear,
+                        case.run(level, &Epilogue::default()),
+                        "{level}: conv 1×1"
+                    );
+                }
             }
         }
     }
@@ -230,9 +318,9 @@ fn linear_layers_of_every_tail_agree() {
 fn sums_of_many_blocks_agree() {
     for (seed, inside) in [(1, 400), (2, 577), (3, 1280)] {
         let shape = conv(40, inside, (1, 1), 1, Padding::default());
-        check(&Case::new(seed, extent(1, 13, 1), (13, 1), shape));
+        check(seed, extent(1, 13, 1), (13, 1), shape);
         let shape = conv(33, inside / 8, (3, 3), 1, Padding::all(1));
-        check(&Case::new(seed, extent(1, 5, 4), (5, 4), shape));
+        check(seed, extent(1, 5, 4), (5, 4), shape);
     }
 }
 
@@ -243,12 +331,7 @@ fn convolutions_agree_over_odd_sizes() {
         for (inside, out) in [(1, 1), (3, 16), (4, 33), (16, 3), (33, 48)] {
             seed += 1;
             let shape = conv(out, inside, (3, 3), 1, Padding::all(1));
-            check(&Case::new(
-                seed,
-                extent(2, height, width),
-                (height, width),
-                shape,
-            ));
+            check(seed, extent(2, height, width), (height, width), shape);
         }
     }
 }
@@ -273,7 +356,7 @@ fn kernels_strides_and_paddings_agree() {
             for padding in [Padding::default(), Padding::all(1), bottom_right, uneven] {
                 seed += 1;
                 let shape = conv(17, 6, kernel, stride, padding);
-                check(&Case::new(seed, extent(2, 9, 8), (9, 8), shape));
+                check(seed, extent(2, 9, 8), (9, 8), shape);
             }
         }
     }
@@ -286,7 +369,7 @@ fn convolutions_after_a_resize_agree() {
         for stride in [1, 2] {
             seed += 1;
             let shape = conv(20, 9, (3, 3), stride, Padding::all(1));
-            check(&Case::new(seed, extent(2, 5, 7), size, shape));
+            check(seed, extent(2, 5, 7), size, shape);
         }
     }
 }
@@ -295,9 +378,9 @@ fn convolutions_after_a_resize_agree() {
 fn big_pieces_agree() {
     // More rows than one piece, more panels than one piece.
     let shape = conv(70, 8, (3, 3), 1, Padding::all(1));
-    check(&Case::new(400, extent(1, 40, 37), (40, 37), shape));
+    check(400, extent(1, 40, 37), (40, 37), shape);
     let shape = conv(1000, 64, (1, 1), 1, Padding::default());
-    check(&Case::new(401, extent(1, 500, 1), (500, 1), shape));
+    check(401, extent(1, 500, 1), (500, 1), shape);
 }
 
 /// The definition of each activation, in f64.
@@ -326,8 +409,13 @@ fn erf(x: f64) -> f64 {
 #[test]
 fn every_epilogue_agrees() {
     let shape = conv(37, 12, (3, 3), 1, Padding::all(1));
-    let case = Case::new(500, extent(3, 5, 4), (5, 4), shape);
-    let expected = case.expected();
+    for precision in Precision::ALL {
+        let case = Case::new(500, extent(3, 5, 4), (5, 4), shape, precision);
+        check_epilogues(&case);
+    }
+}
+
+fn check_epilogues(case: &Case) {
     let output = case.output();
     let activations = [
         Activation::None,
@@ -343,6 +431,7 @@ fn every_epilogue_agrees() {
             residual: (choice & 4 != 0).then_some(&case.residual),
         };
         for level in Level::available() {
+            let expected = case.expected(level);
             let out = case.run(level, &epilogue);
             for (at, (image, _, _, channel)) in indices(output, 37).into_iter().enumerate() {
                 let bias = epilogue.bias.map_or(0.0, |bias| f64::from(bias[channel]));
@@ -363,7 +452,8 @@ fn every_epilogue_agrees() {
                 let off = (f64::from(out[at]) - value).abs();
                 assert!(
                     off <= bound,
-                    "{level}, {epilogue:?}, {at}: off by {off:e}, {bound:e}"
+                    "{level}, {}, {epilogue:?}, {at}: off by {off:e}, {bound:e}",
+                    case.precision
                 );
             }
         }
@@ -380,34 +470,79 @@ fn thread_count_and_batch_do_not_change_a_bit() {
         ),
         (conv(320, 320, (3, 3), 1, Padding::all(1)), extent(1, 8, 8)),
     ] {
-        let case = Case::new(600, size, (size.height, size.width), shape);
-        let twice = Case {
-            extent: Extent { batch: 2, ..size },
-            x: case.x.repeat(2),
-            ..Case::new(600, size, (size.height, size.width), shape)
-        };
-        let residual = case.residual.repeat(2);
-        let twice = Case { residual, ..twice };
-        for level in Level::available() {
-            let epilogue = Epilogue {
-                bias: Some(&case.bias),
-                ..Epilogue::default()
-            };
-            let one = with_threads(1, || case.run(level, &epilogue));
-            for threads in [2, 8] {
-                let more = with_threads(threads, || case.run(level, &epilogue));
-                assert!(one == more, "{level}, {threads} threads, {shape:?}");
-            }
-            let two = twice.run(level, &epilogue);
-            assert!(two == one.repeat(2), "{level}, batch of 2, {shape:?}");
+        for precision in Precision::ALL {
+            check_threads_and_batch(shape, size, precision);
         }
+    }
+}
+
+fn check_threads_and_batch(shape: ConvShape, size: Extent, precision: Precision) {
+    let case = Case::new(600, size, (size.height, size.width), shape, precision);
+    let twice = Case {
+        extent: Extent { batch: 2, ..size },
+        x: case.x.repeat(2),
+        residual: case.residual.repeat(2),
+        ..Case::new(600, size, (size.height, size.width), shape, precision)
+    };
+    for level in Level::available() {
+        let epilogue = Epilogue {
+            bias: Some(&case.bias),
+            ..Epilogue::default()
+        };
+        let one = with_threads(1, || case.run(level, &epilogue));
+        for threads in [2, 8] {
+            let more = with_threads(threads, || case.run(level, &epilogue));
+            assert!(
+                one == more,
+                "{level}, {precision}, {threads} threads, {shape:?}"
+            );
+        }
+        let two = twice.run(level, &epilogue);
+        assert!(
+            two == one.repeat(2),
+            "{level}, {precision}, batch of 2, {shape:?}"
+        );
     }
 }
 
 #[test]
 fn empty_inputs_are_fine() {
-    let packed = PackedLinear::new(&[1.0; 6], 2, 3);
-    for level in Level::available() {
-        linear_at(level, &[], &packed, &Epilogue::default(), &mut []);
+    for precision in Precision::ALL {
+        let packed = PackedLinear::with_precision(&[1.0; 6], 2, 3, precision);
+        for level in Level::available() {
+            linear_at(level, &[], &packed, &Epilogue::default(), &mut []);
+        }
     }
+}
+
+#[test]
+fn numbers_that_are_none_stay_so() {
+    for precision in Precision::ALL {
+        let packed = PackedLinear::with_precision(&[0.5; 40 * 33], 33, 40, precision);
+        for level in Level::available() {
+            for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+                let mut x = vec![1.0; 3 * 40];
+                x[47] = bad;
+                let mut out = vec![0.0; 3 * 33];
+                linear_at(level, &x, &packed, &Epilogue::default(), &mut out);
+                let (good, poisoned) = (&out[..33], &out[33..66]);
+                assert!(good.iter().all(|x| (x - 20.0).abs() < 1e-4), "{good:?}");
+                assert!(
+                    poisoned.iter().all(|x| !x.is_finite()),
+                    "{level} {precision}"
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn packed_weights_shrink_with_their_precision() {
+    let weight = vec![0.5; 320 * 320 * 9];
+    let shape = conv(320, 320, (3, 3), 1, Padding::all(1));
+    let bytes = |precision| PackedConv::with_precision(&weight, shape, precision).bytes();
+    assert_eq!(bytes(Precision::F32), 4 * 320 * 320 * 9);
+    assert_eq!(bytes(Precision::Bf16), 2 * 320 * 320 * 9);
+    // A scale and a sum for every 320 channels.
+    assert_eq!(bytes(Precision::Int8), 320 * (320 + 8) * 9);
 }

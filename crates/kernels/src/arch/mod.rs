@@ -7,14 +7,17 @@
 mod aligned;
 mod rectangles;
 mod tile;
+mod words;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 
 pub(crate) use aligned::Aligned;
 pub(crate) use rectangles::{Rectangle, rectangles};
 pub(crate) use tile::{Multiply, OUTSIDE, Part, Runs};
+pub(crate) use words::{Bf16, F32, HalfBf16, Int8, Words, bf16_bits, byte_bits};
 
 use crate::level::Level;
+use crate::precision::Precision;
 
 /// Output channels in one panel of packed weights: two vectors of the widest level.
 pub(crate) const PANEL: usize = 32;
@@ -23,8 +26,11 @@ pub(crate) const PANEL: usize = 32;
 pub(crate) trait Simd: Copy + Send + Sync {
     /// Floats in a vector.
     const LANES: usize;
-    /// A vector.
+    /// A vector; of words where a method says so, as the bits of floats.
     type V: Copy;
+    /// What is added to the bytes of int8 left words: 128 where the CPU multiplies unsigned bytes
+    /// by signed ones, or 0.
+    const BYTE_OFFSET: u8 = 0;
 
     /// Runs a part of a kernel as a function of its own, so that it has the registers to itself.
     fn apart<T: Task>(self, task: T) -> T::Output;
@@ -62,16 +68,52 @@ pub(crate) trait Simd: Copy + Send + Sync {
     fn scale_by_power_of_2(self, a: Self::V, n: Self::V) -> Self::V;
     /// Sum of the lanes, in an order that depends on the level only.
     fn reduce_add(self, a: Self::V) -> f32;
+    /// The two bf16 of each word as floats, the lower halves first.
+    fn halves(self, a: Self::V) -> (Self::V, Self::V);
+    /// c + Σ a · b over the two bf16 of each word, the upper first. Where the CPU has an
+    /// instruction for it, numbers below 2⁻¹²⁶ count as 0.
+    #[inline(always)]
+    fn dot_bf16(self, a: Self::V, b: Self::V, c: Self::V) -> Self::V {
+        let (a, b) = (self.halves(a), self.halves(b));
+        let c = self.mul_add(a.1, b.1, c);
+        self.mul_add(a.0, b.0, c)
+    }
+    /// c + Σ (a - [`Simd::BYTE_OFFSET`]) · b over the four bytes of each word, in `i32`, short of
+    /// the offset's part: Σ offset · b is left in. Signed bytes are -127..=127.
+    fn dot_i8(self, a: Self::V, b: Self::V, c: Self::V) -> Self::V;
+    /// Words of bf16, each float rounded to nearest even: first all of `a`, then all of `b`.
+    fn to_bf16(self, a: Self::V, b: Self::V) -> Self::V;
+    /// Words of int8, each float, of magnitude at most 127, rounded to nearest even and
+    /// [`Simd::BYTE_OFFSET`] added: first all of `x[0]`, then all of `x[1]`, ...
+    fn to_i8(self, x: [Self::V; 4]) -> Self::V;
+    /// The `f32` nearest to each `i32`.
+    fn whole_to_float(self, a: Self::V) -> Self::V;
     /// Asks for the cache line of `x` to come to the first-level cache; wherever `x` points.
     fn prefetch(self, x: *const f32);
     /// Asks for the cache line of `x` to come to the second-level cache; wherever `x` points.
     fn prefetch_far(self, x: *const f32);
 }
 
+/// Whether this CPU's instructions for bf16 do more products a second than those for `f32`: AMD's
+/// do twice as many (Zen 4 and later), Intel's half as many (measured on Sapphire Rapids, whose
+/// quick ones are AMX's), others' are not known.
+pub(crate) fn bf16_is_quick() -> bool {
+    #[cfg(target_arch = "x86_64")]
+    {
+        x86::is_amd()
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    {
+        false
+    }
+}
+
 /// A kernel, written over any [`Simd`]. Mark `run` `#[inline(always)]`.
 pub(crate) trait Task {
     /// What it gives back.
     type Output;
+    /// Which words it multiplies: says which instructions it gains from.
+    const PRECISION: Precision = Precision::F32;
     /// The work.
     fn run<S: Simd>(self, simd: S) -> Self::Output;
 }
@@ -92,8 +134,18 @@ pub(crate) fn run<T: Task>(level: Level, task: T) -> T::Output {
         // SAFETY: `is_supported` has just found AVX2 and FMA.
         Level::Avx2 => unsafe { x86::run_avx2(task) },
         #[cfg(target_arch = "x86_64")]
+        // SAFETY: `is_supported` has just found AVX-512 F, BW, DQ, VL and VNNI.
+        Level::Avx512Vnni | Level::Avx512Bf16 if matches!(T::PRECISION, Precision::Int8) => unsafe {
+            x86::run_avx512_vnni(task)
+        },
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: `is_supported` has just found AVX-512 F, BW, DQ, VL and BF16.
+        Level::Avx512Bf16 if matches!(T::PRECISION, Precision::Bf16) => unsafe {
+            x86::run_avx512_bf16(task)
+        },
+        #[cfg(target_arch = "x86_64")]
         // SAFETY: `is_supported` has just found AVX-512 F, BW, DQ and VL.
-        Level::Avx512 => unsafe { x86::run_avx512(task) },
+        Level::Avx512 | Level::Avx512Vnni | Level::Avx512Bf16 => unsafe { x86::run_avx512(task) },
         #[cfg(not(target_arch = "x86_64"))]
         _ => unreachable!("not supported, as asserted above"),
     }
@@ -180,6 +232,36 @@ impl Simd for Scalar {
     #[inline(always)]
     fn reduce_add(self, a: f32) -> f32 {
         a
+    }
+    #[inline(always)]
+    fn halves(self, a: f32) -> (f32, f32) {
+        let bits = a.to_bits();
+        (
+            f32::from_bits(bits << 16),
+            f32::from_bits(bits & 0xFFFF_0000),
+        )
+    }
+    #[inline(always)]
+    fn dot_i8(self, a: f32, b: f32, c: f32) -> f32 {
+        let mut sum = c.to_bits() as i32;
+        for shift in [0, 8, 16, 24] {
+            let byte = |x: f32| i32::from((x.to_bits() >> shift) as u8 as i8);
+            sum += byte(a) * byte(b);
+        }
+        f32::from_bits(sum as u32)
+    }
+    #[inline(always)]
+    fn to_bf16(self, a: f32, b: f32) -> f32 {
+        f32::from_bits(bf16_bits(b) << 16 | bf16_bits(a))
+    }
+    #[inline(always)]
+    fn to_i8(self, x: [f32; 4]) -> f32 {
+        let [a, b, c, d] = x.map(byte_bits);
+        f32::from_bits(d << 24 | c << 16 | b << 8 | a)
+    }
+    #[inline(always)]
+    fn whole_to_float(self, a: f32) -> f32 {
+        a.to_bits() as i32 as f32
     }
     #[inline(always)]
     fn prefetch(self, _x: *const f32) {}

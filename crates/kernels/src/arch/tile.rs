@@ -2,40 +2,41 @@
 
 use std::marker::PhantomData;
 
-use super::{PANEL, Simd, Task};
+use super::{PANEL, Simd, Task, Words};
+use crate::precision::Precision;
 
 /// Stands for a run of zeros (padding) instead of a start.
 pub(crate) const OUTSIDE: usize = usize::MAX;
 
-/// Where the rows of a product's left matrix lie: row by row `taps` runs of `channels` floats.
-/// Rows go in tiles of `tile_rows`; those past the last are zeros.
+/// Where the rows of a product's left matrix lie: row by row `taps` runs of `words` words (for
+/// `f32` those are channels). Rows go in tiles of `tile_rows`; those past the last are zeros.
 pub(crate) struct Runs<'a> {
-    /// `[tile][tap][row in tile]`, each pointing at `channels` floats that live for `'a`.
+    /// `[tile][tap][row in tile]`, each pointing at `words` words that live for `'a`.
     pointers: Vec<*const f32>,
     /// `[tile][tap]`: whether any of the tile's rows is not zeros there.
     live: Vec<bool>,
     taps: usize,
-    channels: usize,
+    words: usize,
     tile_rows: usize,
     x: &'a [f32],
     memory: PhantomData<&'a [f32]>,
 }
 
 impl<'a> Runs<'a> {
-    /// Rows that are all zeros until [`Runs::set`]; `zeros` are at least `channels` of them.
+    /// Rows that are all zeros until [`Runs::set`]; `zeros` are at least `words` of them.
     pub(crate) fn new(
         x: &'a [f32],
         zeros: &'a [f32],
-        (taps, channels): (usize, usize),
+        (taps, words): (usize, usize),
         tile_rows: usize,
         row_count: usize,
     ) -> Self {
         let tiles = row_count.div_ceil(tile_rows);
         Runs {
-            pointers: vec![zeros[..channels].as_ptr(); tiles * taps * tile_rows],
+            pointers: vec![zeros[..words].as_ptr(); tiles * taps * tile_rows],
             live: vec![false; tiles * taps],
             taps,
-            channels,
+            words,
             tile_rows,
             x,
             memory: PhantomData,
@@ -50,7 +51,7 @@ impl<'a> Runs<'a> {
     pub(crate) fn set(&mut self, (tile, row): (usize, usize), tap: usize, start: usize) {
         if start != OUTSIDE {
             let at = tile * self.taps + tap;
-            let run = &self.x[start..][..self.channels];
+            let run = &self.x[start..][..self.words];
             self.pointers[at * self.tile_rows + row] = run.as_ptr();
             self.live[at] = true;
         }
@@ -64,12 +65,13 @@ impl<'a> Runs<'a> {
 
 /// `sums[row][column] += Σ x · weight` over one part of the sum, for neighbouring tiles.
 ///
-/// Every sum adds its products in the order of the weights, whatever the tile's size is.
+/// Every sum adds its products in the order of the weights, whatever the tile's size is. With
+/// [`Words::SCALED`] each run is summed up in whole numbers, scaled, and added to the sums.
 #[derive(Clone, Copy)]
 pub(crate) struct Multiply<'a> {
     pub(crate) runs: &'a Runs<'a>,
     pub(crate) part: Part,
-    /// `[part.taps · part.len][PANEL]`
+    /// `[part.taps][part.len][PANEL]`, with [`Words::SCALED`] `[part.taps][part.len + 2][PANEL]`.
     pub(crate) weights: &'a [f32],
     /// Weights needed soon after: fetched into the cache on the way.
     pub(crate) next_weights: &'a [f32],
@@ -77,7 +79,8 @@ pub(crate) struct Multiply<'a> {
     pub(crate) fresh: bool,
 }
 
-/// A part of the rows' runs: of `taps` runs from `tap` on, `len` floats from `skip` on.
+/// A part of the rows' runs: of `taps` runs from `tap` on, `len` words from `skip` on (left words go
+/// [`Words::LEFT`] to each); with [`Words::SCALED`] their scale is the word after them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Part {
     pub(crate) tap: usize,
@@ -90,7 +93,7 @@ impl Multiply<'_> {
     /// Works on tiles from `tile` on, as many as `sums`, `[tile][tile_rows][PANEL]`, has; of each
     /// the first `rows` rows and `columns` columns at least.
     #[inline(always)]
-    pub(crate) fn tiles<S: Simd, const TILE: usize>(
+    pub(crate) fn tiles<W: Words, S: Simd, const TILE: usize>(
         &self,
         simd: S,
         tile: usize,
@@ -101,37 +104,43 @@ impl Multiply<'_> {
             let whole = self.part.len.is_multiple_of(STEPS);
             let one = columns - column <= S::LANES;
             match (rows, one, whole) {
-                (1, _, _) => simd.apart(Tiles::<1, 2, 1> {
+                (1, _, _) => simd.apart(Tiles::<W, 1, 2, 1> {
+                    words: PhantomData,
                     multiply: self,
                     tile,
                     column,
                     sums,
                 }),
-                (2, _, _) => simd.apart(Tiles::<2, 2, 1> {
+                (2, _, _) => simd.apart(Tiles::<W, 2, 2, 1> {
+                    words: PhantomData,
                     multiply: self,
                     tile,
                     column,
                     sums,
                 }),
-                (3 | 4, _, _) => simd.apart(Tiles::<4, 2, 1> {
+                (3 | 4, _, _) => simd.apart(Tiles::<W, 4, 2, 1> {
+                    words: PhantomData,
                     multiply: self,
                     tile,
                     column,
                     sums,
                 }),
-                (_, true, _) => simd.apart(Tiles::<TILE, 1, 1> {
+                (_, true, _) => simd.apart(Tiles::<W, TILE, 1, 1> {
+                    words: PhantomData,
                     multiply: self,
                     tile,
                     column,
                     sums,
                 }),
-                (_, false, true) => simd.apart(Tiles::<TILE, 2, STEPS> {
+                (_, false, true) => simd.apart(Tiles::<W, TILE, 2, STEPS> {
+                    words: PhantomData,
                     multiply: self,
                     tile,
                     column,
                     sums,
                 }),
-                (_, false, false) => simd.apart(Tiles::<TILE, 2, 1> {
+                (_, false, false) => simd.apart(Tiles::<W, TILE, 2, 1> {
+                    words: PhantomData,
                     multiply: self,
                     tile,
                     column,
@@ -146,17 +155,19 @@ impl Multiply<'_> {
 const STEPS: usize = 4;
 
 /// [`Multiply`] for `ROWS` rows and `VECTORS` vectors of each tile, `UNROLL` steps at a time.
-struct Tiles<'a, const ROWS: usize, const VECTORS: usize, const UNROLL: usize> {
+struct Tiles<'a, W, const ROWS: usize, const VECTORS: usize, const UNROLL: usize> {
+    words: PhantomData<W>,
     multiply: &'a Multiply<'a>,
     tile: usize,
     column: usize,
     sums: &'a mut [f32],
 }
 
-impl<const ROWS: usize, const VECTORS: usize, const UNROLL: usize> Task
-    for Tiles<'_, ROWS, VECTORS, UNROLL>
+impl<W: Words, const ROWS: usize, const VECTORS: usize, const UNROLL: usize> Task
+    for Tiles<'_, W, ROWS, VECTORS, UNROLL>
 {
     type Output = ();
+    const PRECISION: Precision = W::PRECISION;
 
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
@@ -176,9 +187,12 @@ impl<const ROWS: usize, const VECTORS: usize, const UNROLL: usize> Task
         let stride = runs.tile_rows;
         assert!(self.column + VECTORS * S::LANES <= PANEL && ROWS <= stride);
         assert!(
-            len.is_multiple_of(UNROLL) && skip + len <= runs.channels && tap + taps <= runs.taps
+            len.is_multiple_of(UNROLL)
+                && W::LEFT * (skip + len) + usize::from(W::SCALED) <= runs.words
+                && tap + taps <= runs.taps
         );
-        assert!(weights.len() == taps * len * PANEL);
+        let run_rows = len + if W::SCALED { 2 } else { 0 };
+        assert!(weights.len() == taps * run_rows * PANEL);
         let share = next_weights
             .len()
             .div_ceil(runs.tiles())
@@ -192,7 +206,13 @@ impl<const ROWS: usize, const VECTORS: usize, const UNROLL: usize> Task
             let sums =
                 &mut sums[self.column..(ROWS - 1) * PANEL + self.column + VECTORS * S::LANES];
             let mut acc = [[simd.splat(0.0); VECTORS]; ROWS];
-            if !fresh {
+            if W::SCALED && fresh {
+                for row in 0..ROWS {
+                    for idx in 0..VECTORS {
+                        simd.store(acc[row][idx], &mut sums[row * PANEL + idx * S::LANES..]);
+                    }
+                }
+            } else if !W::SCALED && !fresh {
                 for row in 0..ROWS {
                     for idx in 0..VECTORS {
                         acc[row][idx] = simd.load(&sums[row * PANEL + idx * S::LANES..]);
@@ -210,60 +230,91 @@ impl<const ROWS: usize, const VECTORS: usize, const UNROLL: usize> Task
                 }
                 let mut rows = [std::ptr::null(); ROWS];
                 for row in 0..ROWS {
-                    rows[row] = pointers[run * stride + row].wrapping_add(skip);
+                    rows[row] = pointers[run * stride + row].wrapping_add(W::LEFT * skip);
                 }
                 let next_rows = &next_pointers[run * stride..][..ROWS];
-                let weights = weights[run * len * PANEL + self.column..].as_ptr();
+                let panel = &weights[run * run_rows * PANEL + self.column..];
+                let weights = panel.as_ptr();
+                if W::SCALED && S::BYTE_OFFSET != 0 {
+                    let starts = &panel[(len + 1) * PANEL..];
+                    for idx in 0..VECTORS {
+                        let start = simd.load(&starts[idx * S::LANES..]);
+                        for acc in &mut acc {
+                            acc[idx] = start;
+                        }
+                    }
+                } else if W::SCALED {
+                    acc = [[simd.splat(0.0); VECTORS]; ROWS];
+                }
                 for k in (0..len).step_by(UNROLL) {
                     if UNROLL == STEPS {
-                        // A cache line is four times this: each time, a quarter of the rows.
-                        let quarter = ROWS.div_ceil(4);
-                        let first = k / UNROLL % 4 * quarter;
-                        for row in first..first + quarter {
-                            simd.prefetch(next_rows[row % ROWS].wrapping_add(skip + k));
+                        // A cache line is four times this: each time, a quarter of the rows; of two
+                        // left words to each, two times, and half of them.
+                        let turns = 4 / W::LEFT;
+                        let share = ROWS.div_ceil(turns);
+                        let first = k / UNROLL % turns * share;
+                        for row in first..first + share {
+                            let at = W::LEFT * (skip + k);
+                            simd.prefetch(next_rows[row % ROWS].wrapping_add(at));
                         }
                     }
                     for step_idx in 0..UNROLL {
                         // SAFETY: as asserted, the part is inside the runs, which `Runs` vouches
                         // for, the weights are as many, and the columns inside the panel.
-                        unsafe { step(simd, &rows, weights, k + step_idx, &mut acc) };
+                        unsafe { step::<W, S, _, _>(simd, &rows, weights, k + step_idx, &mut acc) };
+                    }
+                }
+                if W::SCALED {
+                    let scales = &panel[len * PANEL..];
+                    for idx in 0..VECTORS {
+                        let scale = simd.load(&scales[idx * S::LANES..]);
+                        for row in 0..ROWS {
+                            // SAFETY: as asserted, the runs have a word after the part.
+                            let row_scale = simd.splat(unsafe { *rows[row].add(len) });
+                            let sums = &mut sums[row * PANEL + idx * S::LANES..];
+                            let sum = simd.whole_to_float(acc[row][idx]);
+                            let scale = simd.mul(row_scale, scale);
+                            simd.store(simd.mul_add(sum, scale, simd.load(sums)), sums);
+                        }
                     }
                 }
             }
-            for row in 0..ROWS {
-                for idx in 0..VECTORS {
-                    simd.store(acc[row][idx], &mut sums[row * PANEL + idx * S::LANES..]);
+            if !W::SCALED {
+                for row in 0..ROWS {
+                    for idx in 0..VECTORS {
+                        simd.store(acc[row][idx], &mut sums[row * PANEL + idx * S::LANES..]);
+                    }
                 }
             }
         }
     }
 }
 
-/// Adds the products of channel `k`: one vector of weights for each of `VECTORS`, one float of
-/// each row.
+/// Adds the products of word `k`: one vector of weights for each of `VECTORS`, one word of each
+/// row.
 ///
 /// # Safety
-/// `rows` point at more than `k` floats; `weights` at the columns of more than `k` panel rows.
+/// `rows` point at more than `k` times [`Words::LEFT`] words; `weights` at the columns of more than `k` panel rows.
 #[inline(always)]
-unsafe fn step<S: Simd, const ROWS: usize, const VECTORS: usize>(
+unsafe fn step<W: Words, S: Simd, const ROWS: usize, const VECTORS: usize>(
     simd: S,
     rows: &[*const f32; ROWS],
     weights: *const f32,
     k: usize,
     acc: &mut [[S::V; VECTORS]; ROWS],
 ) {
-    let mut vectors = [simd.splat(0.0); VECTORS];
-    for (idx, vector) in vectors.iter_mut().enumerate() {
+    let vectors = std::array::from_fn::<_, VECTORS, _>(|idx| {
         // SAFETY: the caller vouches for the columns of panel row `k`.
-        *vector = simd.load(unsafe {
+        let words = simd.load(unsafe {
             std::slice::from_raw_parts(weights.add(k * PANEL + idx * S::LANES), S::LANES)
         });
-    }
+        W::right(simd, words)
+    });
     for row in 0..ROWS {
         // SAFETY: the caller vouches for `k`.
-        let x = simd.splat(unsafe { *rows[row].add(k) });
+        let x = |idx| simd.splat(unsafe { *rows[row].add(W::LEFT * k + idx) });
         for idx in 0..VECTORS {
-            acc[row][idx] = simd.mul_add(x, vectors[idx], acc[row][idx]);
+            acc[row][idx] = W::dot(simd, x, vectors[idx], acc[row][idx]);
         }
     }
 }

@@ -1,8 +1,15 @@
-//! AVX2 and AVX-512 vectors of `f32`.
+//! AVX2 and AVX-512 vectors.
 
 use std::arch::x86_64::*;
+use std::mem::transmute;
 
 use super::{Simd, Task};
+
+/// Whether AMD made the CPU.
+pub(super) fn is_amd() -> bool {
+    let maker = __cpuid(0);
+    (maker.ebx, maker.edx, maker.ecx) == (0x6874_7541, 0x6974_6E65, 0x444D_4163) // "AuthenticAMD"
+}
 
 /// Runs `task` compiled for AVX2 and FMA.
 ///
@@ -21,7 +28,27 @@ pub(super) unsafe fn run_avx2<T: Task>(task: T) -> T::Output {
 #[inline(never)]
 #[target_feature(enable = "avx2,fma,avx512f,avx512bw,avx512dq,avx512vl")]
 pub(super) unsafe fn run_avx512<T: Task>(task: T) -> T::Output {
-    task.run(Avx512(()))
+    task.run(Avx512::<false, false>(()))
+}
+
+/// Runs `task` compiled for AVX-512 and VNNI.
+///
+/// # Safety
+/// The CPU has AVX2, FMA and AVX-512 F, BW, DQ, VL and VNNI.
+#[inline(never)]
+#[target_feature(enable = "avx2,fma,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+pub(super) unsafe fn run_avx512_vnni<T: Task>(task: T) -> T::Output {
+    task.run(Avx512::<true, false>(()))
+}
+
+/// Runs `task` compiled for AVX-512 and BF16.
+///
+/// # Safety
+/// The CPU has AVX2, FMA and AVX-512 F, BW, DQ, VL and BF16.
+#[inline(never)]
+#[target_feature(enable = "avx2,fma,avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
+pub(super) unsafe fn run_avx512_bf16<T: Task>(task: T) -> T::Output {
+    task.run(Avx512::<false, true>(()))
 }
 
 /// Eight floats. Made only by [`run_avx2`], whose caller vouches for the CPU.
@@ -140,6 +167,59 @@ impl Simd for Avx2 {
         }
     }
     #[inline(always)]
+    fn halves(self, a: __m256) -> (__m256, __m256) {
+        // SAFETY: `self` proves the instructions.
+        unsafe {
+            let bits = _mm256_castps_si256(a);
+            let lower = _mm256_slli_epi32::<16>(bits);
+            let upper = _mm256_and_si256(bits, _mm256_set1_epi32(0xFFFF_0000_u32 as i32));
+            (_mm256_castsi256_ps(lower), _mm256_castsi256_ps(upper))
+        }
+    }
+    #[inline(always)]
+    fn dot_i8(self, a: __m256, b: __m256, c: __m256) -> __m256 {
+        // SAFETY: `self` proves the instructions.
+        unsafe {
+            let (a, b) = (_mm256_castps_si256(a), _mm256_castps_si256(b));
+            // |a| · (b with a's sign): two such products are at most 2 · 127², which `i16` holds.
+            let pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(a), _mm256_sign_epi8(b, a));
+            let sums = _mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
+            _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(c), sums))
+        }
+    }
+    #[inline(always)]
+    fn to_bf16(self, a: __m256, b: __m256) -> __m256 {
+        // SAFETY: `self` proves the instructions.
+        unsafe {
+            let halves = |x: __m256| {
+                let bits = _mm256_castps_si256(x);
+                let odd = _mm256_and_si256(_mm256_srli_epi32::<16>(bits), _mm256_set1_epi32(1));
+                let up = _mm256_add_epi32(odd, _mm256_set1_epi32(0x7FFF));
+                let rounded = _mm256_srli_epi32::<16>(_mm256_add_epi32(bits, up));
+                let nan = _mm256_castps_si256(_mm256_cmp_ps::<_CMP_UNORD_Q>(x, x));
+                _mm256_blendv_epi8(rounded, _mm256_set1_epi32(0x7FC0), nan)
+            };
+            let words = _mm256_packus_epi32(halves(a), halves(b));
+            _mm256_castsi256_ps(_mm256_permute4x64_epi64::<0b11_01_10_00>(words))
+        }
+    }
+    #[inline(always)]
+    fn to_i8(self, [a, b, c, d]: [__m256; 4]) -> __m256 {
+        // SAFETY: `self` proves the instructions.
+        unsafe {
+            let ab = _mm256_packs_epi32(_mm256_cvtps_epi32(a), _mm256_cvtps_epi32(b));
+            let cd = _mm256_packs_epi32(_mm256_cvtps_epi32(c), _mm256_cvtps_epi32(d));
+            let words = _mm256_packs_epi16(ab, cd);
+            let order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
+            _mm256_castsi256_ps(_mm256_permutevar8x32_epi32(words, order))
+        }
+    }
+    #[inline(always)]
+    fn whole_to_float(self, a: __m256) -> __m256 {
+        // SAFETY: `self` proves the instructions.
+        unsafe { _mm256_cvtepi32_ps(_mm256_castps_si256(a)) }
+    }
+    #[inline(always)]
     fn prefetch(self, x: *const f32) {
         // SAFETY: a prefetch never faults, whatever the address.
         unsafe { _mm_prefetch::<_MM_HINT_T0>(x.cast()) }
@@ -151,18 +231,28 @@ impl Simd for Avx2 {
     }
 }
 
-/// Sixteen floats. Made only by [`run_avx512`], whose caller vouches for the CPU.
+/// Sixteen floats, with `VNNI` or `BF16` also those instructions. Made only by [`run_avx512`],
+/// [`run_avx512_vnni`] and [`run_avx512_bf16`], whose callers vouch for the CPU.
 #[derive(Clone, Copy)]
-pub(crate) struct Avx512(());
+pub(crate) struct Avx512<const VNNI: bool, const BF16: bool>(());
 
-impl Simd for Avx512 {
+impl<const VNNI: bool, const BF16: bool> Simd for Avx512<VNNI, BF16> {
     const LANES: usize = 16;
     type V = __m512;
+    const BYTE_OFFSET: u8 = if VNNI { 128 } else { 0 };
 
     #[inline(always)]
     fn apart<T: Task>(self, task: T) -> T::Output {
         // SAFETY: `self` proves the instructions.
-        unsafe { run_avx512(task) }
+        unsafe {
+            if VNNI {
+                run_avx512_vnni(task)
+            } else if BF16 {
+                run_avx512_bf16(task)
+            } else {
+                run_avx512(task)
+            }
+        }
     }
     #[inline(always)]
     fn splat(self, x: f32) -> __m512 {
@@ -258,6 +348,80 @@ impl Simd for Avx512 {
     fn reduce_add(self, a: __m512) -> f32 {
         // SAFETY: `self` proves the instructions.
         unsafe { _mm512_reduce_add_ps(a) }
+    }
+    #[inline(always)]
+    fn halves(self, a: __m512) -> (__m512, __m512) {
+        // SAFETY: `self` proves the instructions.
+        unsafe {
+            let bits = _mm512_castps_si512(a);
+            let lower = _mm512_slli_epi32::<16>(bits);
+            let upper = _mm512_and_si512(bits, _mm512_set1_epi32(0xFFFF_0000_u32 as i32));
+            (_mm512_castsi512_ps(lower), _mm512_castsi512_ps(upper))
+        }
+    }
+    #[inline(always)]
+    fn dot_bf16(self, a: __m512, b: __m512, c: __m512) -> __m512 {
+        if BF16 {
+            // SAFETY: `self` with `BF16` proves the instruction; any 64 bytes are a vector of bf16.
+            return unsafe {
+                let words = |x| transmute::<__m512, __m512bh>(x);
+                _mm512_dpbf16_ps(c, words(a), words(b))
+            };
+        }
+        let (a, b) = (self.halves(a), self.halves(b));
+        self.mul_add(a.0, b.0, self.mul_add(a.1, b.1, c))
+    }
+    #[inline(always)]
+    fn dot_i8(self, a: __m512, b: __m512, c: __m512) -> __m512 {
+        // SAFETY: `self` proves the instructions, with `VNNI` also `vpdpbusd`.
+        unsafe {
+            let (a, b) = (_mm512_castps_si512(a), _mm512_castps_si512(b));
+            let c = _mm512_castps_si512(c);
+            if VNNI {
+                return _mm512_castsi512_ps(_mm512_dpbusd_epi32(c, a, b));
+            }
+            // |a| · (b with a's sign): two such products are at most 2 · 127², which `i16` holds.
+            let negative = _mm512_movepi8_mask(a);
+            let signed = _mm512_mask_sub_epi8(b, negative, _mm512_setzero_si512(), b);
+            let pairs = _mm512_maddubs_epi16(_mm512_abs_epi8(a), signed);
+            let sums = _mm512_madd_epi16(pairs, _mm512_set1_epi16(1));
+            _mm512_castsi512_ps(_mm512_add_epi32(c, sums))
+        }
+    }
+    #[inline(always)]
+    fn to_bf16(self, a: __m512, b: __m512) -> __m512 {
+        // SAFETY: `self` proves the instructions.
+        unsafe {
+            let halves = |x: __m512| {
+                let bits = _mm512_castps_si512(x);
+                let odd = _mm512_and_si512(_mm512_srli_epi32::<16>(bits), _mm512_set1_epi32(1));
+                let up = _mm512_add_epi32(odd, _mm512_set1_epi32(0x7FFF));
+                let rounded = _mm512_srli_epi32::<16>(_mm512_add_epi32(bits, up));
+                let nan = _mm512_cmp_ps_mask::<_CMP_UNORD_Q>(x, x);
+                let halves = _mm512_mask_set1_epi32(rounded, nan, 0x7FC0);
+                _mm512_cvtepi32_epi16(halves)
+            };
+            let words = _mm512_castsi256_si512(halves(a));
+            _mm512_castsi512_ps(_mm512_inserti64x4::<1>(words, halves(b)))
+        }
+    }
+    #[inline(always)]
+    fn to_i8(self, [a, b, c, d]: [__m512; 4]) -> __m512 {
+        // SAFETY: `self` proves the instructions.
+        unsafe {
+            let bytes = |x| _mm512_cvtsepi32_epi8(_mm512_cvtps_epi32(x));
+            let words = _mm512_castsi128_si512(bytes(a));
+            let words = _mm512_inserti32x4::<1>(words, bytes(b));
+            let words = _mm512_inserti32x4::<2>(words, bytes(c));
+            let words = _mm512_inserti32x4::<3>(words, bytes(d));
+            let offset = _mm512_set1_epi8(Self::BYTE_OFFSET as i8);
+            _mm512_castsi512_ps(_mm512_add_epi8(words, offset))
+        }
+    }
+    #[inline(always)]
+    fn whole_to_float(self, a: __m512) -> __m512 {
+        // SAFETY: `self` proves the instructions.
+        unsafe { _mm512_cvtepi32_ps(_mm512_castps_si512(a)) }
     }
     #[inline(always)]
     fn prefetch(self, x: *const f32) {

@@ -1,0 +1,456 @@
+//! Weights and left rows as 32-bit words: packed once, converted in every call.
+//!
+//! What a word is and how words multiply is `arch`'s; what they are multiplied for is `gemm`'s.
+
+use std::ops::Deref;
+
+use rayon::prelude::*;
+
+use crate::arch::{self, Aligned, PANEL, Part, Simd, Task, bf16_bits, byte_bits};
+use crate::level::{Level, level};
+use crate::precision::Precision;
+use crate::scratch::Scratch;
+
+/// Channels whose weights, of a whole panel and nine taps, fit the second-level cache together.
+const PACKED_AT_ONCE: usize = 128;
+
+/// Words of one pass over a piece's rows: their weights, 40 KiB, stay in the nearest caches.
+const PART: usize = 320;
+
+/// Words of int8 that share a scale: 320 channels. Fewer would follow the magnitudes more closely,
+/// but every run's end costs as much as some three words.
+const SCALED_RUN: usize = 80;
+
+/// Magnitudes below this are 0 in int8, so that their inverse is a number.
+const SCALED_MIN: f32 = 1e-30;
+
+/// How a sum over taps and channels is cut into parts, and what of it lies where.
+#[derive(Clone, Debug)]
+pub(crate) struct Parts {
+    /// In the order of the sum.
+    pub(crate) parts: Vec<Part>,
+    precision: Precision,
+    channels: usize,
+    taps: usize,
+    /// Words of a right run: all its parts, int8's with a scale each.
+    run_words: usize,
+}
+
+impl Parts {
+    /// Cuts `taps` × `channels` products, by size alone.
+    fn new(precision: Precision, taps: usize, channels: usize) -> Self {
+        let words = channels.div_ceil(channels_in_a_word(precision));
+        let scaled = precision == Precision::Int8;
+        let run_max = if scaled { SCALED_RUN } else { PART };
+        let count = words.div_ceil(run_max);
+        let mut parts = Vec::new();
+        if count == 1 {
+            let taps_max = PART / words;
+            parts.extend((0..taps).step_by(taps_max).map(|tap| Part {
+                tap,
+                taps: taps_max.min(taps - tap),
+                skip: 0,
+                len: words,
+            }));
+        } else {
+            let len = words.div_ceil(count).next_multiple_of(4);
+            for tap in 0..taps {
+                parts.extend((0..words).step_by(len).enumerate().map(|(idx, skip)| Part {
+                    tap,
+                    taps: 1,
+                    skip: skip + if scaled { idx } else { 0 },
+                    len: len.min(words - skip),
+                }));
+            }
+        }
+        let last = parts.iter().map(|part| part.skip + part.len).max();
+        Parts {
+            parts,
+            precision,
+            channels,
+            taps,
+            run_words: last.expect("at least one part") + usize::from(scaled),
+        }
+    }
+
+    /// Rows that one of the runs of `part` takes in a panel: the scaled end with two of their own.
+    pub(crate) fn run_rows(&self, part: Part) -> usize {
+        part.len
+            + if self.precision == Precision::Int8 {
+                2
+            } else {
+                0
+            }
+    }
+
+    /// Rows that `part` takes in a panel.
+    pub(crate) fn panel_rows(&self, part: Part) -> usize {
+        part.taps * self.run_rows(part)
+    }
+
+    /// Words of a left run at `level`.
+    fn left_words(&self, level: Level) -> usize {
+        match self.precision {
+            // Floats, two to each word of weights.
+            Precision::Bf16 if level != Level::Avx512Bf16 => 2 * self.run_words,
+            _ => self.run_words,
+        }
+    }
+
+    /// Channel by channel the same for all taps: the parts of the first.
+    fn of_a_run(&self) -> impl Iterator<Item = Part> + '_ {
+        self.parts.iter().copied().take_while(|part| part.tap == 0)
+    }
+}
+
+/// Channels that a word holds.
+const fn channels_in_a_word(precision: Precision) -> usize {
+    match precision {
+        Precision::F32 => 1,
+        Precision::Bf16 => 2,
+        Precision::Int8 => 4,
+    }
+}
+
+/// Weights laid out as kernels read them: panels of 32 output channels, `[ceil(N/32)][K][32]` of
+/// words, the last one filled up with zeros. K goes part by part, run by run, word by word.
+#[derive(Clone, Debug)]
+pub(crate) struct Panels {
+    data: Aligned,
+    columns: usize,
+    /// Rows of a panel.
+    depth: usize,
+    parts: Parts,
+}
+
+impl Panels {
+    /// Packs `weight`, `[columns][channels][taps]`.
+    ///
+    /// # Panics
+    /// If the length is another or a size is 0.
+    pub(crate) fn pack(
+        weight: &[f32],
+        columns: usize,
+        channels: usize,
+        taps: usize,
+        precision: Precision,
+    ) -> Self {
+        let sources = channels * taps;
+        assert!(
+            columns > 0 && sources > 0,
+            "[{columns}, {channels}, {taps}]"
+        );
+        assert_eq!(
+            weight.len(),
+            columns * sources,
+            "[{columns}, {channels}, {taps}]"
+        );
+        let parts = Parts::new(precision, taps, channels);
+        let rows = parts.parts.iter().map(|&part| parts.panel_rows(part));
+        let depth = rows.sum();
+        let mut data = Aligned::zeros(columns.div_ceil(PANEL) * depth * PANEL);
+        let panels = data.as_mut_slice().par_chunks_exact_mut(depth * PANEL);
+        let level = level();
+        panels
+            .zip(weight.par_chunks(PANEL * sources))
+            .for_each_init(Vec::new, |floats: &mut Vec<f32>, (panel, weight)| {
+                if precision == Precision::F32 {
+                    transpose(weight, (channels, taps), channels, panel);
+                    return;
+                }
+                let in_a_word = channels_in_a_word(precision);
+                let padded = channels.next_multiple_of(in_a_word);
+                floats.clear();
+                floats.resize(taps * padded * PANEL, 0.0);
+                transpose(weight, (channels, taps), padded, floats);
+                let (parts, floats) = (&parts, floats.as_chunks().0);
+                let panel = panel.as_chunks_mut().0;
+                arch::run(
+                    level,
+                    Round {
+                        parts,
+                        floats,
+                        padded,
+                        panel,
+                    },
+                );
+            });
+        Panels {
+            data,
+            columns,
+            depth,
+            parts,
+        }
+    }
+
+    /// Output channels.
+    pub(crate) fn columns(&self) -> usize {
+        self.columns
+    }
+
+    /// What the words hold.
+    pub(crate) fn precision(&self) -> Precision {
+        self.parts.precision
+    }
+
+    /// How the sums are cut.
+    pub(crate) fn parts(&self) -> &Parts {
+        &self.parts
+    }
+
+    /// Runs of a left row.
+    pub(crate) fn taps(&self) -> usize {
+        self.parts.taps
+    }
+
+    /// Words of a run of a left row at `level`.
+    pub(crate) fn left_words(&self, level: Level) -> usize {
+        self.parts.left_words(level)
+    }
+
+    /// `[K][32]` of one panel.
+    pub(crate) fn panel(&self, panel_idx: usize) -> &[f32] {
+        let size = self.depth * PANEL;
+        &self.data.as_slice()[panel_idx * size..][..size]
+    }
+
+    /// Bytes of the packed weights.
+    pub(crate) fn bytes(&self) -> usize {
+        size_of_val(self.data.as_slice())
+    }
+}
+
+/// `[columns][channels][taps]` of at most 32 columns to `[taps][padded channels][32]`.
+fn transpose(weight: &[f32], (channels, taps): (usize, usize), padded: usize, out: &mut [f32]) {
+    let sources = channels * taps;
+    let count = weight.len() / sources;
+    for first in (0..channels).step_by(PACKED_AT_ONCE) {
+        for tap in 0..taps {
+            for channel in first..channels.min(first + PACKED_AT_ONCE) {
+                let row = &mut out[(tap * padded + channel) * PANEL..][..count];
+                let weight = weight[channel * taps + tap..].iter().step_by(sources);
+                for (x, weight) in row.iter_mut().zip(weight) {
+                    *x = *weight;
+                }
+            }
+        }
+    }
+}
+
+/// Rounds the floats of a panel, `[taps][padded channels]`, to words. Plain code, compiled for a
+/// level.
+struct Round<'a> {
+    parts: &'a Parts,
+    floats: &'a [[f32; PANEL]],
+    padded: usize,
+    panel: &'a mut [[f32; PANEL]],
+}
+
+impl Task for Round<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, _simd: S) {
+        let mut panel = self.panel;
+        let in_a_word = channels_in_a_word(self.parts.precision);
+        let mut channel = 0;
+        for &part in &self.parts.parts {
+            if part.skip == 0 {
+                channel = 0;
+            }
+            for tap in part.tap..part.tap + part.taps {
+                let floats = &self.floats[tap * self.padded + channel..][..part.len * in_a_word];
+                let run;
+                (run, panel) = panel.split_at_mut(self.parts.run_rows(part));
+                if self.parts.precision == Precision::Int8 {
+                    round_to_bytes(floats, run);
+                } else {
+                    round_to_halves(floats, run);
+                }
+            }
+            channel += part.len * in_a_word;
+        }
+    }
+}
+
+/// Rows of two channels each.
+#[inline(always)]
+fn round_to_halves(floats: &[[f32; PANEL]], run: &mut [[f32; PANEL]]) {
+    for (words, [low, high]) in run.iter_mut().zip(floats.as_chunks::<2>().0) {
+        for column in 0..PANEL {
+            let bits = bf16_bits(high[column]) << 16 | bf16_bits(low[column]);
+            words[column] = f32::from_bits(bits);
+        }
+    }
+}
+
+/// Rows of four channels each, then the columns' scales and -128 · the columns' sums.
+#[inline(always)]
+fn round_to_bytes(floats: &[[f32; PANEL]], run: &mut [[f32; PANEL]]) {
+    let len = run.len() - 2;
+    let mut largest = [0.0f32; PANEL];
+    for row in floats {
+        for column in 0..PANEL {
+            largest[column] = largest[column].max(row[column].abs());
+        }
+    }
+    let inverse = largest.map(|x| if x < SCALED_MIN { 0.0 } else { 127.0 / x });
+    let mut sums = [0i32; PANEL];
+    for (words, rows) in run[..len].iter_mut().zip(floats.as_chunks::<4>().0) {
+        for column in 0..PANEL {
+            let mut bits = 0;
+            for (idx, row) in rows.iter().enumerate() {
+                let byte = byte_bits(row[column] * inverse[column]);
+                sums[column] += i32::from(byte as u8 as i8);
+                bits |= byte << (8 * idx);
+            }
+            words[column] = f32::from_bits(bits);
+        }
+    }
+    run[len] = largest.map(|x| if x < SCALED_MIN { 0.0 } else { x / 127.0 });
+    run[len + 1] = sums.map(|sum| f32::from_bits((-128 * sum) as u32));
+}
+
+/// The left rows of a product as the words its panels ask for.
+pub(crate) enum Left<'a> {
+    /// Floats are words already.
+    Same(&'a [f32]),
+    /// `[rows][left_words]`
+    Converted(Scratch),
+}
+
+impl<'a> Left<'a> {
+    /// Converts `x`, `[rows][channels]`, for products at `level`.
+    pub(crate) fn new(level: Level, x: &'a [f32], panels: &Panels) -> Self {
+        let parts = &panels.parts;
+        let (channels, left_words) = (parts.channels, parts.left_words(level));
+        let as_they_are = match parts.precision {
+            Precision::F32 => true,
+            Precision::Bf16 => level != Level::Avx512Bf16 && left_words == channels,
+            Precision::Int8 => false,
+        };
+        if as_they_are {
+            return Left::Same(x);
+        }
+        let mut words = Scratch::take(x.len() / channels * left_words);
+        let rows_at_once = (CONVERTED_AT_ONCE / channels).max(1);
+        words
+            .par_chunks_mut(rows_at_once * left_words)
+            .zip(x.par_chunks(rows_at_once * channels))
+            .for_each(|(words, x)| match parts.precision {
+                Precision::Int8 => arch::run(level, ToBytes { parts, x, words }),
+                Precision::Bf16 if level == Level::Avx512Bf16 => {
+                    arch::run(level, ToHalves { parts, x, words });
+                }
+                Precision::Bf16 | Precision::F32 => {
+                    // An odd number of channels, filled up to whole words.
+                    let rows = words.chunks_exact_mut(left_words);
+                    for (words, x) in rows.zip(x.chunks_exact(channels)) {
+                        words[..channels].copy_from_slice(x);
+                        words[channels..].fill(0.0);
+                    }
+                }
+            });
+        Left::Converted(words)
+    }
+}
+
+/// Floats that a thread converts at a time.
+const CONVERTED_AT_ONCE: usize = 32 * 1024;
+
+impl Deref for Left<'_> {
+    type Target = [f32];
+    fn deref(&self) -> &[f32] {
+        match self {
+            Left::Same(x) => x,
+            Left::Converted(words) => words,
+        }
+    }
+}
+
+/// Rows as words of bf16.
+struct ToHalves<'a> {
+    parts: &'a Parts,
+    x: &'a [f32],
+    words: &'a mut [f32],
+}
+
+impl Task for ToHalves<'_> {
+    type Output = ();
+    const PRECISION: Precision = Precision::Bf16;
+
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) {
+        let Parts {
+            channels,
+            run_words,
+            ..
+        } = *self.parts;
+        let rows = self.words.chunks_exact_mut(run_words);
+        for (words, x) in rows.zip(self.x.chunks_exact(channels)) {
+            for (words, x) in words.chunks_mut(S::LANES).zip(x.chunks(2 * S::LANES)) {
+                let (low, high) = x.split_at(S::LANES.min(x.len()));
+                let both = simd.to_bf16(simd.load_partial(low), simd.load_partial(high));
+                simd.store_partial(both, words);
+            }
+        }
+    }
+}
+
+/// Rows as words of int8, each part with its scale behind it.
+struct ToBytes<'a> {
+    parts: &'a Parts,
+    x: &'a [f32],
+    words: &'a mut [f32],
+}
+
+impl Task for ToBytes<'_> {
+    type Output = ();
+    const PRECISION: Precision = Precision::Int8;
+
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) {
+        let Parts {
+            channels,
+            run_words,
+            ..
+        } = *self.parts;
+        let rows = self.words.chunks_exact_mut(run_words);
+        for (words, x) in rows.zip(self.x.chunks_exact(channels)) {
+            let mut x = x;
+            for part in self.parts.of_a_run() {
+                let here;
+                (here, x) = x.split_at(x.len().min(4 * part.len));
+                let words = &mut words[part.skip..][..part.len + 1];
+                to_bytes(simd, here, words);
+            }
+        }
+    }
+}
+
+/// One part of a row. NaN and infinity make its scale NaN or infinite, and so every product.
+#[inline(always)]
+fn to_bytes<S: Simd>(simd: S, x: &[f32], words: &mut [f32]) {
+    let (words, scale) = words.split_at_mut(words.len() - 1);
+    let (mut largest, mut poison) = (simd.splat(0.0), simd.splat(0.0));
+    for x in x.chunks(S::LANES) {
+        let x = simd.load_partial(x);
+        largest = simd.max(simd.abs(x), largest);
+        // 0 for numbers.
+        poison = simd.mul_add(x, simd.splat(0.0), poison);
+    }
+    let mut lanes = [0.0; 16];
+    simd.store(largest, &mut lanes);
+    let largest = lanes.iter().fold(0.0f32, |largest, x| largest.max(*x));
+    let some = largest >= SCALED_MIN;
+    scale[0] = if some { largest / 127.0 } else { 0.0 } + simd.reduce_add(poison);
+    let inverse = simd.splat(if some { 127.0 / largest } else { 0.0 });
+    for (words, x) in words.chunks_mut(S::LANES).zip(x.chunks(4 * S::LANES)) {
+        let quarter = |idx: usize| {
+            let x = &x[x.len().min(idx * S::LANES)..];
+            simd.mul(simd.load_partial(x), inverse)
+        };
+        let all = simd.to_i8([quarter(0), quarter(1), quarter(2), quarter(3)]);
+        simd.store_partial(all, words);
+    }
+}
