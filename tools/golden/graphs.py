@@ -28,8 +28,8 @@ def native(array):
     array = np.asarray(array)
     if array.dtype == ml_dtypes.bfloat16:
         return array.view(np.uint16)
-    if array.dtype in (ml_dtypes.int4, ml_dtypes.uint4):
-        return array.astype(np.int8 if array.dtype == ml_dtypes.int4 else np.uint8)
+    if array.dtype in (ml_dtypes.int2, ml_dtypes.int4, ml_dtypes.uint2, ml_dtypes.uint4):
+        return array.astype(np.int8 if array.dtype in (ml_dtypes.int2, ml_dtypes.int4) else np.uint8)
     if array.dtype.itemsize == 1 and array.dtype.kind not in "biu":
         return array.view(np.uint8)
     # np.ascontiguousarray would make a vector of a scalar
@@ -44,6 +44,7 @@ def initialisers(rng):
         "UINT8": whole + 150, "UINT16": 600 * whole, "UINT32": 40000000 * whole, "UINT64": whole << 50, "BOOL": whole > 50,
         "FLOAT16": numbers, "BFLOAT16": numbers, "FLOAT8E4M3FN": numbers, "FLOAT8E4M3FNUZ": numbers, "FLOAT8E5M2": numbers,
         "FLOAT8E5M2FNUZ": numbers, "INT4": whole % 16 - 8, "UINT4": whole % 16, "COMPLEX64": numbers + 1j * whole,
+        "FLOAT8E8M0": 2.0 ** (whole - 50), "INT2": whole % 4 - 2, "UINT2": whole % 4,
     }
     for name, values in typed.items():
         kind = getattr(TensorProto, name)
@@ -56,6 +57,20 @@ def initialisers(rng):
     yield helper.make_tensor("words", TensorProto.STRING, [2], [b"left", b"out"])
 
 
+def sparse_tensors():
+    """One with positions among all elements, one with a position in each dimension."""
+    values = np.float32([1.5, -2, 3])
+    for name, places in {"sparse.linear": np.int64([1, 4, 11]), "sparse.coordinates": np.int64([[0, 1], [1, 0], [2, 3]])}.items():
+        yield helper.make_sparse_tensor(numpy_helper.from_array(values, name), numpy_helper.from_array(places, ""), [3, 4])
+
+
+def dense(sparse):
+    values, places = (numpy_helper.to_array(part) for part in [sparse.values, sparse.indices])
+    made = np.zeros(list(sparse.dims), values.dtype)
+    made.flat[places if places.ndim == 1 else np.ravel_multi_index(places.T, made.shape)] = values
+    return made
+
+
 def onnx_model(tensors, rng):
     x = helper.make_tensor_value_info("x", TensorProto.FLOAT, [1])
     branches = {}
@@ -65,7 +80,7 @@ def onnx_model(tensors, rng):
         branches[branch] = helper.make_graph([node], branch, [], [helper.make_tensor_value_info(f"{branch}.y", TensorProto.FLOAT, [2])], [inner])
     choice = helper.make_node("If", ["raw.BOOL"], ["z"], name="choice", **branches)
     constant = helper.make_node("Constant", [], ["c"], value=numpy_helper.from_array(np.float32([1])))
-    graph = helper.make_graph([constant, choice], "net", [x], [x], tensors, doc_string="a graph")
+    graph = helper.make_graph([constant, choice], "net", [x], [x], tensors, doc_string="a graph", sparse_initializer=sparse_tensors())
     model = helper.make_model(graph, producer_name="golden", doc_string="a model")
     model.metadata_props.add(key="author", value="nobody")
     return model
@@ -76,6 +91,7 @@ def onnx_files(out, rng):
     onnx.save(model, out / "graph.onnx")
     read = onnx.load(out / "graph.onnx")
     expected = {t.name: native(numpy_helper.to_array(t)) for t in read.graph.initializer if t.data_type != TensorProto.STRING}
+    expected |= {t.values.name: dense(t) for t in read.graph.sparse_initializer}
     for attribute in read.graph.node[1].attribute:
         for tensor in attribute.g.initializer:
             expected[f"choice/{attribute.name}/{tensor.name}"] = native(numpy_helper.to_array(tensor))
@@ -91,7 +107,7 @@ def onnx_files(out, rng):
 def onnx_seeds(out):
     rng = np.random.default_rng(7)
     for tensor in initialisers(rng):
-        if tensor.name.split(".")[-1] in ["FLOAT", "INT8", "INT64", "FLOAT16", "INT4", "COMPLEX64", "words", "scalar", "UINT64", "DOUBLE"]:
+        if tensor.name.split(".")[-1] in ["FLOAT", "INT8", "INT64", "FLOAT16", "INT4", "COMPLEX64", "words", "scalar", "UINT64", "DOUBLE", "INT2"]:
             x = helper.make_tensor_value_info("x", TensorProto.FLOAT, [1])
             graph = helper.make_graph([], "net", [x], [x], [tensor])
             (out / f"{tensor.name}.onnx").write_bytes(helper.make_model(graph).SerializeToString())

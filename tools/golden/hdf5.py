@@ -144,6 +144,18 @@ def sparse(path):
             data[place] = place % 251
 
 
+def refused(folder):
+    """Elements that are elsewhere or packed by what nothing here undoes."""
+    with h5py.File(folder / "outside.h5", "w") as file:
+        file.create_dataset("layer/kernel", shape=(4,), dtype="f4", external=[("/etc/hostname", 0, 16)])
+    with h5py.File(folder / "scale_offset.h5", "w") as file:
+        file.create_dataset("layer/kernel", data=np.arange(8), chunks=(4,), scaleoffset=0)
+    with h5py.File(folder / "virtual.h5", "w", libver="latest") as file:
+        layout = h5py.VirtualLayout((4,), "f4")
+        layout[:] = h5py.VirtualSource("other.h5", "w", (4,))
+        file.create_virtual_dataset("layer/kernel", layout)
+
+
 def seeds(folder):
     """A file for each kind of group and index, and archives."""
     data = np.arange(12, dtype=np.float32).reshape(3, 4)
@@ -258,6 +270,7 @@ def make(out, corpus=None):
         keras_2(folder / name, libver, layers, rng)
         expect_keras(folder / name)
     keras_3(folder)
+    refused(folder)
     if corpus:
         seeds(Path(corpus) / "h5")
 

@@ -5,8 +5,10 @@ use std::io::Write;
 use std::path::Path;
 
 use clap::{Args, ValueEnum};
-use safelight_format::{Metadata, shown};
-use safelight_store::Place;
+use safelight_convert::{ConvertError, Limits, Source};
+use safelight_format::{Metadata, TensorInfo, TensorSpec, shown};
+use safelight_store::location::Location;
+use safelight_store::{Checkpoint, Place};
 use serde::Serialize;
 
 use crate::error::Failure;
@@ -23,6 +25,8 @@ Examples:
 
 JSON, one object a file: file, tensor_count, tensors [{name, dtype, shape, elements, bytes, file, offset}], shown_count,
 bytes, elements, dtypes {NAME: {tensors, elements, bytes}}, metadata. `offset` is the tensor's first byte in its file.
+Files of other kinds that `convert` reads are listed as it would convert them: `offset` is null, and notes [{at, what}]
+says what would be left out or changed.
 With --unknown-dtypes also unknown_dtypes [{name, dtype, shape, bytes, file, offset}].";
 
 /// The arguments of `ls`.
@@ -86,39 +90,33 @@ impl Run for LsArgs {
 
 impl LsArgs {
     fn list(&self, path: &Path) -> Result<(), Failure> {
-        let checkpoint = files::open_with(path, self.unknown_dtypes)?;
-        let mut places: Vec<Place<'_>> = checkpoint
-            .places()
-            .filter(|place| self.wants(place.tensor.name))
-            .collect();
+        let opened = Opened::open(path, self.unknown_dtypes)?;
+        let mut places = opened.places();
+        let tensor_count = places.len();
+        places.retain(|place| self.wants(place.tensor.name));
         self.sort(&mut places);
         let totals = Totals::of(&places);
-        let unknown: Vec<Unknown<'_>> = checkpoint
-            .opaque_tensors()
-            .filter(|place| self.wants(place.tensor.name))
-            .map(|place| Unknown {
-                name: place.tensor.name,
-                dtype: place.tensor.dtype,
-                shape: place.tensor.shape,
-                bytes: place.tensor.byte_count(),
-                file: place.file,
-                offset: place.starts_at,
-            })
-            .collect();
+        let mut unknown = opened.unknown();
+        unknown.retain(|tensor| self.wants(tensor.name));
+        let is_foreign = matches!(opened, Opened::Foreign(_));
         if self.files.json {
             let answer = Answer {
                 file: files::name(path),
-                tensor_count: checkpoint.len(),
+                tensor_count,
                 shown_count: places.len(),
                 bytes: totals.bytes,
                 elements: totals.elements,
                 dtypes: &totals.dtypes,
                 tensors: match self.totals {
                     true => None,
-                    false => Some(places.iter().map(Listed::of).collect()),
+                    false => {
+                        let listed = places.iter().map(|place| Listed::of(place, is_foreign));
+                        Some(listed.collect())
+                    }
                 },
                 unknown_dtypes: self.unknown_dtypes.then_some(&unknown),
-                metadata: checkpoint.metadata(),
+                metadata: opened.metadata(),
+                notes: opened.notes(),
             };
             return say::stream(|out| {
                 let written = serde_json::to_writer(&mut *out, &answer);
@@ -133,11 +131,11 @@ impl LsArgs {
             if self.tree {
                 self.write_tree(out, &places)?;
             } else if !self.totals {
-                self.write_table(out, &places)?;
+                self.write_table(out, &places, is_foreign)?;
             }
-            let of = match checkpoint.len() == places.len() {
+            let of = match tensor_count == places.len() {
                 true => String::new(),
-                false => format!(" of {}", checkpoint.len()),
+                false => format!(" of {tensor_count}"),
             };
             totals.write(out, places.len(), &of)?;
             for tensor in &unknown {
@@ -175,7 +173,12 @@ impl LsArgs {
         }
     }
 
-    fn write_table(&self, out: &mut dyn Write, places: &[Place<'_>]) -> Result<(), Failure> {
+    fn write_table(
+        &self,
+        out: &mut dyn Write,
+        places: &[Place<'_>],
+        is_foreign: bool,
+    ) -> Result<(), Failure> {
         let head: &[&str] = match self.long {
             true => &["BYTES", "OFFSET", "DTYPE", "SHAPE", "NAME"],
             false => &["NAME", "DTYPE", "SHAPE", "SIZE"],
@@ -187,8 +190,11 @@ impl LsArgs {
             let shape = shape_text(tensor.shape);
             match self.long {
                 true => {
-                    let (bytes, offset) = (tensor.byte_count(), place.starts_at);
-                    vec![bytes.to_string(), offset.to_string(), dtype, shape, name]
+                    let offset = match is_foreign {
+                        true => "-".to_owned(),
+                        false => place.starts_at.to_string(),
+                    };
+                    vec![tensor.byte_count().to_string(), offset, dtype, shape, name]
                 }
                 false => vec![name, dtype, shape, say::bytes(tensor.byte_count())],
             }
@@ -241,6 +247,15 @@ struct Answer<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     unknown_dtypes: Option<&'a Vec<Unknown<'a>>>,
     metadata: Option<&'a Metadata>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    notes: Option<Vec<Note<'a>>>,
+}
+
+/// Something that would be left out or changed.
+#[derive(Serialize)]
+struct Note<'a> {
+    at: &'a str,
+    what: &'a str,
 }
 
 /// A tensor of a dtype that the format does not have.
@@ -262,11 +277,12 @@ struct Listed<'a> {
     elements: u64,
     bytes: u64,
     file: &'a str,
-    offset: u64,
+    /// Of a foreign file's tensor, none: it need not lie in one run.
+    offset: Option<u64>,
 }
 
 impl<'a> Listed<'a> {
-    fn of(place: &Place<'a>) -> Listed<'a> {
+    fn of(place: &Place<'a>, is_foreign: bool) -> Listed<'a> {
         let tensor = place.tensor;
         Listed {
             name: tensor.name,
@@ -275,8 +291,101 @@ impl<'a> Listed<'a> {
             elements: tensor.element_count(),
             bytes: tensor.byte_count(),
             file: place.file,
-            offset: place.starts_at,
+            offset: (!is_foreign).then_some(place.starts_at),
         }
+    }
+}
+
+/// A file of tensors.
+enum Opened {
+    /// Safetensors.
+    Ours(Box<Checkpoint>),
+    /// Of another kind, as it would be converted.
+    Foreign(Box<dyn Source>),
+}
+
+impl Opened {
+    /// Opens what is no safetensors file as `convert` would; what neither reads is refused in the words for it.
+    fn open(path: &Path, unknown_dtypes: bool) -> Result<Opened, Failure> {
+        let failure = match files::open_with(path, unknown_dtypes) {
+            Ok(checkpoint) => return Ok(Opened::Ours(Box::new(checkpoint))),
+            Err(failure) => failure,
+        };
+        let is_file = matches!(Location::of(path), Location::Path(path) if path.is_file());
+        if !is_file || !matches!(failure, Failure::Model(_)) {
+            return Err(failure);
+        }
+        match safelight_convert::open(path, &Limits::default()) {
+            Ok(source) => Ok(Opened::Foreign(source)),
+            Err(ConvertError::Store(_) | ConvertError::UnknownKind { .. }) => Err(failure),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    fn places(&self) -> Vec<Place<'_>> {
+        match self {
+            Opened::Ours(checkpoint) => checkpoint.places().collect(),
+            Opened::Foreign(source) => {
+                let tensors = source.tensors().iter();
+                tensors
+                    .map(|tensor| foreign_place(tensor, source.label()))
+                    .collect()
+            }
+        }
+    }
+
+    fn unknown(&self) -> Vec<Unknown<'_>> {
+        let Opened::Ours(checkpoint) = self else {
+            return Vec::new();
+        };
+        let unknown = checkpoint.opaque_tensors().map(|place| Unknown {
+            name: place.tensor.name,
+            dtype: place.tensor.dtype,
+            shape: place.tensor.shape,
+            bytes: place.tensor.byte_count(),
+            file: place.file,
+            offset: place.starts_at,
+        });
+        unknown.collect()
+    }
+
+    fn metadata(&self) -> Option<&Metadata> {
+        match self {
+            Opened::Ours(checkpoint) => checkpoint.metadata(),
+            Opened::Foreign(source) => Some(source.metadata()),
+        }
+    }
+
+    /// What would be left out or changed.
+    fn notes(&self) -> Option<Vec<Note<'_>>> {
+        let Opened::Foreign(source) = self else {
+            return None;
+        };
+        let notes = source.notes().iter();
+        Some(
+            notes
+                .map(|note| Note {
+                    at: &note.at,
+                    what: &note.what,
+                })
+                .collect(),
+        )
+    }
+}
+
+/// A tensor that lies nowhere in particular.
+fn foreign_place<'a>(tensor: &'a TensorSpec, file: &'a str) -> Place<'a> {
+    let bytes = tensor.byte_count().unwrap_or(0);
+    let tensor = TensorInfo {
+        name: &tensor.name,
+        dtype: tensor.dtype,
+        shape: &tensor.shape,
+        data_offsets: (0, bytes),
+    };
+    Place {
+        tensor,
+        file,
+        starts_at: 0,
     }
 }
 

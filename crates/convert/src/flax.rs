@@ -428,6 +428,10 @@ impl Flat<'_> {
         places: Vec<Place>,
     ) -> Result<(), ConvertError> {
         let name = if name.is_empty() { "array" } else { name };
+        if let "int4" | "uint4" | "int2" | "uint2" = dtype {
+            let what = format!("{dtype} elements stay in bytes of their own");
+            self.notes.push(Note::new(name, what));
+        }
         let Some(dtype) = dtype_of(dtype) else {
             let what = format!(
                 "has the dtype {}, which safetensors has not; cast it before saving",
@@ -523,8 +527,9 @@ fn in_order(node: Node) -> Option<Vec<Node>> {
 fn dtype_of(name: &str) -> Option<Dtype> {
     Some(match name {
         "bool" => Dtype::Bool,
-        "int8" => Dtype::I8,
-        "uint8" => Dtype::U8,
+        // NumPy keeps the small ones one to a byte.
+        "int8" | "int4" | "int2" => Dtype::I8,
+        "uint8" | "uint4" | "uint2" => Dtype::U8,
         "int16" => Dtype::I16,
         "uint16" => Dtype::U16,
         "int32" => Dtype::I32,
@@ -582,6 +587,9 @@ mod tests {
         let source = open(&bytes, &Limits::default()).unwrap();
         assert_eq!(source.tensors()[0].name, "array");
         assert!(is_flax(&bytes));
+        let source = open(&array(&[2], "int4", &[1, 0xff]), &Limits::default()).unwrap();
+        assert_eq!(source.tensors()[0].dtype, Dtype::I8);
+        assert!(source.notes()[0].what.contains("int4 elements"));
     }
 
     #[test]

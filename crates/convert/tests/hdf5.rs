@@ -137,3 +137,17 @@ fn a_heap_with_blocks_within_blocks_within_blocks() {
     let mut places = source.notes().iter().map(|note| &note.at);
     assert!(places.any(|at| at.ends_with("nnn699")));
 }
+
+#[test]
+fn what_is_not_read_is_refused_by_name() {
+    for (file, expected) in [
+        ("outside.h5", "keeps its elements in other files"),
+        ("scale_offset.h5", "went through filter 6 (scale-offset)"),
+        ("virtual.h5", "a virtual dataset, made of other files"),
+    ] {
+        let error = open(&golden(file), &Limits::default()).err().unwrap();
+        let error = error.to_string();
+        assert!(error.contains("`layer/kernel`: "), "{error}");
+        assert!(error.contains(expected), "{error}");
+    }
+}

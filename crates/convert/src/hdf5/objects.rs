@@ -95,7 +95,7 @@ impl<'a> File<'a> {
         let len = input.byte_count.saturating_sub(at).min(256);
         let mut block = vec![0; len as usize];
         input.read_exact_at(&mut block, at)?;
-        superblock(&block, at)
+        superblock(&block, at, input.byte_count)
             .map_err(|problem| input.malformed("superblock", problem))
             .map(|(sizes, base, root)| File {
                 input,
@@ -443,7 +443,7 @@ impl<'a> File<'a> {
 }
 
 /// Sizes, base address and the root group's header.
-fn superblock(block: &[u8], at: u64) -> Result<(Sizes, u64, u64), String> {
+fn superblock(block: &[u8], at: u64, byte_count: u64) -> Result<(Sizes, u64, u64), String> {
     let mut fields = Fields::new(block);
     fields.take(8)?;
     let version = fields.byte()?;
@@ -468,7 +468,12 @@ fn superblock(block: &[u8], at: u64) -> Result<(Sizes, u64, u64), String> {
         _ => drop(fields.take(1)?),
     }
     // Addresses count from the signature, whatever the base address says: HDF5 does so, too.
-    fields.take(3 * u64::from(offset))?;
+    fields.take(2 * u64::from(offset))?;
+    let end = fields.address(sizes)?;
+    if let Some(end) = end.filter(|&end| end > byte_count) {
+        let problem = format!("it has {byte_count} bytes of {end}; is the file whole?");
+        return Err(problem);
+    }
     if version < 2 {
         fields.take(2 * u64::from(offset))?;
     }

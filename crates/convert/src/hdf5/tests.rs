@@ -71,7 +71,14 @@ fn all_layouts_give_the_same_numbers() {
 fn broken_files_are_refused_for_the_reason_given() {
     refused(Vec::new(), "no HDF5 signature");
     refused(vec![0; 5000], "no HDF5 signature");
-    refused(seed("earliest_plain.h5")[..100].to_vec(), "only 0 are left");
+    refused(
+        seed("earliest_plain.h5")[..100].to_vec(),
+        "it has 100 bytes of 4752; is the file whole?",
+    );
+    refused(
+        seed("latest_plain.h5")[..2000].to_vec(),
+        "it has 2000 bytes of 2098; is the file whole?",
+    );
     refused(
         seed("earliest_plain.h5")[..2100].to_vec(),
         "is the file whole?",

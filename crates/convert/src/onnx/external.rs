@@ -7,6 +7,27 @@ use safelight_format::shown;
 use crate::error::ConvertError;
 use crate::input::Input;
 
+/// Where a model lies.
+#[derive(Clone, Debug)]
+pub(super) struct Folder {
+    path: PathBuf,
+    /// The folder of the model's real file, if its name is a link: caches keep all files in one place.
+    real: Option<PathBuf>,
+}
+
+impl Folder {
+    /// The folder of a model.
+    pub(super) fn of(model: &Path) -> Folder {
+        let path = match model.parent() {
+            Some(folder) if !folder.as_os_str().is_empty() => folder.to_owned(),
+            _ => PathBuf::from("."),
+        };
+        let real = model.canonicalize().ok();
+        let real = real.and_then(|model| Some(model.parent()?.to_owned()));
+        Folder { path, real }
+    }
+}
+
 /// A tensor's `external_data`, as it stands in the model.
 #[derive(Clone, Debug, Default)]
 pub(super) struct External {
@@ -27,7 +48,7 @@ impl External {
     pub(super) fn find(
         &self,
         input: &Input,
-        folder: Option<&Path>,
+        folder: Option<&Folder>,
         name: &str,
         byte_count: u64,
     ) -> Result<Outside, ConvertError> {
@@ -77,8 +98,8 @@ impl External {
     }
 }
 
-/// A file's real path, if it is a file of this folder or of one within.
-fn inside(folder: &Path, location: &str) -> Result<PathBuf, String> {
+/// A file's real path, if it is a file of this folder or of one within, or lies beside the model's real file.
+fn inside(folder: &Folder, location: &str) -> Result<PathBuf, String> {
     let relative = Path::new(location);
     let plain = |part| matches!(part, Component::Normal(_) | Component::CurDir);
     if location.is_empty() || location.contains('\0') || !relative.components().all(plain) {
@@ -88,8 +109,11 @@ fn inside(folder: &Path, location: &str) -> Result<PathBuf, String> {
         path.canonicalize()
             .map_err(|error| format!("which cannot be found ({error})"))
     };
-    let (folder, path) = (real(folder)?, real(&folder.join(relative))?);
-    if !path.starts_with(&folder) {
+    let path = real(&folder.path.join(relative))?;
+    let beside = path
+        .parent()
+        .is_some_and(|parent| folder.real.as_deref() == Some(parent));
+    if !beside && !path.starts_with(real(&folder.path)?) {
         return Err("which is a link to a place outside of the model's folder".into());
     }
     if !path.is_file() {
@@ -107,8 +131,11 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let model = folder.path().join("model");
         std::fs::create_dir_all(model.join("part")).unwrap();
+        std::fs::write(model.join("m.onnx"), b"1").unwrap();
         std::fs::write(model.join("part/a.bin"), b"1").unwrap();
         std::fs::write(folder.path().join("secret"), b"1").unwrap();
+        let place = model.clone();
+        let model = Folder::of(&model.join("m.onnx"));
         assert!(inside(&model, "part/a.bin").is_ok());
         assert!(inside(&model, "./part/a.bin").is_ok());
         let secret = folder.path().join("secret");
@@ -125,12 +152,25 @@ mod tests {
         }
         #[cfg(unix)]
         {
-            std::os::unix::fs::symlink(&secret, model.join("link")).unwrap();
-            std::os::unix::fs::symlink("part/a.bin", model.join("fine")).unwrap();
-            std::os::unix::fs::symlink("..", model.join("up")).unwrap();
+            std::os::unix::fs::symlink(&secret, place.join("link")).unwrap();
+            std::os::unix::fs::symlink("part/a.bin", place.join("fine")).unwrap();
+            std::os::unix::fs::symlink("..", place.join("up")).unwrap();
             assert!(inside(&model, "link").unwrap_err().contains("link"));
             assert!(inside(&model, "up/secret").unwrap_err().contains("link"));
             assert!(inside(&model, "fine").is_ok());
+            // Hugging Face's cache: names are links into a folder of contents.
+            let (blobs, snapshot) = (folder.path().join("blobs"), folder.path().join("snapshot"));
+            std::fs::create_dir_all(&blobs).unwrap();
+            std::fs::create_dir_all(&snapshot).unwrap();
+            for (name, blob) in [("m.onnx", "1a"), ("m.onnx_data", "2b")] {
+                std::fs::write(blobs.join(blob), b"1").unwrap();
+                let target = Path::new("../blobs").join(blob);
+                std::os::unix::fs::symlink(target, snapshot.join(name)).unwrap();
+            }
+            std::os::unix::fs::symlink(&secret, snapshot.join("link")).unwrap();
+            let cached = Folder::of(&snapshot.join("m.onnx"));
+            assert!(inside(&cached, "m.onnx_data").is_ok());
+            assert!(inside(&cached, "link").unwrap_err().contains("link"));
         }
     }
 }

@@ -1,15 +1,17 @@
 //! ONNX models as a source: the initialisers of the graph and of the graphs within it, as they lie in the file.
+//! Sparse ones are made dense; integers of four and two bits become bytes. Constants of nodes are no initialisers.
 //!
 //! Nothing but places is kept of tensors. Those of a graph within a node (a branch of `If`, the body of `Loop`) are named
 //! `node/attribute/tensor`. Source: onnx/onnx.proto. The wire format is in `wire`, typed numbers in `values`,
 //! data in other files in `external`.
 
 mod external;
+mod sparse;
 mod values;
 mod wire;
 
 use std::collections::{BTreeMap, HashSet};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use safelight_format::{TensorSpec, shown};
 use safelight_store::ReadAt;
@@ -17,7 +19,8 @@ use safelight_store::ReadAt;
 use crate::error::ConvertError;
 use crate::input::Input;
 use crate::source::{Contents, Limits, Note, Source};
-use external::{External, Outside};
+use external::{External, Folder, Outside};
+use sparse::Sparse;
 use values::{DOUBLES, FLOATS, INT32S, INT64S, Kind, Numbers, UINT64S, Unpack, kind};
 use wire::{Run, Value, Wire};
 
@@ -114,6 +117,42 @@ enum Place {
     Outside(Outside),
     /// Numbers of protobuf's kinds.
     Numbers(Vec<Numbers>),
+    /// Those that are not zero, and where.
+    Sparse(Box<Sparse>),
+}
+
+impl Stored {
+    /// Hands the numbers of tensor `name` on, as bytes; not those of a sparse tensor, which has a shape to follow.
+    fn read(
+        &self,
+        input: &Input,
+        name: &str,
+        out: &mut dyn FnMut(&[u8]) -> Result<(), ConvertError>,
+    ) -> Result<(), ConvertError> {
+        let (kind, left) = (self.kind, self.elements);
+        let mut unpack = Unpack { kind, left };
+        let mut pass = |piece: &mut [u8]| unpack.pass(piece, out);
+        match &self.place {
+            Place::Raw(run) => input.pieces(run.at, run.len, 8, &mut pass),
+            Place::Outside(outside) => {
+                let input = Input::open(&outside.path, "ONNX external data")?;
+                let len = kind.stored_bytes(left).unwrap_or(0);
+                input.pieces(outside.offset, len, 8, &mut pass)
+            }
+            Place::Numbers(runs) => values::read(input, name, kind, left, runs, out),
+            Place::Sparse(_) => unreachable!("parts of sparse tensors are not sparse"),
+        }
+    }
+
+    /// All bytes of a part of a sparse tensor.
+    fn all(&self, input: &Input, name: &str) -> Result<Vec<u8>, ConvertError> {
+        let mut bytes = Vec::new();
+        self.read(input, name, &mut |piece| {
+            bytes.extend_from_slice(piece);
+            Ok(())
+        })?;
+        Ok(bytes)
+    }
 }
 
 impl OnnxSource {
@@ -122,10 +161,7 @@ impl OnnxSource {
     /// # Errors
     /// What is wrong with the file, or what of it safetensors cannot hold.
     pub fn open(path: &Path, limits: &Limits) -> Result<OnnxSource, ConvertError> {
-        let folder = match path.parent() {
-            Some(folder) if !folder.as_os_str().is_empty() => folder.to_owned(),
-            _ => PathBuf::from("."),
-        };
+        let folder = Folder::of(path);
         OnnxSource::read_from(Input::open(path, "ONNX")?, Some(&folder), limits)
     }
 
@@ -144,7 +180,7 @@ impl OnnxSource {
 
     fn read_from(
         input: Input,
-        folder: Option<&Path>,
+        folder: Option<&Folder>,
         limits: &Limits,
     ) -> Result<OnnxSource, ConvertError> {
         let mut model = Model {
@@ -186,22 +222,12 @@ impl Source for OnnxSource {
         index: usize,
         out: &mut dyn FnMut(&[u8]) -> Result<(), ConvertError>,
     ) -> Result<(), ConvertError> {
-        let stored = &self.stored[index];
-        let (kind, left) = (stored.kind, stored.elements);
-        let mut unpack = Unpack { kind, left };
-        let mut pass = |piece: &mut [u8]| unpack.pass(piece, out);
-        match &stored.place {
-            Place::Raw(run) => self.input.pieces(run.at, run.len, 8, &mut pass),
-            Place::Outside(outside) => {
-                let input = Input::open(&outside.path, "ONNX external data")?;
-                let len = kind.stored_bytes(left).unwrap_or(0);
-                input.pieces(outside.offset, len, 8, &mut pass)
-            }
-            Place::Numbers(runs) => {
-                let name = &self.tensors()[index].name;
-                values::read(&self.input, name, kind, left, runs, out)
-            }
-        }
+        let (tensor, stored) = (&self.tensors()[index], &self.stored[index]);
+        let Place::Sparse(sparse) = &stored.place else {
+            return stored.read(&self.input, &tensor.name, out);
+        };
+        let size = (tensor.dtype.bits() / 8) as usize;
+        sparse.read(&self.input, &tensor.name, &tensor.shape, size, out)
     }
 }
 
@@ -223,7 +249,7 @@ struct Tensor {
 struct Model<'a> {
     wire: Wire<'a>,
     input: &'a Input,
-    folder: Option<&'a Path>,
+    folder: Option<&'a Folder>,
     limits: &'a Limits,
     kept_bytes: u64,
     constants: u64,
@@ -372,7 +398,7 @@ impl Model<'_> {
                 2 if depth == 0 => self.describe("onnx.graph.name", field.value)?,
                 10 if depth == 0 => self.describe("onnx.graph.doc_string", field.value)?,
                 5 => self.initializer(prefix, field.bytes(&self.wire)?)?,
-                15 => return Err(self.sparse(prefix, field.bytes(&self.wire)?)),
+                15 => self.sparse(prefix, field.bytes(&self.wire)?)?,
                 16 if depth == 0 => self.property(field.bytes(&self.wire)?)?,
                 _ => {}
             }
@@ -381,28 +407,70 @@ impl Model<'_> {
         Ok(())
     }
 
-    /// Refuses a sparse tensor by the name of its values.
-    fn sparse(&mut self, prefix: &str, run: Run) -> ConvertError {
-        let mut name = || -> Result<String, ConvertError> {
-            let mut at = run.at;
-            while let Some((field, next)) = self.wire.field(at, run.end())? {
-                if field.number == 1 {
-                    let values = field.bytes(&self.wire)?;
-                    let tensor = self.tensor(values)?;
-                    return tensor.name.map_or(Ok(String::new()), |run| self.name(run));
-                }
-                at = next;
+    /// A sparse tensor: named as its values are.
+    fn sparse(&mut self, prefix: &str, run: Run) -> Result<(), ConvertError> {
+        let (mut values, mut places) = (Tensor::default(), Tensor::default());
+        let mut shape = Vec::new();
+        let mut at = run.at;
+        while let Some((field, next)) = self.wire.field(at, run.end())? {
+            match field.number {
+                1 => values = self.tensor(field.bytes(&self.wire)?)?,
+                2 => places = self.tensor(field.bytes(&self.wire)?)?,
+                3 => self.dims(field.value, &mut shape)?,
+                _ => {}
             }
-            Ok(String::new())
-        };
-        match name() {
-            Ok(name) => {
-                let what = "is a sparse tensor; nothing here reads those, make it dense (onnx_tool, \
-                            onnx.helper) and convert again";
-                self.input.unsupported(format!("{prefix}{name}"), what)
-            }
-            Err(error) => error,
+            at = next;
         }
+        let name = values
+            .name
+            .map_or(Ok(String::new()), |run| self.name(run))?;
+        let name = format!("{prefix}{name}");
+        let elements = self.elements(&name, &shape)?;
+        let input = self.input;
+        let Some(values) = self.stored(&name, &values)? else {
+            return self.note(&name, "dropped: a sparse array of texts");
+        };
+        let rank = shape.len() as u64;
+        let by_dimension = places.shape.len() == 2;
+        let count = values.elements;
+        let expected = if by_dimension {
+            count.saturating_mul(rank)
+        } else {
+            count
+        };
+        let Some(places) = self.stored(&name, &places)? else {
+            return Err(input.malformed(name, "places that are texts"));
+        };
+        if places.kind.name != "INT64" || places.elements != expected || rank == 0 {
+            let problem = format!(
+                "{} places of type {} for {count} values in {rank} dimensions",
+                places.elements, places.kind.name
+            );
+            return Err(input.malformed(name, problem));
+        }
+        let (kind, dtype) = (values.kind, values.kind.dtype);
+        if dtype.bits() < 8 {
+            let what = format!("is a sparse tensor of {}; make it dense", kind.name);
+            return Err(input.unsupported(name, what));
+        }
+        let size = dtype.bits() / 8;
+        let limit = self.limits.memory_bytes_max;
+        let zeros = elements.saturating_sub(count).saturating_mul(size);
+        input.limited(&name, "bytes of zeros in a sparse tensor", zeros, limit)?;
+        let parts = count.saturating_mul(size) + expected.saturating_mul(16);
+        input.limited(&name, "bytes of a sparse tensor's parts", parts, limit)?;
+        self.note(&name, "a sparse tensor, made dense")?;
+        let sparse = Sparse {
+            values,
+            places,
+            by_dimension,
+        };
+        let stored = Stored {
+            kind,
+            elements,
+            place: Place::Sparse(Box::new(sparse)),
+        };
+        self.add(name, shape, stored)
     }
 
     /// Looks for graphs within node number `index` of its graph.
@@ -551,48 +619,74 @@ impl Model<'_> {
             .name
             .map_or(Ok(String::new()), |run| self.name(run))?;
         let name = format!("{prefix}{name}");
-        self.keep(2 * name.len() as u64 + 256)?;
-        let shape = &tensor.shape;
-        let elements = shape
-            .iter()
-            .try_fold(1u64, |all, &dim| all.checked_mul(dim));
+        match self.stored(&name, &tensor)? {
+            Some(stored) => self.add(name, tensor.shape, stored),
+            None => self.note(&name, "dropped: an array of texts (STRING)"),
+        }
+    }
+
+    /// How many elements a shape has.
+    fn elements(&self, name: &str, shape: &[u64]) -> Result<u64, ConvertError> {
         if shape.iter().any(|&dim| dim > i64::MAX as u64) {
-            let problem = format!(
-                "negative dimensions: {:?}",
-                shape.iter().map(|&dim| dim as i64).collect::<Vec<_>>()
-            );
+            let shape: Vec<_> = shape.iter().map(|&dim| dim as i64).collect();
+            let problem = format!("negative dimensions: {shape:?}");
             return Err(self.input.malformed(name, problem));
         }
-        if tensor.kind_id == 8 {
-            return self.note(&name, "dropped: an array of texts (STRING)");
+        let product = |all: u64, &dim: &u64| all.checked_mul(dim);
+        let elements = shape.iter().try_fold(1u64, product);
+        // In 64 bits after unpacking, too.
+        match elements.filter(|elements| elements.checked_mul(64).is_some()) {
+            Some(elements) => Ok(elements),
+            None => {
+                let problem = format!("shape {shape:?} has no size in 64 bits");
+                Err(self.input.malformed(name, problem))
+            }
         }
+    }
+
+    /// What a tensor's message holds; `None` if it is texts.
+    fn stored(&mut self, name: &str, tensor: &Tensor) -> Result<Option<Stored>, ConvertError> {
+        self.keep(2 * name.len() as u64 + 256)?;
+        if tensor.kind_id == 8 {
+            return Ok(None);
+        }
+        let shape = &tensor.shape;
+        let elements = self.elements(name, shape)?;
         let Some(kind) = kind(tensor.kind_id) else {
             let what = match tensor.kind_id {
                 15 => "is COMPLEX128, which safetensors does not have".to_owned(),
-                23 => "is FLOAT4E2M1, whose order of halves in safetensors is not settled; cast it first".to_owned(),
                 id => format!("has ONNX's data type {id}, which is not known here"),
             };
             return Err(self.input.unsupported(name, what));
         };
         if tensor.is_segment {
-            return Err(self
-                .input
-                .unsupported(name, "is stored in segments, which no runtime reads"));
+            let what = "is stored in segments, which no runtime reads";
+            return Err(self.input.unsupported(name, what));
         }
-        // In 64 bits after unpacking, too.
-        let wide = elements.and_then(|elements| elements.checked_mul(64));
-        let (Some(elements), Some(_)) = (elements, wide) else {
-            let problem = format!("shape {shape:?} has no size in 64 bits");
-            return Err(self.input.malformed(name, problem));
-        };
-        let place = self.place(&name, kind, elements, &tensor)?;
+        if kind.dtype.bits() < 8 && elements % 2 != 0 {
+            let what = format!(
+                "has {elements} elements of {}, which fill no whole byte",
+                kind.name
+            );
+            return Err(self.input.unsupported(name, what));
+        }
+        let place = self.place(name, kind, elements, tensor)?;
         if kind.is_packed() {
             let what = format!(
                 "{} elements of {} bits became bytes ({})",
                 kind.name, kind.bits, kind.dtype
             );
-            self.note(&name, &what)?;
+            self.note(name, &what)?;
         }
+        Ok(Some(Stored {
+            kind,
+            elements,
+            place,
+        }))
+    }
+
+    /// Adds a tensor.
+    fn add(&mut self, name: String, shape: Vec<u64>, stored: Stored) -> Result<(), ConvertError> {
         if !self.names.insert(name.clone()) {
             return Err(self
                 .input
@@ -601,13 +695,9 @@ impl Model<'_> {
         let count = self.tensors.len() as u64 + 1;
         let limit = self.limits.tensor_count_max;
         self.input.limited("", "tensors", count, limit)?;
-        let (dtype, shape) = (kind.dtype, tensor.shape);
+        let dtype = stored.kind.dtype;
         self.tensors.push(TensorSpec { name, dtype, shape });
-        self.stored.push(Stored {
-            kind,
-            elements,
-            place,
-        });
+        self.stored.push(stored);
         Ok(())
     }
 
@@ -661,7 +751,7 @@ impl Model<'_> {
             .iter()
             .map(|numbers| numbers.run.len)
             .fold(0, u64::saturating_add);
-        if there < elements && !kind.is_packed() {
+        if there < elements && kind.bits >= 8 {
             let problem = format!("{there} bytes of numbers cannot be {elements} elements");
             return Err(self.input.malformed(name, problem));
         }

@@ -100,6 +100,8 @@ fn numbers_of_every_kind_of_field() {
         &[0, 1, 254, 255],
     );
     check(tensor(1, &[0, 3], &[]), &[]);
+    check(tensor(23, &[4], &[bytes(9, [0x21, 0x43])]), &[0x21, 0x43]);
+    check(tensor(23, &[4], &[bytes(5, [0x21, 0x43])]), &[0x21, 0x43]);
 }
 
 #[test]
@@ -134,6 +136,7 @@ fn what_does_not_fit_is_refused() {
     refused(tensor(1, &[1; 65], &[]), "65 dimensions");
     refused(tensor(15, &[1], &[]), "COMPLEX128");
     refused(tensor(99, &[1], &[]), "data type 99");
+    refused(tensor(23, &[3], &[bytes(9, [1, 2])]), "no whole byte");
     refused(tensor(1, &[1], &[bytes(3, "")]), "segments");
     refused(tensor(1, &[1], &[whole(14, 1)]), "no location");
     let outside = bytes(13, [bytes(1, "location"), bytes(2, "x.bin")].concat());
@@ -142,6 +145,57 @@ fn what_does_not_fit_is_refused() {
         "did not come from a folder",
     );
     refused(whole(8, 3), "is not bytes");
+}
+
+/// A sparse tensor of bytes.
+fn sparse(values: &[u8], places: &[i64], places_shape: &[u64], dims: &[u64]) -> Vec<u8> {
+    let raw: Vec<u8> = places
+        .iter()
+        .flat_map(|place| place.to_le_bytes())
+        .collect();
+    let values = tensor(2, &[values.len() as u64], &[bytes(9, values)]);
+    let places = tensor(7, places_shape, &[bytes(9, raw)]);
+    let dims = dims.iter().flat_map(|&dim| whole(3, dim)).collect();
+    bytes(15, [bytes(1, values), bytes(2, places), dims].concat())
+}
+
+#[test]
+fn sparse_tensors_are_made_dense() {
+    let check = |sparse: Vec<u8>, expected: &[u8]| {
+        let source = open(model(&[sparse])).unwrap();
+        assert_eq!(all(&source, 0).unwrap(), expected);
+        assert_eq!(source.notes()[0].what, "a sparse tensor, made dense");
+    };
+    check(sparse(&[7, 8], &[1, 5], &[2], &[2, 3]), &[0, 7, 0, 0, 0, 8]);
+    check(
+        sparse(&[7, 8], &[0, 1, 1, 2], &[2, 2], &[2, 3]),
+        &[0, 7, 0, 0, 0, 8],
+    );
+    check(sparse(&[], &[], &[0], &[3]), &[0, 0, 0]);
+    let refused = |sparse: Vec<u8>, expected: &str| {
+        let read = open(model(&[sparse])).and_then(|source| all(&source, 0));
+        let error = read.unwrap_err().to_string();
+        assert!(error.contains(expected), "{error}");
+    };
+    refused(
+        sparse(&[7], &[6], &[1], &[2, 3]),
+        "a value at 6 of 6 elements",
+    );
+    refused(
+        sparse(&[7], &[-1], &[1], &[6]),
+        "a value at -1 of 6 elements",
+    );
+    refused(
+        sparse(&[7], &[0, 3], &[1, 2], &[2, 3]),
+        "a value at 3 of a dimension of 3",
+    );
+    refused(sparse(&[7, 8], &[5, 1], &[2], &[6]), "has them in order");
+    refused(sparse(&[7, 8], &[1, 1], &[2], &[6]), "has them in order");
+    refused(
+        sparse(&[7, 8], &[1], &[1], &[6]),
+        "1 places of type INT64 for 2 values",
+    );
+    refused(sparse(&[7], &[0], &[1], &[1 << 40]), "bytes of zeros");
 }
 
 #[test]
@@ -176,8 +230,6 @@ fn broken_models() {
     };
     let a = || bytes(5, tensor(2, &[1], &[bytes(9, [7])]));
     check(model(&[a(), a()]), "two initialisers have this name");
-    let values = bytes(1, tensor(1, &[0], &[]));
-    check(model(&[bytes(15, values)]), "`a`: is a sparse tensor");
     check(whole(1, 8), "no graph");
     check([bytes(7, ""), bytes(7, "")].concat(), "two graphs");
     check(vec![0x3a, 200, 1, 0], "reaches beyond its message");
