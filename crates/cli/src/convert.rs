@@ -95,6 +95,9 @@ pub(crate) struct ConvertArgs {
     /// Leave out objects in pickles that are not on the list, instead of refusing the file; known attacks are always refused
     #[arg(long)]
     drop_unknown: bool,
+    /// Leave out tensors of GGUF files whose type nothing here reads, instead of refusing the file
+    #[arg(long)]
+    skip_unsupported: bool,
     /// Tensors that have several names are written once; the metadata says which names are meant
     #[arg(long)]
     share: bool,
@@ -220,6 +223,7 @@ impl Run for ConvertArgs {
         let options = OpenOptions {
             unknown_objects,
             shared,
+            skip_unsupported: self.skip_unsupported,
             ..OpenOptions::default()
         };
         let mut source: Arc<dyn Source> = open_with(&self.src, &options)?.into();
@@ -480,15 +484,7 @@ impl ConvertArgs {
             }
             _ => (self.dst.as_path(), "model".to_owned()),
         };
-        let made = !folder.exists();
-        std::fs::create_dir_all(folder).map_err(|error| {
-            Failure::Machine(format!("cannot create {}: {error}", folder.display()))
-        })?;
-        let sharded = write_sharded(source, folder, &base, shard_bytes, options, progress);
-        if made && sharded.is_err() {
-            let _ = std::fs::remove_dir(folder);
-        }
-        let sharded = sharded?;
+        let sharded = write_sharded(source, folder, &base, shard_bytes, options, progress)?;
         Ok(Written {
             report: sharded.report,
             files: sharded.files,

@@ -116,3 +116,70 @@ fn no_room_leaves_the_old_file() {
         check_nothing_changed(&place, &ran.stderr);
     }
 }
+
+/// A source of eight tensors of a megabyte each.
+fn prepare_many(place: &Place) {
+    let bytes = vec![1; 1_000_000];
+    let names: Vec<String> = (0..8).map(|i| format!("t{i}")).collect();
+    let view = |name| TensorView {
+        name,
+        dtype: Dtype::F32,
+        shape: &[2, 125_000],
+        bytes: &bytes,
+    };
+    let views: Vec<TensorView<'_>> = names.iter().map(|name| view(name.as_str())).collect();
+    let path = place.path("from.safetensors");
+    save(&path, &views, None, &SaveOptions::default()).unwrap();
+}
+
+const SHARDS: [&str; 5] = [
+    "convert",
+    "from.safetensors",
+    "new/shards",
+    "--shard-size",
+    "1MB",
+];
+
+#[test]
+fn shards_that_fail_leave_no_folder() {
+    let place = Place::new();
+    prepare_many(&place);
+    let mut command = Command::new("sh");
+    let script = "ulimit -f 1000; exec \"$0\" \"$@\"";
+    command.args(["-c", script, env!("CARGO_BIN_EXE_safelight")]);
+    let command = command.args(SHARDS).current_dir(place.path("."));
+    let ran = Ran::of(command.output().unwrap());
+    assert_eq!(ran.code, Some(1), "{}", ran.stderr);
+    assert_eq!(place.everything(), ["from.safetensors"]);
+}
+
+/// Whenever it is killed: the folder has all shards, or nothing that would be taken for a model.
+#[test]
+fn shards_of_a_killed_conversion_are_no_model() {
+    let place = Place::new();
+    prepare_many(&place);
+    let mut killed_midway = 0;
+    for delay_ms in [3, 5, 7, 9, 11, 13, 16, 20, 25, 30, 40, 60] {
+        let mut child = place
+            .command(&SHARDS)
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        std::thread::sleep(Duration::from_millis(delay_ms));
+        child.kill().unwrap();
+        child.wait().unwrap();
+        if !place.path("new/shards").exists() {
+            continue;
+        }
+        let listed = place.run(&["ls", "new/shards", "--json"]);
+        if listed.code == Some(0) {
+            assert_eq!(listed.json()["tensor_count"].as_u64(), Some(8));
+        } else {
+            assert_eq!(listed.code, Some(3), "{}", listed.stderr);
+            killed_midway += 1;
+        }
+        std::fs::remove_dir_all(place.path("new")).unwrap();
+    }
+    println!("killed midway {killed_midway} times");
+}

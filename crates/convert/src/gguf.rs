@@ -46,6 +46,15 @@ pub enum Quantized {
     Refuse,
 }
 
+/// How the tensors of a GGUF file are read.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct GgufReading {
+    /// What becomes of quantised tensors.
+    pub quantized: Quantized,
+    /// Leave out tensors that nothing here reads, with a note each, instead of refusing the file.
+    pub skip_unsupported: bool,
+}
+
 /// The tensors of a GGUF file.
 pub struct GgufSource {
     input: Input,
@@ -67,13 +76,14 @@ impl GgufSource {
     /// Opens a file and reads all but its tensors.
     ///
     /// # Errors
-    /// What is wrong with the file, or what [`Quantized::Refuse`] refuses.
+    /// What is wrong with the file, or what nothing here reads or [`Quantized::Refuse`] refuses, unless that is to be
+    /// skipped.
     pub fn open(
         path: &Path,
         limits: &Limits,
-        quantized: Quantized,
+        reading: GgufReading,
     ) -> Result<GgufSource, ConvertError> {
-        GgufSource::read_from(Input::open(path, "GGUF")?, limits, quantized)
+        GgufSource::read_from(Input::open(path, "GGUF")?, limits, reading)
     }
 
     /// As [`GgufSource::open`], from anything that can be read at any position; `label` is for messages.
@@ -84,9 +94,9 @@ impl GgufSource {
         label: &str,
         reader: Box<dyn ReadAt>,
         limits: &Limits,
-        quantized: Quantized,
+        reading: GgufReading,
     ) -> Result<GgufSource, ConvertError> {
-        GgufSource::read_from(Input::new(label, reader, "GGUF")?, limits, quantized)
+        GgufSource::read_from(Input::new(label, reader, "GGUF")?, limits, reading)
     }
 
     /// How tensor `index` is stored.
@@ -97,16 +107,23 @@ impl GgufSource {
     fn read_from(
         input: Input,
         limits: &Limits,
-        quantized: Quantized,
+        reading: GgufReading,
     ) -> Result<GgufSource, ConvertError> {
         let mut reader = Reader::new(&input)?;
         let tensor_count = reader.count()?;
         let key_count = reader.count()?;
         input.limited("", "tensors", tensor_count, limits.tensor_count_max)?;
         let keys = metadata::read(&mut reader, key_count, limits)?;
+        let quantized = reading.quantized;
+        let mut notes = keys.notes;
         let mut found = Vec::new();
         for _ in 0..tensor_count {
-            found.push(reader.tensor(quantized)?);
+            match reader.tensor(quantized) {
+                Err(ConvertError::Unsupported { at, what, .. }) if reading.skip_unsupported => {
+                    notes.push(Note::new(at, format!("left out: {what}")));
+                }
+                tensor => found.push(tensor?),
+            }
         }
         let data_at = align(reader.cursor.at, keys.alignment);
         let big_endian = reader.big_endian;
@@ -126,7 +143,6 @@ impl GgufSource {
             stored.push(place);
         }
         check_apart(&input, &tensors, &stored)?;
-        let mut notes = keys.notes;
         note_quantized(&stored, quantized, &mut notes);
         let contents = Contents {
             label: input.label.clone(),
@@ -299,7 +315,7 @@ impl<'a> Reader<'a> {
         let offset = self.u64()?;
         let kind = GgmlType::from_id(id).map_err(|what| {
             let what =
-                format!("has ggml's type {what}; nothing here reads it, get another quantisation");
+                format!("has ggml's type {what}; nothing here reads it: get another quantisation, or leave such tensors out (--skip-unsupported)");
             self.input.unsupported(&name, what)
         })?;
         self.check_kind(&name, kind, quantized)?;
@@ -478,7 +494,11 @@ mod tests {
     }
 
     fn open(bytes: Vec<u8>, quantized: Quantized) -> Result<GgufSource, ConvertError> {
-        GgufSource::from_reader("x", Box::new(Memory(bytes)), &Limits::default(), quantized)
+        let reading = GgufReading {
+            quantized,
+            ..GgufReading::default()
+        };
+        GgufSource::from_reader("x", Box::new(Memory(bytes)), &Limits::default(), reading)
     }
 
     #[track_caller]
@@ -565,6 +585,39 @@ mod tests {
         refused(tensors(&same, 64), "two tensors have this name");
         let shared = [tensor("a", &[8], 0, 0), tensor("b", &[8], 0, 16)];
         refused(tensors(&shared, 64), "inside of `a`");
+    }
+
+    #[test]
+    fn what_nothing_reads_can_be_left_out() {
+        let tensors = [
+            tensor("odd", &[32], 9, 0), // Q8_1
+            tensor("new", &[32], 77, 64),
+            tensor("w", &[2], 0, 128),
+        ];
+        let bytes = file(&[], &tensors, 136);
+        let open = |skip_unsupported| {
+            let reading = GgufReading {
+                skip_unsupported,
+                ..GgufReading::default()
+            };
+            GgufSource::from_reader(
+                "x",
+                Box::new(Memory(bytes.clone())),
+                &Limits::default(),
+                reading,
+            )
+        };
+        let refused = open(false).err().unwrap().to_string();
+        assert!(
+            refused.contains("`odd`: has ggml's type 9 (Q8_1)")
+                && refused.contains("--skip-unsupported"),
+            "{refused}"
+        );
+        let source = open(true).unwrap();
+        let names: Vec<&str> = source.tensors().iter().map(|t| t.name.as_str()).collect();
+        assert_eq!(names, ["w"]);
+        let left_out: Vec<&str> = source.notes().iter().map(|note| note.at.as_str()).collect();
+        assert_eq!(left_out, ["odd", "new"]);
     }
 
     #[test]

@@ -29,6 +29,7 @@ mod checkpoint;
 mod diff;
 mod error;
 mod flax;
+mod folders;
 mod gguf;
 mod hdf5;
 mod input;
@@ -59,7 +60,9 @@ pub use checkpoint::CheckpointSource;
 pub use diff::{Diff, MetadataDiff, NumberDiff, TensorDiff, Tolerance, diff};
 pub use error::ConvertError;
 pub use flax::FlaxSource;
-pub use gguf::{GgmlType, GgufOptions, GgufSource, GgufWeights, Quantized, write_gguf};
+pub use gguf::{
+    GgmlType, GgufOptions, GgufReading, GgufSource, GgufWeights, Quantized, write_gguf,
+};
 pub use hdf5::Hdf5Source;
 pub use npy::npy_header;
 pub use npz::{NpzOptions, NpzSource, write_npz};

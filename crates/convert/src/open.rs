@@ -11,7 +11,7 @@ use safelight_store::{Checkpoint, ReadAt as _, StoreError};
 use crate::checkpoint::CheckpointSource;
 use crate::error::ConvertError;
 use crate::flax::{FlaxSource, is_flax};
-use crate::gguf::{GgufSource, Quantized};
+use crate::gguf::{GgufReading, GgufSource, Quantized};
 use crate::hdf5::{Hdf5Source, is_hdf5, is_keras};
 use crate::layout::{FolderSource, is_diffusers_folder};
 use crate::npz::{NpzSource, is_npz};
@@ -56,6 +56,8 @@ pub struct OpenOptions {
     pub values_to_metadata: bool,
     /// What becomes of quantised tensors (GGUF).
     pub quantized: Quantized,
+    /// Leave out tensors whose type nothing here reads (GGUF), with a note each, instead of refusing the file.
+    pub skip_unsupported: bool,
 }
 
 /// Opens a model file of any kind that is known here: safetensors, an index with its shards, and foreign formats.
@@ -117,7 +119,10 @@ pub fn open_with(path: &Path, options: &OpenOptions) -> Result<Box<dyn Source>, 
         Some(FileKind::Gguf) => Ok(Box::new(GgufSource::open(
             path,
             &options.limits,
-            options.quantized,
+            GgufReading {
+                quantized: options.quantized,
+                skip_unsupported: options.skip_unsupported,
+            },
         )?)),
         Some(FileKind::Hdf5) => Ok(Box::new(Hdf5Source::open(path, &options.limits)?)),
         Some(FileKind::Npy) => Ok(Box::new(NpzSource::open(path, &options.limits)?)),

@@ -7,6 +7,7 @@ use safelight_format::TensorSpec;
 use safelight_store::ShardSet;
 
 use crate::error::ConvertError;
+use crate::folders::MadeFolders;
 use crate::source::{Contents, Source};
 use crate::write::{Report, WriteOptions, write_safetensors};
 
@@ -23,10 +24,10 @@ pub struct ShardedReport {
 /// `base.safetensors` if one shard is enough.
 ///
 /// Shards are filled in the source's order, each with at most `shard_bytes_max` of tensors; a larger tensor gets a
-/// shard of its own. An earlier save there is replaced as a whole, see [`ShardSet`].
+/// shard of its own. An earlier save there is replaced as a whole, see [`ShardSet`]. The folder is made if need be.
 ///
 /// # Errors
-/// As [`write_safetensors`]; shards that were finished by then are removed.
+/// As [`write_safetensors`]; shards that were finished by then are removed, and folders that were made for them.
 pub fn write_sharded(
     source: &dyn Source,
     folder: &Path,
@@ -35,6 +36,7 @@ pub fn write_sharded(
     options: &WriteOptions,
     progress: &mut dyn FnMut(u64, u64) -> ControlFlow<()>,
 ) -> Result<ShardedReport, ConvertError> {
+    let folders = MadeFolders::make(folder)?;
     let groups = split(source.tensors(), shard_bytes_max);
     if groups.len() <= 1 {
         let mut set = ShardSet::new(folder, base, 1)?;
@@ -44,6 +46,7 @@ pub fn write_sharded(
             .iter()
             .map(|tensor| (tensor.name.clone(), 0));
         let path = set.finish(names, report.tensor_bytes, options.save.sync)?;
+        folders.keep();
         return Ok(ShardedReport {
             report,
             files: vec![path],
@@ -59,8 +62,9 @@ pub fn write_sharded(
         progress(done, all)
     })?;
     report.notes = source.notes().to_vec();
-    let mut files: Vec<PathBuf> = (0..groups.len()).map(|shard| set.path(shard)).collect();
+    let mut files: Vec<PathBuf> = (0..groups.len()).map(|shard| set.place(shard)).collect();
     files.push(set.finish(weight_map, report.tensor_bytes, options.save.sync)?);
+    folders.keep();
     Ok(ShardedReport { report, files })
 }
 

@@ -86,6 +86,19 @@ pub fn replace_file_seek(
         .map_err(StoreError::io("write", path))
 }
 
+/// Gives a finished file of our own another name; where the file system cannot rename, by a copy.
+pub(crate) fn rename_or_copy(from: &Path, to: &Path) -> io::Result<()> {
+    match sys::rename(from, to) {
+        Err(error) if sys::cannot_rename(&error) => {
+            fs::copy(from, to)?;
+            sys::remove(from)?;
+        }
+        renamed => renamed?,
+    }
+    crate::edit::forget_record(to);
+    Ok(())
+}
+
 /// Where a chain of symbolic links leads; there need not be a file yet.
 pub(crate) fn follow_links(path: &Path) -> io::Result<PathBuf> {
     let mut target = path.to_owned();

@@ -130,6 +130,13 @@ const CASES: [Case; 14] = [
     },
 ];
 
+/// Shards in a folder that had nothing: it has them all, or is refused.
+const INTO_NOTHING: Case = Case {
+    name: "shards into nothing",
+    for_all_readers: false,
+    change: |path| sharded(path, 2, 13_000),
+};
+
 /// A tensor of three pages and a bit, all of one byte.
 fn big(name: &'static str, byte: u8) -> TensorView<'static> {
     static BYTES: [[u8; 13_000]; 3] = [[0; 13_000], [1; 13_000], [2; 13_000]];
@@ -265,7 +272,8 @@ fn child() {
         return;
     };
     let path = PathBuf::from(std::env::var_os(DIE_BELOW).unwrap());
-    let case = CASES.iter().find(|case| case.name == name).unwrap();
+    let mut cases = CASES.iter().chain([&INTO_NOTHING]);
+    let case = cases.find(|case| case.name == name).unwrap();
     (case.change)(&path.join("model"));
 }
 
@@ -365,6 +373,33 @@ fn check(case: &Case) {
         );
     }
     panic!("{} makes more than {CALLS_MAX} calls", case.name);
+}
+
+#[cfg(unix)]
+#[test]
+fn a_death_at_any_call_leaves_all_new_shards_or_nothing_that_opens() {
+    if std::env::var_os(CASE).is_some() {
+        return;
+    }
+    let case = &INTO_NOTHING;
+    let (mut refused, mut lived) = (0, false);
+    for die_at in 0..CALLS_MAX {
+        let folder = fresh_folder("shards-into-nothing");
+        lived = run_child(case, &folder, die_at);
+        match Checkpoint::open(&folder) {
+            Ok(checkpoint) => assert_eq!(checkpoint.names().count(), 2, "died at call {die_at}"),
+            Err(_) => refused += 1,
+        }
+        if !lived {
+            (case.change)(&folder.join("model")); // the dead do not stand in the way
+        }
+        assert_eq!(seen_by_us(&folder).0.len(), 2, "died at call {die_at}");
+        fs::remove_dir_all(&folder).unwrap();
+        if lived {
+            break;
+        }
+    }
+    assert!(lived && refused > 5, "refused {refused} times");
 }
 
 #[cfg(unix)]

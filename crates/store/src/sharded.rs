@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use safelight_format::{HeaderPlan, Metadata, TensorView, WriteError};
 use serde_json::json;
 
-use crate::atomic::{folder_of, replace_file};
+use crate::atomic::{folder_of, rename_or_copy, replace_file};
 use crate::error::{StoreError, path_text};
 use crate::index_file;
 use crate::save::{SaveOptions, save};
@@ -56,7 +56,7 @@ pub fn save_sharded(
         weight_map.extend(group.iter().map(|tensor| (tensor.name.to_owned(), shard)));
     }
     let total_size = tensors.iter().map(|tensor| tensor.bytes.len() as u64).sum();
-    let shards = (0..groups.len()).map(|shard| set.path(shard)).collect();
+    let shards = (0..groups.len()).map(|shard| set.place(shard)).collect();
     let path = set.finish(weight_map, total_size, options.sync)?;
     Ok(ShardedSave {
         path,
@@ -90,6 +90,10 @@ fn split<'t, 'a>(tensors: &'t [TensorView<'a>], max_shard_bytes: u64) -> Vec<&'t
 /// save or the new one, and perhaps shards that no index names. With one shard there is no index,
 /// only `BASE.safetensors`, and an old index is deleted in the end.
 ///
+/// Where there is no index yet, some shards without one would look like a whole model. So they are written
+/// under names that no reader looks at (`.BASE-00001-of-0000N.safetensors.part`) and get their own in the end, behind
+/// the index: killed in between, the index names shards that are missing.
+///
 /// A set that is dropped unfinished deletes the shards it gave names to.
 #[derive(Debug)]
 pub struct ShardSet {
@@ -98,9 +102,20 @@ pub struct ShardSet {
     names: Vec<String>,
     /// Shards of the save that will be replaced.
     old_names: BTreeSet<String>,
+    /// Whether shards are written under hidden names.
+    hidden: bool,
     /// How many names were handed out.
     used: usize,
-    finished: bool,
+    state: State,
+}
+
+/// How far a save is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    Writing,
+    /// The index is there, where none was, and its shards are getting their names.
+    Naming,
+    Finished,
 }
 
 impl ShardSet {
@@ -115,8 +130,9 @@ impl ShardSet {
             base: base.to_owned(),
             names: Vec::new(),
             old_names: BTreeSet::new(),
+            hidden: false,
             used: 0,
-            finished: false,
+            state: State::Writing,
         };
         let index = set.index_path();
         match fs::read(&index) {
@@ -128,7 +144,9 @@ impl ShardSet {
                     .map(|(_, shard)| shard);
                 set.old_names = names.collect();
             }
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                set.hidden = shard_count > 1;
+            }
             Err(error) => return Err(StoreError::io("read", &index)(error)),
         }
         let mut generation = 1;
@@ -147,7 +165,22 @@ impl ShardSet {
     /// If there are not that many.
     pub fn path(&mut self, shard: usize) -> PathBuf {
         self.used = self.used.max(shard + 1);
+        match self.hidden {
+            true => self.hidden_place(shard),
+            false => self.place(shard),
+        }
+    }
+
+    /// Where shard number `shard`, from 0 on, is after [`ShardSet::finish`].
+    ///
+    /// # Panics
+    /// If there are not that many.
+    pub fn place(&self, shard: usize) -> PathBuf {
         self.folder.join(&self.names[shard])
+    }
+
+    fn hidden_place(&self, shard: usize) -> PathBuf {
+        self.folder.join(format!(".{}.part", self.names[shard]))
     }
 
     fn index_path(&self) -> PathBuf {
@@ -182,7 +215,15 @@ impl ShardSet {
             let index = json!({"metadata": {"total_size": total_size}, "weight_map": weight_map});
             replace_file(&index_path, sync, |file| writeln!(file, "{index:#}"))?;
         }
-        self.finished = true;
+        if self.hidden {
+            self.state = State::Naming;
+            for shard in 0..self.names.len() {
+                let place = self.place(shard);
+                rename_or_copy(&self.hidden_place(shard), &place)
+                    .map_err(StoreError::io("write", &place))?;
+            }
+        }
+        self.state = State::Finished;
         self.delete_old();
         if single && has_index {
             sys::remove(&index_path).map_err(StoreError::io("delete", &index_path))?;
@@ -214,11 +255,19 @@ impl ShardSet {
 
 impl Drop for ShardSet {
     fn drop(&mut self) {
-        if self.finished || self.names.len() == 1 {
+        if self.state == State::Finished || self.names.len() == 1 {
             return; // a single file is complete and in its place, or is not there
         }
-        for name in &self.names[..self.used] {
-            let _ = fs::remove_file(self.folder.join(name));
+        for shard in 0..self.used {
+            if self.hidden {
+                let _ = fs::remove_file(self.hidden_place(shard));
+            }
+            if !self.hidden || self.state == State::Naming {
+                let _ = fs::remove_file(self.place(shard));
+            }
+        }
+        if self.state == State::Naming {
+            let _ = fs::remove_file(self.index_path());
         }
     }
 }
@@ -251,6 +300,31 @@ fn is_shard_name(name: &str, base: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// A folder that had no index is never taken for a model before the index is there.
+    #[test]
+    fn shards_without_an_index_are_hidden() {
+        let folder = std::env::temp_dir().join(format!("safelight-shards-{}", std::process::id()));
+        fs::create_dir_all(&folder).unwrap();
+        let mut set = ShardSet::new(&folder, "model", 2).unwrap();
+        for shard in 0..2 {
+            fs::write(set.path(shard), b"x").unwrap();
+            assert!(!set.place(shard).exists());
+        }
+        assert!(crate::Checkpoint::open(&folder).is_err());
+        drop(set);
+        assert_eq!(fs::read_dir(&folder).unwrap().count(), 0);
+
+        let mut set = ShardSet::new(&folder, "model", 2).unwrap();
+        for shard in 0..2 {
+            fs::write(set.path(shard), b"x").unwrap();
+        }
+        let places = [0, 1].map(|shard| set.place(shard));
+        let index = set.finish([("a".into(), 0), ("b".into(), 1)], 2, false);
+        assert!(index.unwrap().exists() && places.iter().all(|place| place.exists()));
+        assert_eq!(fs::read_dir(&folder).unwrap().count(), 3);
+        fs::remove_dir_all(&folder).unwrap();
+    }
 
     #[test]
     fn names_of_shards() {

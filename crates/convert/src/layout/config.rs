@@ -155,16 +155,20 @@ impl Way {
         self.attends.iter().map(name).collect()
     }
 
-    /// Depths as diffusers' configuration has them; levels without attention say `idle`.
-    fn depths(&self, idle: u64) -> Vec<Value> {
-        let level = |depths: &Vec<u64>| {
-            if depths.is_empty() {
-                json!(idle)
-            } else {
-                short(depths)
-            }
+    /// Depths as diffusers' configuration has them. Levels without attention say 1, as published configurations do (XL:
+    /// `[1, 2, 10]`); level `deepest` says what the middle has, which diffusers reads there.
+    fn depths(&self, middle: u64, deepest: usize) -> Vec<Value> {
+        let level = |(level, depths): (usize, &Vec<u64>)| match depths[..] {
+            [] if level == deepest => json!(middle),
+            [] => json!(1),
+            _ => short(depths),
         };
-        self.depths.iter().map(level).collect()
+        self.depths.iter().enumerate().map(level).collect()
+    }
+
+    /// Whether all attentions there are have this depth.
+    fn is_uniform(&self, depth: u64) -> bool {
+        self.depths.iter().flatten().all(|&this| this == depth)
     }
 }
 
@@ -184,8 +188,8 @@ pub(crate) fn unet(
     let depth = shapes
         .count("mid_block.attentions.0.transformer_blocks.")
         .max(1) as u64;
-    let depths = down.depths(depth);
-    let mut reversed = up.depths(depth);
+    let depths = down.depths(depth, down.depths.len().saturating_sub(1));
+    let mut reversed = up.depths(depth, 0);
     reversed.reverse();
     let last = depths.last().cloned().unwrap_or(json!(depth));
     if !matches!(middle, Value::Null) && last != json!(depth) && middle == "UNetMidBlock2DCrossAttn"
@@ -223,11 +227,11 @@ pub(crate) fn unet(
         "mid_block_scale_factor": 1, "mid_block_type": middle, "norm_eps": 1e-5,
         "norm_num_groups": hint(metadata, UNET_GROUPS_HINT).unwrap_or_else(|| groups(&down.channels)), "only_cross_attention": false,
         "out_channels": shapes.dim("conv_out.weight", 0)?, "sample_size": family.picture_size(prediction) / 8,
-        "transformer_layers_per_block": if mirrored && depths.iter().all(|depth| *depth == depths[0]) { depths.first().cloned().unwrap_or(json!(1)) } else { json!(depths) },
+        "transformer_layers_per_block": if mirrored && down.is_uniform(depth) { json!(depth) } else { json!(depths) },
         "up_block_types": up.types("UpBlock2D"), "use_linear_projection": linear,
     });
     if !mirrored {
-        config["reverse_transformer_layers_per_block"] = json!(up.depths(depth));
+        config["reverse_transformer_layers_per_block"] = json!(up.depths(depth, 0));
     }
     if Some(time) != first.checked_mul(4) {
         config["time_embedding_dim"] = json!(time);
@@ -367,7 +371,7 @@ pub(crate) fn vae(
         "_class_name": "AutoencoderKL", "_diffusers_version": VERSION,
         "act_fn": "silu", "block_out_channels": channels,
         "down_block_types": vec!["DownEncoderBlock2D"; levels], "up_block_types": vec!["UpDecoderBlock2D"; levels],
-        "force_upcast": family != Family::Sd1 && family != Family::Sd2,
+        "force_upcast": true, // as XL's says, and as diffusers takes SD 1's and 2's, which say nothing
         "in_channels": shapes.dim("encoder.conv_in.weight", 1)?, "out_channels": shapes.dim("decoder.conv_out.weight", 0)?,
         "latent_channels": shapes.dim("decoder.conv_in.weight", 1)?, "layers_per_block": layers,
         "mid_block_add_attention": shapes.has("decoder.mid_block.attentions."),
@@ -447,24 +451,26 @@ mod tests {
         names.iter().map(spec).collect()
     }
 
-    /// Three levels, the middle one with `depth` transformers, and a middle.
+    /// Two levels, the second one with transformers, and a middle.
     fn small(down_depth: usize, up_depth: usize) -> Vec<TensorSpec> {
+        levels(&[0, down_depth], &[up_depth, 0], 2)
+    }
+
+    /// Levels with so many transformers each, and a middle.
+    fn levels(down: &[usize], up: &[usize], middle: usize) -> Vec<TensorSpec> {
         let mut names = vec![
             ("conv_in.weight".to_string(), vec![32, 4, 3, 3]),
             ("conv_out.weight".into(), vec![4, 32, 3, 3]),
             ("time_embedding.linear_1.weight".into(), vec![128, 32]),
         ];
-        for (side, layers, depth, attends) in [
-            ("down_blocks", 2, down_depth, [false, true]),
-            ("up_blocks", 3, up_depth, [true, false]),
-        ] {
-            for (level, attends) in attends.into_iter().enumerate() {
+        for (side, layers, depths) in [("down_blocks", 2, down), ("up_blocks", 3, up)] {
+            for (level, &depth) in depths.iter().enumerate() {
                 for layer in 0..layers {
                     names.push((
                         format!("{side}.{level}.resnets.{layer}.conv1.weight"),
                         vec![64, 32, 3, 3],
                     ));
-                    for block in 0..if attends { depth } else { 0 } {
+                    for block in 0..depth {
                         names.push((format!("{side}.{level}.attentions.{layer}.transformer_blocks.{block}.attn2.to_k.weight"), vec![64, 48]));
                         names.push((
                             format!("{side}.{level}.attentions.{layer}.proj_in.weight"),
@@ -475,7 +481,10 @@ mod tests {
             }
         }
         names.push((
-            "mid_block.attentions.0.transformer_blocks.1.attn1.to_k.weight".into(),
+            format!(
+                "mid_block.attentions.0.transformer_blocks.{}.attn1.to_k.weight",
+                middle - 1
+            ),
             vec![64, 64],
         ));
         names.extend(
@@ -524,11 +533,26 @@ mod tests {
     #[test]
     fn depths_that_differ_on_the_way_up_are_said() {
         let config = config(&small(2, 1), Family::Sd2).unwrap();
-        assert_eq!(config["transformer_layers_per_block"], json!([2, 2]));
+        assert_eq!(config["transformer_layers_per_block"], json!([1, 2]));
         assert_eq!(
             config["reverse_transformer_layers_per_block"],
-            json!([1, 2])
+            json!([1, 1])
         );
+    }
+
+    /// As in the `unet/config.json` of stabilityai/stable-diffusion-xl-base-1.0, xl-refiner-1.0 and SD 1.5.
+    #[test]
+    fn depths_are_those_of_published_configurations() {
+        for (down, up, middle, expected) in [
+            (&[0, 2, 10][..], &[10, 2, 0][..], 10, json!([1, 2, 10])),
+            (&[0, 4, 4, 0], &[0, 4, 4, 0], 4, json!(4)),
+            (&[1, 1, 1, 0], &[0, 1, 1, 1], 1, json!(1)),
+            (&[1, 2, 0], &[0, 2, 1], 2, json!([1, 2, 2])), // the middle has the last
+        ] {
+            let config = config(&levels(down, up, middle), Family::Sd2).unwrap();
+            assert_eq!(config["transformer_layers_per_block"], expected);
+            assert!(config.get("reverse_transformer_layers_per_block").is_none());
+        }
     }
 
     #[test]

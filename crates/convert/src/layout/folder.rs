@@ -13,6 +13,7 @@ use super::tokenizer;
 use super::{Family, Prediction};
 use crate::adapt::arrange::{Arranged, Take};
 use crate::error::ConvertError;
+use crate::folders::Building;
 use crate::source::{Contents, Limits, Note, Source};
 use crate::write::{Report, WriteOptions};
 use crate::{sharded, write_safetensors};
@@ -309,48 +310,6 @@ fn total_bytes(source: &dyn Source) -> u64 {
         .iter()
         .map(|tensor| tensor.byte_count().unwrap_or(0))
         .fold(0, u64::saturating_add)
-}
-
-/// A folder under a temporary name, removed unless it is finished.
-struct Building {
-    path: PathBuf,
-    done: bool,
-}
-
-impl Building {
-    fn beside(dst: &Path) -> Result<Building, ConvertError> {
-        let name = dst
-            .file_name()
-            .map(|name| name.to_string_lossy().into_owned())
-            .unwrap_or_default();
-        let path = dst.with_file_name(format!(".{name}.{}.part", std::process::id()));
-        fs::create_dir_all(&path).map_err(ConvertError::io("create", &path))?;
-        Ok(Building { path, done: false })
-    }
-
-    fn write(&self, name: &str, bytes: &[u8]) -> Result<(), ConvertError> {
-        let path = self.path.join(name);
-        if let Some(folder) = path.parent() {
-            fs::create_dir_all(folder).map_err(ConvertError::io("create", folder))?;
-        }
-        fs::write(&path, bytes).map_err(ConvertError::io("write", &path))
-    }
-
-    fn finish(mut self, dst: &Path) -> Result<(), ConvertError> {
-        let _ = fs::remove_dir(dst); // only if it is empty
-        fs::rename(&self.path, dst)
-            .map_err(ConvertError::io("rename a finished folder to", dst))?;
-        self.done = true;
-        Ok(())
-    }
-}
-
-impl Drop for Building {
-    fn drop(&mut self) {
-        if !self.done {
-            let _ = fs::remove_dir_all(&self.path);
-        }
-    }
 }
 
 /// A diffusers folder as one source: names behind `unet.`, `vae.`, `text_encoder.` and so on.
