@@ -123,6 +123,8 @@ impl From<ConvertError> for Failure {
         match error {
             ConvertError::Store(error) => error.into(),
             ConvertError::Io { doing, error, .. } => match error.kind() {
+                // A file that someone writes to.
+                _ if StoreError::inside(&error).is_some() => Failure::Model(message),
                 _ if wrong_path(&error) && ["open", "read"].contains(&doing) => {
                     Failure::Model(message)
                 }

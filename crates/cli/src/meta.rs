@@ -174,7 +174,12 @@ fn set(args: &SetArgs) -> Result<(), Failure> {
             Some(path) => text_of(path)?,
             None => value.clone(),
         };
-        changes.insert(key.clone(), Some(text));
+        if changes.insert(key.clone(), Some(text)).is_some() {
+            let key = shown(key);
+            return Err(Failure::Usage(format!(
+                "`{key}` is set twice; give it one value"
+            )));
+        }
     }
     change(&args.file, &changes, &args.how)
 }

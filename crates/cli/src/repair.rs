@@ -15,7 +15,8 @@ use crate::say;
 pub(crate) const HELP: &str = "\
 Every tensor whose bytes are all there is kept, undecoded; what can't be kept is named, with the reason. Padding, white
 space, holes, overlaps and tensors that are named twice are put in order. Without -o or --in-place nothing is
-written: what would be done is told. --in-place replaces the file, atomically.
+written: what would be done is told. --in-place replaces the file, atomically. If no tensor can be kept, nothing is
+written and the exit code is 3, unless --force is given.
 
 Examples:
   safelight repair download.safetensors
@@ -40,8 +41,8 @@ pub(crate) struct RepairArgs {
     /// Replace the damaged file
     #[arg(long)]
     in_place: bool,
-    /// Replace an output that is there
-    #[arg(short, long, requires = "output")]
+    /// Replace an output that is there; write a file even if no tensor can be kept
+    #[arg(short, long, requires = "where")]
     force: bool,
     /// List all that is dropped
     #[arg(short, long)]
@@ -72,6 +73,13 @@ impl Run for RepairArgs {
             true => repair.is_needed().then_some(&file),
             false => self.output.as_ref(),
         };
+        if target.is_some()
+            && repair.tensor_count() == 0
+            && !repair.dropped.is_empty()
+            && !self.force
+        {
+            return Err(nothing_left(&repair));
+        }
         let written = match target {
             None => None,
             Some(target) => {
@@ -97,6 +105,19 @@ impl Run for RepairArgs {
         }
         Ok(Outcome::Clean)
     }
+}
+
+/// A file without tensors in the place of a damaged one helps nobody, and hides that there was something.
+fn nothing_left(repair: &Repair) -> Failure {
+    let what = match &repair.dropped[..] {
+        [] => String::new(),
+        [first] => format!(" ({first})"),
+        [first, rest @ ..] => format!(" ({first}; and {} more)", rest.len()),
+    };
+    Failure::Model(format!(
+        "{}: no tensor of it can be kept{what}, so nothing was written; --force writes a file without tensors",
+        shown_path(repair.path())
+    ))
 }
 
 impl RepairArgs {

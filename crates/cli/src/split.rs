@@ -1,6 +1,5 @@
 //! `safelight split`: one file becomes several, with an index.
 
-use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use clap::{ArgGroup, Args, ValueHint};
@@ -339,13 +338,8 @@ fn write_shards(
             ..SaveOptions::default()
         };
         let writer = Writer::create(path, &specs, checkpoint.metadata(), &options)?;
-        let mut open: Option<(&str, File)> = None;
         for (index, place) in shard.iter().enumerate() {
-            if open.as_ref().is_none_or(|(name, _)| *name != place.file) {
-                open = File::open(place.file).ok().map(|file| (place.file, file));
-            }
-            let file = open.as_ref().map(|(_, file)| file);
-            copy(checkpoint, place, file, &writer, index, &progress)?;
+            copy(checkpoint, place, &writer, index, &progress)?;
         }
         written.bytes.push(writer.finish()?);
         *done += 1;
@@ -357,7 +351,6 @@ fn write_shards(
 fn copy(
     checkpoint: &Checkpoint,
     place: &Place<'_>,
-    file: Option<&File>,
     writer: &Writer,
     index: usize,
     progress: &BytesProgress,
@@ -366,16 +359,7 @@ fn copy(
     let mut offset = 0;
     while offset < all {
         let bytes = PIECE_BYTES.min(all - offset);
-        match file {
-            Some(file) => {
-                writer.copy_at(index, offset, file, place.starts_at + offset, bytes)?;
-            }
-            None => {
-                let mut piece = vec![0; bytes as usize];
-                checkpoint.read_bytes_at(place.tensor.name, offset, &mut piece)?;
-                writer.write_at(index, offset, &piece)?;
-            }
-        }
+        checkpoint.copy_to(place.tensor.name, (offset, bytes), writer, index)?;
         offset += bytes;
         progress.add(bytes)?;
     }

@@ -375,6 +375,7 @@ fn not_finite(path: &Path, unknown_dtypes: bool) -> Result<Vec<NotFinite>, Failu
             });
         }
     }
+    checkpoint.unchanged()?;
     Ok(found)
 }
 

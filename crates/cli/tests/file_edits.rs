@@ -4,7 +4,7 @@ mod common;
 
 use std::fs;
 
-use common::{Place, model};
+use common::{Place, model, raw};
 use safelight_store::Checkpoint;
 
 #[test]
@@ -68,6 +68,53 @@ fn meta_edits() {
     assert_eq!(data("layers.1.weight"), before);
     place.works(&["verify", "m.safetensors", "--strict"]);
     assert_eq!(place.everything(), ["m.safetensors", "text"]);
+}
+
+#[test]
+fn a_key_is_set_once() {
+    let place = Place::new();
+    let path = model(&place, "m.safetensors");
+    let before = fs::read(&path).unwrap();
+    place.refuses(
+        &["meta", "set", "m.safetensors", "k=1", "j=3", "k=2"],
+        2,
+        &["`k` is set twice"],
+    );
+    assert_eq!(fs::read(&path).unwrap(), before);
+}
+
+#[test]
+fn repair_keeps_what_readers_accept_and_never_everything_away() {
+    let place = Place::new();
+    raw(
+        &place,
+        "array.safetensors",
+        r#"{"x":["U8",[4],[0,4]]}"#,
+        b"abcd",
+    );
+    place.works(&["ls", "array.safetensors"]);
+    let ran = place.works(&["repair", "array.safetensors", "--in-place"]);
+    assert!(ran.stdout.contains("1 tensor, 4 bytes"), "{}", ran.stdout);
+    place.works(&["verify", "array.safetensors", "--strict"]);
+    let raw_bytes = place.works(&["cat", "array.safetensors", "x", "-f", "raw"]);
+    assert_eq!(raw_bytes.stdout, "abcd");
+
+    // The header is there, and nothing of its tensors.
+    let json = r#"{"a":{"dtype":"U8","shape":[4],"data_offsets":[0,4]},"b":{"dtype":"U8","shape":[4],"data_offsets":[4,8]}}"#;
+    let path = raw(&place, "cut.safetensors", json, b"");
+    let before = fs::read(&path).unwrap();
+    place.works(&["repair", "cut.safetensors"]);
+    let words = [
+        "cut.safetensors: no tensor",
+        "a: it ends at byte",
+        "1 more",
+        "--force",
+    ];
+    place.refuses(&["repair", "cut.safetensors", "--in-place"], 3, &words);
+    place.refuses(&["repair", "cut.safetensors", "-o", "new"], 3, &words);
+    assert_eq!(fs::read(&path).unwrap(), before);
+    place.works(&["repair", "cut.safetensors", "--in-place", "--force"]);
+    assert!(Checkpoint::open(&path).unwrap().is_empty());
 }
 
 #[test]

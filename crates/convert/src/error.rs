@@ -163,6 +163,9 @@ impl fmt::Display for ConvertError {
         match self {
             ConvertError::Store(error) => error.fmt(f),
             ConvertError::Io { doing, file, error } => {
+                if let Some(said) = StoreError::inside(error) {
+                    return said.fmt(f); // it names the file
+                }
                 write!(f, "cannot {doing} {}: {error}", shown(file))
             }
             ConvertError::UnknownKind { file, kind } => match kind {

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use safelight_format::{FileKind, sniff};
 use safelight_store::location::{self, Location};
-use safelight_store::{Checkpoint, ReadAt as _, StoreError};
+use safelight_store::{Checkpoint, ReadAt as _, StoreError, WatchedFile};
 
 use crate::checkpoint::CheckpointSource;
 use crate::error::ConvertError;
@@ -187,8 +187,9 @@ fn open_url(url: &str, options: &OpenOptions) -> Result<Box<dyn Source>, Convert
     Ok(Box::new(CheckpointSource::new(checkpoint)))
 }
 
-/// Opens a file; a device or a pipe is refused, as opening one could wait for ever.
-pub(crate) fn open_file(path: &Path) -> Result<File, ConvertError> {
+/// Opens a file, which is watched: reading it fails as soon as another program has written to it. A device or a pipe is
+/// refused, as opening one could wait for ever.
+pub(crate) fn open_file(path: &Path) -> Result<WatchedFile, ConvertError> {
     let metadata = std::fs::metadata(path).map_err(ConvertError::io("open", path))?;
     if !metadata.is_file() && !metadata.is_dir() {
         return Err(ConvertError::Store(StoreError::NotAFile {
@@ -196,7 +197,9 @@ pub(crate) fn open_file(path: &Path) -> Result<File, ConvertError> {
             what: "a device or pipe",
         }));
     }
-    File::open(path).map_err(ConvertError::io("open", path))
+    File::open(path)
+        .and_then(|file| WatchedFile::new(file, path))
+        .map_err(ConvertError::io("open", path))
 }
 
 /// A file's first bytes, which tell what it is.

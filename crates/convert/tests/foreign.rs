@@ -281,3 +281,52 @@ fn q8_0_is_near() {
     assert!(stopped.unwrap_err().to_string().contains("stopped"));
     assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 2);
 }
+
+#[test]
+fn a_file_that_is_written_to_meanwhile_gives_no_output() {
+    use std::io::{Seek as _, SeekFrom, Write as _};
+    let folder = tempfile::tempdir().unwrap();
+    let values = vec![0; 20_000_000];
+    let tensor = safelight_format::TensorView {
+        name: "a",
+        dtype: Dtype::U8,
+        shape: &[20_000_000],
+        bytes: &values,
+    };
+    let safetensors = folder.path().join("a.safetensors");
+    safelight_store::save(&safetensors, &[tensor], None, &Default::default()).unwrap();
+    let npz = folder.path().join("a.npz");
+    let source = open(&safetensors, &Limits::default()).unwrap();
+    let go_on = &mut |_, _| ControlFlow::Continue(());
+    write_npz(&*source, &npz, &NpzOptions::default(), go_on).unwrap();
+    for from in [safetensors, npz] {
+        let source = open(&from, &Limits::default()).unwrap();
+        let to = folder.path().join("to.safetensors");
+        let mut is_first = true;
+        let mut change = |_, _| {
+            if std::mem::take(&mut is_first) {
+                // File times have steps of a few milliseconds.
+                std::thread::sleep(std::time::Duration::from_millis(30));
+                let mut file = std::fs::File::options().write(true).open(&from).unwrap();
+                file.seek(SeekFrom::Start(19_000_000)).unwrap();
+                file.write_all(b"!").unwrap();
+                std::thread::sleep(std::time::Duration::from_millis(30));
+            }
+            ControlFlow::Continue(())
+        };
+        let written = safelight_convert::write_safetensors_to(
+            &*source,
+            "to",
+            &mut Vec::new(),
+            &Default::default(),
+            &mut change,
+        );
+        let text = written.unwrap_err().to_string();
+        assert!(
+            text.contains("was changed while it was read")
+                && text.starts_with(from.to_str().unwrap()),
+            "{text}"
+        );
+        assert!(!to.exists());
+    }
+}

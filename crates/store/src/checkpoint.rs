@@ -169,6 +169,7 @@ impl Checkpoint {
             label: label.into(),
             source,
             file_bytes: 0,
+            stamp: None,
         };
         source.file_bytes = source.memory().map_or(0, |bytes| bytes.len() as u64);
         Checkpoint::of_source(source, options)
@@ -195,6 +196,7 @@ impl Checkpoint {
                 label,
                 source: Source::Reader(reader),
                 file_bytes,
+                stamp: None,
             },
             options,
         )
@@ -549,10 +551,72 @@ impl Checkpoint {
     pub fn load(mut self, options: &LoadOptions) -> Result<Checkpoint, StoreError> {
         for file in &mut self.files {
             if file.source.memory().is_none() {
-                file.source.source = Source::Loaded(load::load(&file.source, options)?);
+                let loaded = load::load(&file.source, options)?;
+                file.source.unchanged()?;
+                file.source.source = Source::Loaded(loaded);
             }
         }
         Ok(self)
+    }
+
+    /// An error if another program wrote to one of the files since they were opened, as far as the system can tell by size and
+    /// times. Whoever reads more than one piece asks when all is read: the pieces may be of two files. What lies in memory or
+    /// behind a URL is never changed.
+    ///
+    /// [`Checkpoint::load`], [`crate::hash()`] and [`crate::verify()`] ask by themselves.
+    ///
+    /// # Errors
+    /// [`StoreError::ChangedMeanwhile`]; [`StoreError::Shrank`] if a file became shorter.
+    pub fn unchanged(&self) -> Result<(), StoreError> {
+        let mut files = self.files.iter();
+        files.try_for_each(|file| file.source.unchanged())
+    }
+
+    /// As [`Checkpoint::unchanged`], of the file that a tensor lies in.
+    ///
+    /// # Errors
+    /// As there, and [`StoreError::NoSuchTensor`].
+    pub fn unchanged_around(&self, name: &str) -> Result<(), StoreError> {
+        let (file, _) = self.find(name)?;
+        file.source.unchanged()
+    }
+
+    /// Copies a piece of a tensor, `byte_count` bytes that start at `offset` within it, to the same place in tensor `index` of a file
+    /// that is being written: in the kernel where that is possible.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::read_bytes`], [`Checkpoint::unchanged`] and [`crate::Writer::write_at`].
+    ///
+    /// # Panics
+    /// If `offset` and `byte_count` reach beyond the tensor.
+    pub fn copy_to(
+        &self,
+        name: &str,
+        (offset, byte_count): (u64, u64),
+        writer: &crate::Writer,
+        index: usize,
+    ) -> Result<(), StoreError> {
+        let (file, tensor) = self.find(name)?;
+        let end = offset.checked_add(byte_count);
+        assert!(
+            end.is_some_and(|end| end <= tensor.byte_count()),
+            "{byte_count} bytes from {offset} of a tensor of {} bytes",
+            tensor.byte_count()
+        );
+        let copied = match &file.source.source {
+            Source::File(from) => {
+                let start = file.header.data_start() + tensor.data_offsets.0;
+                writer.copy_at(index, offset, from, start + offset, byte_count)
+            }
+            _ => {
+                let mut piece = vec![0; byte_count as usize];
+                self.read_bytes_at(name, offset, &mut piece)?;
+                writer.write_at(index, offset, &piece)
+            }
+        };
+        // That the source ends early is no fault of the file that is written.
+        file.source.unchanged()?;
+        copied
     }
 
     /// Makes every page of [`crate::map`]ped files present, several threads at a time, so that looking at tensors waits for

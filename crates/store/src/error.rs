@@ -220,6 +220,13 @@ pub enum StoreError {
         /// The file.
         file: String,
     },
+    /// Another program wrote to the file while it was being read: what was read is a mixture.
+    ChangedMeanwhile {
+        /// The file.
+        file: String,
+        /// What shows it, with the numbers.
+        problem: String,
+    },
     /// An edit of the file was interrupted, and it cannot be undone now.
     Interrupted {
         /// The file.
@@ -239,6 +246,12 @@ pub enum StoreError {
 }
 
 impl StoreError {
+    /// The [`StoreError`] that a reader's error was made around, as those of [`crate::WatchedFile`] are; `None` if it is only the
+    /// system's.
+    pub fn inside(error: &io::Error) -> Option<&StoreError> {
+        error.get_ref()?.downcast_ref()
+    }
+
     /// For `map_err`: adds what was being done to which file.
     pub(crate) fn io(doing: &'static str, path: &Path) -> impl FnOnce(io::Error) -> StoreError {
         let file = path_text(path);
@@ -499,6 +512,11 @@ impl StoreError {
             StoreError::Changed { file } => write!(
                 f,
                 "{}: another program wrote to this file at the same time; nothing was changed, try again",
+                shown(file)
+            ),
+            StoreError::ChangedMeanwhile { file, problem } => write!(
+                f,
+                "{}: was changed while it was read ({problem}); run again when nobody writes to it",
                 shown(file)
             ),
             StoreError::Interrupted {

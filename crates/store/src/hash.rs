@@ -140,7 +140,7 @@ fn hex(digest: &[u8]) -> String {
 /// ```
 ///
 /// # Errors
-/// What the system says, [`StoreError::Shrank`], [`StoreError::Stopped`].
+/// What the system says, [`StoreError::Shrank`], [`StoreError::ChangedMeanwhile`], [`StoreError::Stopped`].
 pub fn hash(
     path: &Path,
     options: &HashOptions,
@@ -183,6 +183,7 @@ pub(crate) fn hash_source(
         hashes.autov1 = Some(sha256_hex(&part)[..8].to_owned());
     }
     if !options.sha256 && !options.blake3 && (!options.data_sha256 || data_start.is_none()) {
+        source.unchanged()?;
         return Ok(hashes);
     }
     hash_blocks(&mut hashes, data_start, options, &mut |at, bytes| {
@@ -198,6 +199,7 @@ pub(crate) fn hash_source(
             ControlFlow::Break(()) => Err(source.stopped()),
         }
     })?;
+    source.unchanged()?;
     Ok(hashes)
 }
 

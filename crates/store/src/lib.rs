@@ -70,7 +70,7 @@ pub use save::{SaveOptions, save, save_to};
 pub use sharded::{ShardSet, ShardedSave, save_sharded};
 pub use shards::model_files;
 pub use slices::{EachPiece, SliceRead};
-pub use source::{Bytes, ReadAt};
+pub use source::{Bytes, ReadAt, WatchedFile};
 pub use stream::StreamWriter;
 pub use strided::StridedView;
 pub use verify::{FileVerdict, IndexVerdict, Unreadable, Verdict, verify};

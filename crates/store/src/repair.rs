@@ -1,7 +1,7 @@
 //! Damaged files: what is left of them, written anew as a file without faults.
 //!
 //! A header is read here as leniently as possible: what can't be used is dropped *and told*, and every tensor whose bytes
-//! are all there is kept.
+//! are all there is kept. What [`Strictness::Compat`] reads is kept in any case.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -20,6 +20,7 @@ use serde_json::Value;
 use crate::error::{StoreError, path_text};
 use crate::save::SaveOptions;
 use crate::source::{FileSource, open_regular};
+use crate::sys::Stamp;
 use crate::writer::Writer;
 
 /// What is copied between two calls of `progress`.
@@ -33,6 +34,7 @@ const SNIFFED_BYTES: u64 = 512;
 pub struct Repair {
     path: PathBuf,
     file: File,
+    stamp: Option<Stamp>,
     kept: Vec<Kept>,
     metadata: Option<Metadata>,
     /// What is lost: tensors, and bytes that no tensor has.
@@ -94,18 +96,30 @@ impl Repair {
         let mut repair = Repair {
             path: path.to_owned(),
             file: open_regular(path)?,
+            stamp: source.stamp,
             kept: Vec::new(),
             metadata: None,
             dropped: Vec::new(),
             changes: Vec::new(),
         };
-        let Some(entries) = repair.entries(&all[8..]) else {
-            // What no one can read as JSON is named by the parser.
-            let error = Header::parse(&all, file_bytes, Strictness::Compat, limits).err();
-            let nothing = || FormatError::NotUtf8 { at_byte: 8 };
-            return Err(bad(error.or(strict).unwrap_or_else(nothing)));
+        let options = ParseOptions {
+            strictness: Strictness::Compat,
+            ..options
         };
-        repair.take(entries, 8 + header_bytes, file_bytes);
+        let compat = Header::parse_with(&all, file_bytes, &options);
+        match (repair.entries(&all[8..]), compat) {
+            (Some(entries), compat) => {
+                repair.take(entries, 8 + header_bytes, file_bytes);
+                if let Ok(header) = compat
+                    && repair.lacks(&header)
+                {
+                    repair.take_header(&header);
+                }
+            }
+            (None, Ok(header)) => repair.take_header(&header),
+            // What no one can read as JSON is named by the parser.
+            (None, Err(error)) => return Err(bad(error)),
+        }
         if let (Some(error), true) = (
             strict,
             repair.dropped.is_empty() && repair.changes.is_empty(),
@@ -142,7 +156,7 @@ impl Repair {
     /// all) broke it off: then nothing has changed.
     ///
     /// # Errors
-    /// The system's.
+    /// The system's; [`StoreError::ChangedMeanwhile`] if someone wrote to the damaged file since it was looked at.
     pub fn write(
         &self,
         target: &Path,
@@ -175,7 +189,10 @@ impl Repair {
             let mut offset = 0;
             while offset < kept.byte_count {
                 let bytes = PIECE_BYTES.min(kept.byte_count - offset);
-                writer.copy_at(index, offset, &self.file, kept.starts_at + offset, bytes)?;
+                let from = kept.starts_at + offset;
+                let copied = writer.copy_at(index, offset, &self.file, from, bytes);
+                self.unchanged()?;
+                copied?;
                 offset += bytes;
                 done += bytes;
                 if progress(done, all).is_break() {
@@ -184,6 +201,19 @@ impl Repair {
             }
         }
         writer.finish().map(Some)
+    }
+
+    /// An error if the file was written to since it was looked at.
+    fn unchanged(&self) -> Result<(), StoreError> {
+        let now = Stamp::of(&self.file).map_err(StoreError::io("read", &self.path))?;
+        let then = self.stamp.as_ref();
+        match then.and_then(|then| then.difference(&now)) {
+            None => Ok(()),
+            Some(problem) => Err(StoreError::ChangedMeanwhile {
+                file: path_text(&self.path),
+                problem,
+            }),
+        }
     }
 
     /// The header's entries, whatever stands around them; `None` if there is no object.
@@ -244,6 +274,39 @@ impl Repair {
             self.kept.sort_by_key(by_place);
         }
         self.find_gaps(data_start, file_bytes);
+    }
+
+    /// Whether readers find more in the file than is kept.
+    fn lacks(&self, header: &Header) -> bool {
+        let there = header.tensors().len() + header.opaque_tensors().len();
+        self.kept.len() < there || (header.metadata().is_some() && self.metadata.is_none())
+    }
+
+    /// Keeps what readers find in a file that they accept as it is.
+    fn take_header(&mut self, header: &Header) {
+        let data_start = header.data_start();
+        let known = header.tensors().iter().map(|tensor| Kept {
+            spec: tensor.to_spec(),
+            starts_at: data_start + tensor.data_offsets.0,
+            byte_count: tensor.byte_count(),
+            opaque: None,
+        });
+        let opaque = header.opaque_tensors().map(|tensor| Kept {
+            spec: TensorSpec {
+                name: tensor.name.to_owned(),
+                dtype: Dtype::U8,
+                shape: vec![tensor.byte_count()],
+            },
+            starts_at: data_start + tensor.data_offsets.0,
+            byte_count: tensor.byte_count(),
+            opaque: Some(Box::new((tensor.dtype.to_owned(), tensor.shape.to_vec()))),
+        });
+        self.kept = known.chain(opaque).collect();
+        self.kept
+            .sort_by_key(|kept| (kept.starts_at, kept.byte_count));
+        self.metadata = header.metadata().cloned();
+        self.dropped.clear();
+        self.changes.clear();
     }
 
     fn take_metadata(&mut self, entry: Value) {
@@ -391,17 +454,33 @@ struct SaidTensor {
 }
 
 impl SaidTensor {
+    /// Of an object with fields, or of an array with the same in this order, which readers accept too.
     fn of(entry: &Value) -> SaidTensor {
-        let numbers = |field: &str| -> Option<Vec<u64>> {
-            let list = entry[field].as_array()?;
+        let field = |name: &str, position: usize| match entry {
+            Value::Array(fields) => fields.get(position),
+            entry => entry.get(name),
+        };
+        let numbers = |field: Option<&Value>| -> Option<Vec<u64>> {
+            let list = field?.as_array()?;
             list.iter().map(Value::as_u64).collect()
         };
-        let name = entry["dtype"].as_str();
+        let name = field("dtype", 0).and_then(dtype_name);
         SaidTensor {
             dtype: name.map(|name| Dtype::from_name(name).ok_or_else(|| name.to_owned())),
-            shape: numbers("shape"),
-            offsets: numbers("data_offsets"),
+            shape: numbers(field("shape", 1)),
+            offsets: numbers(field("data_offsets", 2)),
         }
+    }
+}
+
+/// `"F32"`, or `{"F32":null}`, which readers accept too.
+fn dtype_name(said: &Value) -> Option<&str> {
+    match said {
+        Value::Object(wrapped) if wrapped.len() == 1 => {
+            let (name, value) = wrapped.iter().next()?;
+            value.is_null().then_some(name)
+        }
+        said => said.as_str(),
     }
 }
 

@@ -11,7 +11,7 @@ use safelight_format::{FormatError, header_bytes};
 
 use crate::checkpoint::OpenOptions;
 use crate::error::{StoreError, path_text};
-use crate::sys;
+use crate::sys::{self, Stamp};
 
 /// What is read first of a file: enough for most headers, in one read.
 const FIRST_READ_BYTES: u64 = 64 * 1024;
@@ -107,15 +107,16 @@ pub(crate) struct FileSource {
     pub(crate) source: Source,
     /// The size when it was opened.
     pub(crate) file_bytes: u64,
+    /// What the system knew of it then; `None` for what is no file.
+    pub(crate) stamp: Option<Stamp>,
 }
 
 impl FileSource {
     /// Opens a regular file for positioned reads.
     pub(crate) fn open(path: &Path) -> Result<FileSource, StoreError> {
         let file = open_regular(path)?;
-        let file_bytes = file
-            .byte_count()
-            .map_err(StoreError::io("read the size of", path))?;
+        let stamp = Stamp::of(&file).map_err(StoreError::io("read the size of", path))?;
+        let file_bytes = stamp.file_bytes;
         // Files of /proc say that they are empty, and their bytes can't be counted beforehand.
         if file_bytes == 0
             && ReadAt::read_at(&file, &mut [0], 0).map_err(StoreError::io("read", path))? > 0
@@ -129,6 +130,7 @@ impl FileSource {
             label: path_text(path),
             source: Source::File(file),
             file_bytes,
+            stamp: Some(stamp),
         })
     }
 
@@ -207,6 +209,29 @@ impl FileSource {
         Ok(())
     }
 
+    /// An error if the file was written to since it was opened, as far as the system can tell: what was read then is a
+    /// mixture of two files. To be asked when all is read.
+    ///
+    /// # Errors
+    /// [`StoreError::ChangedMeanwhile`]; [`StoreError::Shrank`] if that is what happened.
+    pub(crate) fn unchanged(&self) -> Result<(), StoreError> {
+        let (Source::File(file) | Source::Mapped(_, file)) = &self.source else {
+            return Ok(());
+        };
+        let Some(then) = &self.stamp else {
+            return Ok(());
+        };
+        let now = Stamp::of(file).map_err(|error| self.io(error))?;
+        match then.difference(&now) {
+            None => Ok(()),
+            Some(_) if now.file_bytes < then.file_bytes => Err(self.shrank(now.file_bytes)),
+            Some(problem) => Err(StoreError::ChangedMeanwhile {
+                file: self.label.clone(),
+                problem,
+            }),
+        }
+    }
+
     /// The file's first bytes, up to the end of its header at least.
     ///
     /// # Errors
@@ -267,6 +292,48 @@ impl FileSource {
             opened_bytes: self.file_bytes,
             now_bytes,
         }
+    }
+}
+
+/// A file that says when it was written to since it was opened: each read fails from then on, so that nobody takes a mixture
+/// of two files for one.
+///
+/// The reads' error is [`io::ErrorKind::Other`] around [`StoreError::ChangedMeanwhile`]; see [`StoreError::inside`].
+#[derive(Debug)]
+pub struct WatchedFile {
+    file: File,
+    label: String,
+    stamp: Stamp,
+}
+
+impl WatchedFile {
+    /// Watches a file that was opened as `path`, from now on.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub fn new(file: File, path: &Path) -> io::Result<WatchedFile> {
+        Ok(WatchedFile {
+            stamp: Stamp::of(&file)?,
+            label: path_text(path),
+            file,
+        })
+    }
+}
+
+impl ReadAt for WatchedFile {
+    fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
+        let count = ReadAt::read_at(&self.file, buffer, offset)?;
+        match self.stamp.difference(&Stamp::of(&self.file)?) {
+            None => Ok(count),
+            Some(problem) => Err(io::Error::other(StoreError::ChangedMeanwhile {
+                file: self.label.clone(),
+                problem,
+            })),
+        }
+    }
+
+    fn byte_count(&self) -> io::Result<u64> {
+        Ok(self.stamp.file_bytes)
     }
 }
 

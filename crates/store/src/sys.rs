@@ -196,6 +196,59 @@ pub(crate) fn read_at(file: &File, bytes: &mut [u8], offset: u64) -> io::Result<
     }
 }
 
+/// What the system knows of an open file that changes when someone writes to it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Stamp {
+    pub(crate) file_bytes: u64,
+    modified: Option<std::time::SystemTime>,
+    /// Seconds and nanoseconds of the last change of content or of what is said about the file, and how many names, which
+    /// mode and owner it has: where these differ, they are the reason for another time.
+    changed: (i64, i64),
+    said: [u64; 4],
+}
+
+impl Stamp {
+    /// As the file is now.
+    pub(crate) fn of(file: &File) -> io::Result<Stamp> {
+        let metadata = file.metadata()?;
+        #[cfg(unix)]
+        let (changed, said) = {
+            use std::os::unix::fs::MetadataExt as _;
+            let said = [
+                metadata.nlink(),
+                metadata.mode().into(),
+                metadata.uid().into(),
+                metadata.gid().into(),
+            ];
+            ((metadata.ctime(), metadata.ctime_nsec()), said)
+        };
+        #[cfg(not(unix))]
+        let (changed, said) = ((0, 0), [0; 4]);
+        Ok(Stamp {
+            file_bytes: metadata.len(),
+            modified: metadata.modified().ok(),
+            changed,
+            said,
+        })
+    }
+
+    /// How a file shows that it was written to since this stamp was made, or `None` if it does not.
+    pub(crate) fn difference(&self, now: &Stamp) -> Option<String> {
+        if self.file_bytes != now.file_bytes {
+            let (then, now) = (self.file_bytes, now.file_bytes);
+            return Some(format!("it had {then} bytes and now has {now}"));
+        }
+        if self.modified != now.modified {
+            return Some("its time of modification is another one".to_owned());
+        }
+        // Renaming a name, another link or another mode change no content.
+        if self.changed != now.changed && self.said == now.said {
+            return Some("its time of change is another one".to_owned());
+        }
+        None
+    }
+}
+
 /// Waits until the file's bytes are on the disk.
 pub(crate) fn sync(file: &File, at: &Path) -> io::Result<()> {
     fault(Call::Sync, at)?;

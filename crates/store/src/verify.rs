@@ -250,7 +250,11 @@ fn verify_source(
     verdict.file_bytes = source.file_bytes;
     check_header(source, options, verdict);
     source.will_read(&[(0, source.file_bytes)]);
-    walk(source, verdict, add)
+    walk(source, verdict, add)?;
+    if let Err(error) = source.unchanged() {
+        verdict.problem.get_or_insert(error);
+    }
+    Ok(())
 }
 
 /// Where a file's data start; `None` if it is no safetensors file.

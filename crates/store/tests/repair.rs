@@ -222,6 +222,45 @@ fn duplicates_and_metadata() {
 }
 
 #[test]
+fn what_readers_accept_is_kept() {
+    let a = r#""a":{"dtype":"U8","shape":[2],"data_offsets":[0,2]}"#;
+    let nested = format!("{}{}", "[".repeat(120), "]".repeat(120));
+    for json in [
+        r#"{"a":["U8",[2],[0,2]]}"#.to_owned(),
+        r#"{"a":[{"U8":null},[2],[0,2]]}"#.to_owned(),
+        r#"{"a":{"dtype":{"U8":null},"shape":[2],"data_offsets":[0,2]}}"#.to_owned(),
+        format!(r#"{{"a":{{"dtype":"U8","shape":[1],"data_offsets":[0,1]}},{a}}}"#),
+        format!(r#"{{"__metadata__":null,{a}}}"#),
+        format!(" \n{{{a}}}"),
+        r#"{"a":{"dtype":"U8","x":[1,{"y":null}],"shape":[2],"data_offsets":[0,2]}}"#.to_owned(),
+        format!(r#"{{"a":{{"dtype":"U8","x":{nested},"shape":[2],"data_offsets":[0,2]}}}}"#),
+    ] {
+        let folder = Folder::new();
+        let path = file(&folder, &json, 2);
+        let readable = Checkpoint::open(&path).unwrap_or_else(|error| panic!("{error}: {json}"));
+        let repair = Repair::plan(&path, &Limits::default()).unwrap();
+        assert!(repair.is_needed(), "{json}");
+        let target = folder.join("repaired.safetensors");
+        let written = repair.write(&target, &mut |_, _| ControlFlow::Continue(()));
+        written.unwrap().unwrap();
+        let strict = OpenOptions {
+            strictness: Strictness::Spec,
+            ..Default::default()
+        };
+        let repaired = Checkpoint::open_with(&target, &strict).unwrap();
+        assert_eq!(repaired.len(), 1, "{json}");
+        assert_eq!(
+            repaired.read_bytes("a").unwrap(),
+            readable.read_bytes("a").unwrap(),
+            "{json}"
+        );
+    }
+    // A damaged file has such entries too.
+    let json = r#"{"a":["U8",[2],[0,2]],"b":["U8",[9],[2,11]]}"#;
+    check(json, 2, &[("a", &[0, 1])], &["b: it ends at byte"], &[]);
+}
+
+#[test]
 fn what_no_header_is_left_of_is_an_error() {
     let folder = Folder::new();
     for (json, data) in [("{\"a\":", 0), ("[]", 0), ("", 0), ("{}x\u{1}\"", 0)] {

@@ -9,7 +9,8 @@ use std::path::Path;
 use common::{Folder, file_of, raw_file};
 use safelight_format::{Dtype, Strictness, TensorView};
 use safelight_store::{
-    HashOptions, Hashes, OpenOptions, StoreError, Verdict, hash, hash_reader, verify,
+    Checkpoint, HashOptions, Hashes, LoadOptions, OpenOptions, SaveOptions, StoreError, Verdict,
+    Writer, hash, hash_reader, verify,
 };
 
 fn go_on(_: u64, _: u64) -> ControlFlow<()> {
@@ -48,6 +49,82 @@ fn model() -> Vec<u8> {
 
 fn names<'a>(tensors: impl Iterator<Item = safelight_format::TensorInfo<'a>>) -> Vec<&'a str> {
     tensors.map(|tensor| tensor.name).collect()
+}
+
+/// Writes to a byte of a file, some time after it was opened: times have steps of a few milliseconds.
+fn write_to(path: &Path) {
+    use std::io::{Seek as _, Write as _};
+    std::thread::sleep(std::time::Duration::from_millis(30));
+    let mut file = fs::File::options().write(true).open(path).unwrap();
+    file.seek(std::io::SeekFrom::Start(5_000_000)).unwrap();
+    file.write_all(b"!").unwrap();
+}
+
+#[test]
+fn a_file_that_is_written_to_meanwhile_is_noticed() {
+    let folder = Folder::new();
+    let path = folder.write("m.safetensors", model());
+    let is_changed = |error: &StoreError| {
+        let text = error.to_string();
+        matches!(error, StoreError::ChangedMeanwhile { .. })
+            && text.contains("m.safetensors: was changed while it was read")
+            && text.contains("run again")
+    };
+    let mut once = Some(&path);
+    let mut change = |_, _| {
+        once.take().into_iter().for_each(|path| write_to(path));
+        ControlFlow::Continue(())
+    };
+    let error = hash(&path, &HashOptions::default(), &mut change).unwrap_err();
+    assert!(is_changed(&error), "{error}");
+    let mut once = Some(&path);
+    let mut change = |_, _| {
+        once.take().into_iter().for_each(|path| write_to(path));
+        ControlFlow::Continue(())
+    };
+    let verdict = verify(&path, &OpenOptions::default(), &mut change).unwrap();
+    let problem = verdict.files[0].problem.as_ref().unwrap();
+    assert!(is_changed(problem) && !verdict.is_intact(), "{problem}");
+
+    let checkpoint = Checkpoint::open(&path).unwrap();
+    checkpoint.unchanged().unwrap();
+    // Other names and other rights are no other content.
+    fs::hard_link(&path, folder.join("link")).unwrap();
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::PermissionsExt as _;
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
+    }
+    checkpoint.unchanged().unwrap();
+    checkpoint.unchanged_around("z").unwrap();
+    write_to(&path);
+    assert!(is_changed(&checkpoint.unchanged().unwrap_err()));
+    assert!(is_changed(&checkpoint.unchanged_around("z").unwrap_err()));
+    assert!(is_changed(
+        &checkpoint.load(&LoadOptions::default()).unwrap_err()
+    ));
+}
+
+#[test]
+fn copying_out_of_a_file_that_became_shorter_blames_that_file() {
+    let folder = Folder::new();
+    let path = folder.write("m.safetensors", model());
+    let checkpoint = Checkpoint::open(&path).unwrap();
+    let specs: Vec<_> = checkpoint.tensors().map(|info| info.to_spec()).collect();
+    let options = SaveOptions::default();
+    let writer = Writer::create(&folder.join("to"), &specs, None, &options).unwrap();
+    let at = |name: &str| specs.iter().position(|spec| spec.name == name).unwrap();
+    checkpoint.copy_to("a", (0, 3), &writer, at("a")).unwrap();
+    let file = fs::File::options().write(true).open(&path).unwrap();
+    file.set_len(1000).unwrap();
+    let copied = checkpoint.copy_to("big", (0, 10_000_000), &writer, at("big"));
+    let text = copied.unwrap_err().to_string();
+    assert!(
+        text.contains("m.safetensors: the file had 100") && text.contains("now has 1000"),
+        "{text}"
+    );
+    drop(writer);
+    assert_eq!(folder.list(), ["m.safetensors"]);
 }
 
 #[test]

@@ -379,6 +379,7 @@ fn source_of(file: RemoteFile) -> Result<FileSource, StoreError> {
         label,
         source: Source::Reader(Box::new(file)),
         file_bytes,
+        stamp: None,
     })
 }
 
