@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 use std::path::Path;
 
-use safelight_format::{Dtype, TensorSpec, decode_f32_into, encode_into};
+use safelight_format::{Dtype, TensorSpec, decode_f32_into, encode_f64_into, encode_into};
 use serde_json::Value as Json;
 
 use super::DEFAULT_ALIGNMENT;
@@ -388,6 +388,16 @@ impl<'a> Encoder<'a> {
         if !is_float(self.tensor.dtype) {
             return self.widen(bytes, element_bytes, label);
         }
+        if let (Dtype::F64, Some(dtype)) = (self.tensor.dtype, self.kind.plain()) {
+            let elements = bytes.as_chunks().0.iter().copied();
+            let numbers: Vec<f64> = elements.map(f64::from_le_bytes).collect();
+            let size = (dtype.bits() / 8) as usize;
+            self.encoded.resize(numbers.len() * size, 0);
+            let report = encode_f64_into(dtype, &numbers, &mut self.encoded);
+            let report = report.expect("a float dtype, and room for it");
+            self.overflow_count += report.overflow_count;
+            return Ok(());
+        }
         self.numbers.resize(bytes.len() / element_bytes, 0.0);
         let decoded = decode_f32_into(self.tensor.dtype, bytes, &mut self.numbers);
         decoded.map_err(|error| {
@@ -505,6 +515,28 @@ mod tests {
                     kind.name()
                 );
             }
+        }
+    }
+
+    #[test]
+    fn wide_numbers_are_rounded_once_and_counted() {
+        let (name, dtype, shape) = ("w".to_owned(), Dtype::F64, vec![2, 1]);
+        let tensor = TensorSpec { name, dtype, shape };
+        let above_a_half = 1.0 + 2f64.powi(-11) + 2f64.powi(-40);
+        let bytes = [above_a_half, 1e50].map(f64::to_le_bytes);
+        for (kind, expected) in [
+            (GgmlType::F16, &[0x01, 0x3c, 0x00, 0x7c][..]),
+            (GgmlType::F32, &[0, 0x10, 0x80, 0x3f, 0, 0, 0x80, 0x7f]),
+        ] {
+            let (mut encoder, mut encoded) = (Encoder::new(&tensor, kind), Vec::new());
+            let mut file = |bytes: &[u8]| {
+                encoded.extend_from_slice(bytes);
+                Ok(())
+            };
+            encoder
+                .encode(bytes.as_flattened(), "x", &mut file)
+                .unwrap();
+            assert_eq!((&encoded[..], encoder.overflow_count), (expected, 1));
         }
     }
 
