@@ -32,6 +32,10 @@ pub(crate) fn run(input: &[u8]) {
             .findings
             .is_sorted_by_key(|finding| std::cmp::Reverse(finding.severity))
     );
+    for finding in &report.findings {
+        let hides = |c: char| c.is_control() || ('\u{202a}'..='\u{202e}').contains(&c);
+        assert!(!finding.message.contains(hides), "{}", finding.message);
+    }
     let options = OpenOptions {
         limits,
         values_to_metadata: true,

@@ -20,7 +20,7 @@ use crate::error::Failure;
 use crate::files::{Outcome, Run};
 use crate::lost;
 use crate::progress::BytesProgress;
-use crate::say;
+use crate::{say, scan};
 
 pub(crate) const HELP: &str = "\
 Examples:
@@ -32,7 +32,8 @@ Examples:
   safelight convert model.safetensors model.gguf --quant q8_0 --architecture sd1
 
 Nothing in a file is ever executed: pickles are read as data, and what is not on the list of what tensors need is
-refused by name. SRC is a file of any kind known here (safetensors, PyTorch, GGUF, npz, Flax's msgpack, ONNX, Keras, HDF5), shards (*.index.json or a folder), or a diffusers folder. The
+refused by name. What a file holds beside its tensors that other programs would run is not converted, and told on
+standard error. SRC is a file of any kind known here (safetensors, PyTorch, GGUF, npz, Flax's msgpack, ONNX, Keras, HDF5), shards (*.index.json or a folder), or a diffusers folder. The
 kind of DST follows from its name: .safetensors, .npz or .gguf; another name is a folder, of shards (--shard-size) or
 for diffusers (--to diffusers). DST appears when it is complete. `-` as DST is standard output: safetensors, with the
 report on standard error.
@@ -240,9 +241,15 @@ impl Run for ConvertArgs {
             source = adapter.clone();
             cast = Some(adapter);
         }
+        // Asked before DST appears, which can be SRC.
+        let beside = scan::not_converted(&self.src);
         let mut written = self.write(kind, source)?;
         let reports = cast.map(|cast| cast.reports()).unwrap_or_default();
         written.cast = lost::lossy(reports);
+        let warned = scan::warn(&self.src, &beside);
+        if self.json {
+            written.report.notes.extend(warned);
+        }
         self.tell(kind, &written, started)?;
         lost::warn(&written.cast);
         Ok(Outcome::Clean)

@@ -13,7 +13,7 @@ use crate::args::InspectArgs;
 use crate::error::Failure;
 use crate::files::{on_disk, shown_path};
 use crate::ls::shape_text;
-use crate::{choose, models, picture, say};
+use crate::{choose, models, picture, say, scan};
 
 /// Longer metadata values are cut in text; JSON has them whole.
 const VALUE_LENGTH_MAX: usize = 300;
@@ -82,7 +82,7 @@ fn look(path: &Path, args: &InspectArgs) -> Result<Answer, Failure> {
             let what = picture::what_it_is(path);
             Err(Failure::Picture(format!("{}: {what}", shown_path(path))))
         }
-        _ => model(path, args),
+        _ => model(path, args).map_err(|failure| scan::refusal(path).unwrap_or(failure)),
     }
 }
 

@@ -5,9 +5,11 @@ use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueHint};
 use safelight_convert::Limits;
-use safelight_convert::scan::{ScanReport, Severity, sarif, scan};
+use safelight_convert::scan::{Finding, ScanReport, Severity, sarif, scan, warnings};
+use safelight_convert::{ConvertError, Note};
 use safelight_format::shown;
 use serde_json::json;
+use unicode_width::{UnicodeWidthChar as _, UnicodeWidthStr as _};
 
 use crate::error::Failure;
 use crate::files::{self, Codes, Outcome, Run};
@@ -16,7 +18,8 @@ use crate::{interrupt, say};
 pub(crate) const HELP: &str = "\
 Looks into pickles, PyTorch files, safetensors, numpy files and archives of them, by content and not by name. Nothing is
 executed. Pickles are held against a list of what tensors need: what is not on it is suspicious, what is known to run
-code is dangerous, and what can't be looked into is suspicious too. Folders are walked; links in them are not followed.
+code is dangerous, and what can't be looked into is suspicious too: so is a data.pkl that is no pickle, and what stands
+behind arrays and storages is looked into. Folders are walked; links in them are not followed. The last line sums up.
 
 Examples:
   safelight scan model.ckpt
@@ -164,11 +167,18 @@ impl ScanArgs {
                 "unlisted_count": report.unlisted_count,
             }));
         }
-        let mut text = format!(
-            "{}: {verdict} ({})\n",
-            shown(&report.file),
-            shown(&report.kind)
+        let columns = match say::columns() {
+            usize::MAX => COLUMNS,
+            columns => columns,
+        };
+        let (file, what) = (
+            shown(&report.file).to_string(),
+            format!("{verdict} ({})", shown(&report.kind)),
         );
+        let mut text = match file.width() + what.width() + 2 <= columns {
+            true => format!("{file}: {what}\n"),
+            false => format!("{file}:\n  {what}\n"),
+        };
         for finding in findings {
             let place = match finding.member.is_empty() {
                 true => format!("byte {}", finding.at_byte),
@@ -178,18 +188,120 @@ impl ScanArgs {
                 0 | 1 => String::new(),
                 count => format!(", {count} times"),
             };
-            text += &format!(
-                "  {:<10}  {}  [{}; {place}{times}]\n",
-                finding.severity.word(),
-                say::tame(&finding.message, 1000),
-                finding.rule.name(),
-            );
+            let start = format!("  {:<10}  ", finding.severity.word());
+            let message = say::tame(&finding.message, 1000);
+            let place = format!("[{}; {place}{times}]", finding.rule.name());
+            text += &row(&start, &message, &place, columns);
         }
         if report.unlisted_count > 0 {
             text += &format!("  and {} more\n", report.unlisted_count);
         }
         say::answer(&text)
     }
+}
+
+/// As wide as rows are where nothing says how wide they may be.
+const COLUMNS: usize = 80;
+
+/// A row of so many columns at most, or several where it does not fit: what follows stands below the message.
+fn row(start: &str, message: &str, place: &str, columns: usize) -> String {
+    let whole = format!("{start}{message}  {place}");
+    if whole.width() <= columns {
+        return whole + "\n";
+    }
+    let indent = start.width();
+    let room = columns.saturating_sub(indent).max(16);
+    let mut lines = wrapped(message, room);
+    lines.extend(wrapped(place, room));
+    let mut text = String::new();
+    for (count, line) in lines.iter().enumerate() {
+        let before = if count == 0 {
+            start.to_owned()
+        } else {
+            " ".repeat(indent)
+        };
+        text += &format!("{before}{line}\n");
+    }
+    text
+}
+
+/// Lines of at most so many columns, broken between words; within them only where one is longer than a line.
+fn wrapped(text: &str, columns: usize) -> Vec<String> {
+    let mut lines = vec![String::new()];
+    let mut used = 0;
+    for word in text.split(' ') {
+        let width = word.width();
+        if used > 0 && used + 1 + width <= columns {
+            lines.last_mut().expect("never empty").push(' ');
+            used += 1;
+        } else if used > 0 {
+            lines.push(String::new());
+            used = 0;
+        }
+        for c in word.chars() {
+            let width = c.width().unwrap_or(0);
+            if used + width > columns {
+                lines.push(String::new());
+                used = 0;
+            }
+            lines.last_mut().expect("never empty").push(c);
+            used += width;
+        }
+    }
+    lines
+}
+
+/// Findings of a file that was converted, at most.
+const WARNINGS_MAX: usize = 20;
+
+/// What of a file other programs would run if they loaded it, while here only its tensors were read.
+pub(crate) fn not_converted(path: &Path) -> Vec<Finding> {
+    if !path.is_file() {
+        return Vec::new();
+    }
+    warnings(path, &Limits::default()).unwrap_or_default()
+}
+
+/// Says on standard error what a converted file holds beside its tensors; gives the same as notes.
+pub(crate) fn warn(path: &Path, findings: &[Finding]) -> Vec<Note> {
+    if findings.is_empty() {
+        return Vec::new();
+    }
+    let file = files::shown_path(path);
+    let mut notes: Vec<Note> = findings
+        .iter()
+        .take(WARNINGS_MAX)
+        .map(|finding| {
+            let what = format!("{}: {}", finding.severity.word(), finding.message);
+            Note::new(&finding.member, what)
+        })
+        .collect();
+    for finding in findings.iter().take(3) {
+        let place = match finding.member.is_empty() {
+            true => String::new(),
+            false => format!("{}, ", shown(&finding.member)),
+        };
+        say::note(&format!(
+            "warning: {file}: {} [{place}byte {}]",
+            say::tame(&finding.message, 300),
+            finding.at_byte
+        ));
+    }
+    let count = findings.len();
+    let s = if count == 1 { "" } else { "s" };
+    let advice = format!(
+        "{count} finding{s}: nothing of that was run, and it is not in the result; do not load the original \
+         elsewhere before you have seen what `safelight scan` says of it"
+    );
+    say::note(&format!("warning: {file}: {advice}"));
+    notes.push(Note::new("", advice));
+    notes
+}
+
+/// Why a file is refused that could not be read as a model: if it is a pickle that asks for code, what it asks for.
+pub(crate) fn refusal(path: &Path) -> Option<Failure> {
+    let error = safelight_convert::open(path, &Limits::default()).err()?;
+    matches!(error, ConvertError::RefusedGlobal { .. }).then(|| error.into())
 }
 
 /// Every file below a path, in the order of names. Links within folders are not followed; a link that was named is.
@@ -218,4 +330,36 @@ fn walk(path: &Path, each: &mut dyn FnMut(&Path) -> Result<(), Failure>) -> Resu
         todo.extend(inner.into_iter().rev());
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rows_fit() {
+        let start = "  suspicious  ";
+        assert_eq!(
+            row(start, "short", "[rule; byte 1]", 80),
+            "  suspicious  short  [rule; byte 1]\n"
+        );
+        let message = format!("would have run: os.system('{}')", "x y ".repeat(40));
+        for columns in [30, 80, 100] {
+            let text = row(
+                start,
+                &message,
+                "[pickle-call; a/b/data.pkl, byte 2]",
+                columns,
+            );
+            assert!(text.lines().all(|line| line.width() <= columns), "{text}");
+            assert!(text.starts_with("  suspicious  would"), "{text}");
+            let words: Vec<&str> = text.split_whitespace().skip(1).collect();
+            let expected = format!("{message} [pickle-call; a/b/data.pkl, byte 2]");
+            let expected: Vec<&str> = expected.split_whitespace().collect();
+            assert!(columns < 80 || words == expected, "{text}");
+        }
+        assert_eq!(wrapped("abcdefgh", 3), ["abc", "def", "gh"]);
+        assert_eq!(wrapped("漢字漢字", 5), ["漢字", "漢字"]);
+        assert_eq!(wrapped("", 5), [""]);
+    }
 }

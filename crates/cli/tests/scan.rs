@@ -240,3 +240,199 @@ fn safetensors_are_linted() {
         assert!(told, "{name}: no {rule:?} in {report}");
     }
 }
+
+#[test]
+fn rows_fit_into_a_terminal_and_hide_nothing() {
+    let place = Place::new();
+    let long = format!(
+        "{} echo \u{202e}x\u{1b}[31m",
+        "touch /a/rather/long/path".repeat(8)
+    );
+    let mut pickle = b"\x80\x02cos\nsystem\nX".to_vec();
+    pickle.extend_from_slice(&(long.len() as u32).to_le_bytes());
+    pickle.extend_from_slice(long.as_bytes());
+    pickle.extend_from_slice(b"\x85R.");
+    place.write("models/a/attack.pkl", &pickle);
+    place.write("models/b/clean.pkl", HARMLESS);
+    let ran = place.run(&["scan", "models"]);
+    assert_eq!(ran.code, Some(1));
+    for line in ran.stdout.lines() {
+        assert!(line.chars().count() <= 80, "{line}");
+        assert!(!line.contains(['\u{202e}', '\u{1b}']), "{line:?}");
+    }
+    let last = ran.stdout.lines().last().unwrap();
+    assert_eq!(last, "2 files: 1 clean, 0 suspicious, 1 dangerous");
+    // JSON escapes what a terminal would obey; the message shows it besides.
+    let ran = place.run(&["scan", "models/a/attack.pkl", "--json"]);
+    let message = &ran.json()["findings"][0]["message"];
+    assert!(
+        message.as_str().unwrap().contains("os.system("),
+        "{message}"
+    );
+    let ran = place.run(&["scan", "models", "--sarif"]);
+    let text = ran.json()["runs"][0]["results"][0]["message"]["text"].to_string();
+    assert!(!text.contains(['\u{202e}', '\u{1b}']), "{text:?}");
+}
+
+/// A file that `torch.save` wrote.
+fn golden(name: &str) -> Vec<u8> {
+    let folder =
+        std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../testdata/golden/pickle");
+    std::fs::read(folder.join(name)).unwrap()
+}
+
+#[test]
+fn converting_tells_what_was_beside_the_tensors() {
+    let place = Place::new();
+    let legacy = golden("legacy_4.pt");
+    let plain = golden("plain_4.pkl");
+    // A pickle behind the storages; a second one behind the first; a function whose attributes are to be set.
+    place.write("behind.pt", &[&legacy[..], ATTACK].concat());
+    place.write("second.pkl", &[&plain[..], ATTACK].concat());
+    let mut state = plain[..plain.len() - 1].to_vec();
+    state.extend_from_slice(b"ctorch._utils\n_rebuild_parameter\n}X\x0b\0\0\0__globals__}sb0.");
+    place.write("state.pkl", &state);
+    for (name, what) in [
+        ("behind.pt", "os.system('id')"),
+        ("second.pkl", "os.system('id')"),
+        (
+            "state.pkl",
+            "would have set the state of torch._utils._rebuild_parameter",
+        ),
+    ] {
+        let ran = place.works(&["convert", name, "out.safetensors"]);
+        for words in [
+            what,
+            "warning: ",
+            "nothing of that was run",
+            "safelight scan",
+            name,
+        ] {
+            assert!(
+                ran.stderr.contains(words),
+                "{name}: no {words:?} in {}",
+                ran.stderr
+            );
+        }
+        let ran = place.works(&["convert", name, "out.safetensors", "--json"]);
+        let notes = ran.json()["notes"].to_string();
+        assert!(
+            notes.contains(what) && notes.contains("safelight scan"),
+            "{notes}"
+        );
+        place.works(&["scan", "out.safetensors"]);
+    }
+    // Honest files convert without a word.
+    for name in [
+        "legacy_1.pt",
+        "legacy_4.pt",
+        "plain_0.pkl",
+        "plain_4.pkl",
+        "module_legacy.pt",
+        "views.pt",
+        "compressed.pt",
+        "lightning.ckpt",
+        "numpy_2.pkl",
+        "script.pt",
+    ] {
+        place.write(name, &golden(name));
+        let ran = place.works(&["convert", name, "out.safetensors"]);
+        assert_eq!(ran.stderr, "", "{name}");
+    }
+}
+
+#[test]
+fn pickles_are_refused_by_the_name_of_what_they_ask_for() {
+    let place = Place::new();
+    for (name, bytes) in [
+        ("two.pkl", ATTACK),
+        ("zero.pkl", b"cos\nsystem\n(S'id'\ntR."),
+        ("padded", b"N0I5\n0cos\nsystem\n(S'id'\ntR."),
+        // Its ninth byte is that of a safetensors header.
+        (
+            "eight.ckpt",
+            b"\x8c\x07\0\0\0\0\0\0{0cos\nsystem\n(S'id'\ntR.",
+        ),
+    ] {
+        place.write(name, bytes);
+        for arguments in [
+            &["convert", name, "out.safetensors"][..],
+            &["inspect", name],
+        ] {
+            place.refuses(arguments, 3, &["`os.system`", "do not load this file"]);
+        }
+    }
+    place.write("words.txt", b"cos\nwe know, it is a text\n");
+    let ran = place.run(&["convert", "words.txt", "out.safetensors"]);
+    assert_eq!(ran.code, Some(3));
+    assert!(!ran.stderr.contains("pickle"), "{}", ran.stderr);
+}
+
+#[test]
+fn packings_are_named_and_arrays_need_no_ending() {
+    let place = Place::new();
+    // Made by Python's zipfile: one member, `a.npy`, with bzip2; one, `plain`, stored.
+    let header = "{'descr': '<f4', 'fortran_order': False, 'shape': (1,), }\n";
+    let len = (header.len() as u16).to_le_bytes();
+    let array = [
+        b"\x93NUMPY\x01\0".as_slice(),
+        &len,
+        header.as_bytes(),
+        &[0, 0, 128, 63],
+    ]
+    .concat();
+    let zip = |name: &str, method: u16| {
+        let crc = crc32(&array).to_le_bytes();
+        let size = (array.len() as u32).to_le_bytes();
+        let mut shared = Vec::new();
+        for field in [20u16, 0, method, 0, 0] {
+            shared.extend_from_slice(&field.to_le_bytes());
+        }
+        shared.extend_from_slice(&crc);
+        shared.extend_from_slice(&size);
+        shared.extend_from_slice(&size);
+        shared.extend_from_slice(&(name.len() as u16).to_le_bytes());
+        shared.extend_from_slice(&[0; 2]);
+        let local = [b"PK\x03\x04", &shared[..], name.as_bytes(), &array].concat();
+        let entry = [b"PK\x01\x02\x14\0", &shared[..], &[0; 14], name.as_bytes()].concat();
+        let mut end = b"PK\x05\x06\0\0\0\0\x01\0\x01\0".to_vec();
+        end.extend_from_slice(&(entry.len() as u32).to_le_bytes());
+        end.extend_from_slice(&(local.len() as u32).to_le_bytes());
+        end.extend_from_slice(&[0; 2]);
+        [local, entry, end].concat()
+    };
+    place.write("plain.npz", &zip("plain", 0));
+    place.works(&["scan", "plain.npz"]);
+    place.works(&["convert", "plain.npz", "plain.safetensors"]);
+    let ran = place.works(&["ls", "plain.safetensors"]);
+    assert!(ran.stdout.contains("plain"), "{}", ran.stdout);
+    for (method, name) in [(12, "bzip2"), (14, "LZMA"), (95, "xz"), (93, "Zstandard")] {
+        place.write("packed.npz", &zip("a.npy", method));
+        place.refuses(
+            &["convert", "packed.npz", "x.safetensors"],
+            3,
+            &[name, "deflate"],
+        );
+        let ran = place.run(&["scan", "packed.npz", "--json"]);
+        assert_eq!(ran.code, Some(1));
+        assert!(ran.stdout.contains(name), "{}", ran.stdout);
+        place.write("packed.pt", &zip("m/data.pkl", method));
+        place.refuses(
+            &["convert", "packed.pt", "x.safetensors"],
+            3,
+            &[name, "deflate"],
+        );
+    }
+}
+
+/// CRC-32 as zip archives have it.
+fn crc32(bytes: &[u8]) -> u32 {
+    let mut crc = !0u32;
+    for byte in bytes {
+        crc ^= u32::from(*byte);
+        for _ in 0..8 {
+            crc = (crc >> 1) ^ (0xedb8_8320 & (crc & 1).wrapping_neg());
+        }
+    }
+    !crc
+}

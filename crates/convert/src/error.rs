@@ -153,8 +153,21 @@ impl fmt::Display for At<'_> {
         if self.0.is_empty() {
             return Ok(());
         }
-        write!(f, "`{}`: ", shown(self.0))
+        write!(f, "`{}`: ", brief(self.0))
     }
+}
+
+/// Of a path of very many parts, the first and the last ones.
+fn brief(path: &str) -> String {
+    const ENDS: usize = 3;
+    let parts: Vec<&str> = path.split('.').collect();
+    if parts.len() <= 8 * ENDS {
+        return shown(path).to_string();
+    }
+    let front = parts[..ENDS].join(".");
+    let back = parts[parts.len() - ENDS..].join(".");
+    let count = parts.len();
+    format!("{}.….{} ({count} parts)", shown(&front), shown(&back))
 }
 
 /// One line that says everything; [`std::error::Error::source`] repeats its end.
@@ -268,6 +281,12 @@ mod tests {
         let malformed = ConvertError::malformed;
         let text = malformed("a", "zip", "x\n", "5 bytes, expected 4").to_string();
         assert_eq!(text, "a: not a sound zip file: `x\\n`: 5 bytes, expected 4");
+        let deep = vec!["a"; 1001].join(".");
+        let text = malformed("f", "zip", &*deep, "too deep").to_string();
+        assert_eq!(
+            text,
+            "f: not a sound zip file: `a.a.a.….a.a.a (1001 parts)`: too deep"
+        );
         let kind = Some(FileKind::SevenZip);
         let text = ConvertError::UnknownKind { file, kind }.to_string();
         assert!(text.contains("7-Zip"), "{text}");

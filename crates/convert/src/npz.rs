@@ -18,7 +18,7 @@ use crate::input::Input;
 use crate::npy::{self, Element};
 use crate::sink::Regroup;
 use crate::source::{Contents, Limits, Note, PIECE_BYTES, Source};
-use crate::zip::{Archive, Member, Method};
+use crate::zip::{Archive, Member};
 
 pub use write::{NpzOptions, write_npz};
 
@@ -27,6 +27,9 @@ const METADATA: &str = "__metadata__";
 
 /// The key of a JSON object from names to dtypes that NumPy does not have.
 const DTYPES_KEY: &str = "npz.dtypes";
+
+/// As many members of an archive without names in `.npy` are looked at before it is taken for another's.
+const MEMBERS_SNIFFED: usize = 100;
 
 /// An array of another memory order is turned around in blocks of at most this size.
 const BLOCK_BYTES_MAX: u64 = 256 * 1024 * 1024;
@@ -42,7 +45,18 @@ pub(crate) fn is_npz(file: &dyn ReadAt) -> bool {
             .iter()
             .any(|member| member.name.ends_with(end))
     };
-    named(".npy") && !named("data.pkl")
+    let mut first = archive.members.iter().take(MEMBERS_SNIFFED);
+    !named("data.pkl") && (named(".npy") || first.any(|member| is_array(file, member)))
+}
+
+/// Whether a member's content is an array, whatever it is called: NumPy goes by the content as well.
+fn is_array(file: &dyn ReadAt, member: &Member) -> bool {
+    let mut begins = false;
+    let _ = member.read(file, 6, &mut |piece| {
+        begins = piece == b"\x93NUMPY";
+        Err(io::Error::other("that is enough"))
+    });
+    begins
 }
 
 /// The arrays of an npy or npz file.
@@ -120,17 +134,19 @@ impl NpzSource {
             .limited("", "members", count, limits.tensor_count_max)?;
         let mut names = HashSet::new();
         for member in archive.members {
-            let Some(name) = member.name.strip_suffix(".npy").map(str::to_owned) else {
-                let note = Note::new(&member.name, "dropped: no NumPy array");
-                self.contents.notes.push(note);
-                continue;
-            };
-            if let Method::Other(number) = member.method {
-                let what = format!(
-                    "is compressed by method {number}; only stored and deflated members are read here"
-                );
-                return Err(self.input.unsupported(name, what));
+            let named = member.name.strip_suffix(".npy");
+            if let Some(what) = member.packing() {
+                return Err(self.input.unsupported(named.unwrap_or(&member.name), what));
             }
+            let name = match named {
+                Some(name) => name.to_owned(),
+                None if is_array(self.input.reader(), &member) => member.name.clone(),
+                None => {
+                    let note = Note::new(&member.name, "dropped: no NumPy array");
+                    self.contents.notes.push(note);
+                    continue;
+                }
+            };
             let ratio = member.content_bytes / member.stored_bytes.max(1);
             let what = "bytes for each compressed one";
             self.input

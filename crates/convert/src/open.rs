@@ -17,7 +17,7 @@ use crate::layout::{FolderSource, is_diffusers_folder};
 use crate::npz::{NpzSource, is_npz};
 use crate::onnx::{OnnxSource, is_onnx};
 use crate::source::{Limits, Source};
-use crate::torch::{Context, open_pickle, open_zip};
+use crate::torch::{Context, is_pickle, open_pickle, open_zip};
 
 /// As many first bytes as tell every kind of file.
 const SNIFFED_BYTES: usize = 64 * 1024;
@@ -102,7 +102,7 @@ pub fn open_with(path: &Path, options: &OpenOptions) -> Result<Box<dyn Source>, 
             options.values_to_metadata,
         )?)),
         None if is_hdf5(&start) => Ok(Box::new(Hdf5Source::open(path, &options.limits)?)),
-        None if is_old_pickle(&start) => {
+        None if !start.is_empty() && !claims_header(&start) && is_pickle_file(path)? => {
             open_pickle(&Context::new(path, options), Box::new(open_file(path)?))
         }
         None if start.len() > 8 && is_onnx(&open_file(path)?) => {
@@ -113,8 +113,13 @@ pub fn open_with(path: &Path, options: &OpenOptions) -> Result<Box<dyn Source>, 
                 limits,
                 ..Default::default()
             };
-            let checkpoint = Checkpoint::open_with(path, &store_options)?;
-            Ok(Box::new(CheckpointSource::new(checkpoint)))
+            match Checkpoint::open_with(path, &store_options) {
+                Ok(checkpoint) => Ok(Box::new(CheckpointSource::new(checkpoint))),
+                Err(error) if claims_header(&start) => {
+                    Err(refused_pickle(path, options).unwrap_or(error.into()))
+                }
+                Err(error) => Err(error.into()),
+            }
         }
         Some(FileKind::Gguf) => Ok(Box::new(GgufSource::open(
             path,
@@ -145,36 +150,25 @@ pub fn open_with(path: &Path, options: &OpenOptions) -> Result<Box<dyn Source>, 
     }
 }
 
-/// Whether a file begins as pickles of protocols 0 and 1 do, which have no mark of their own: with a dict, a list or
-/// a class, or with the first number of a PyTorch file. (CPython, `Lib/pickletools.py`.)
-fn is_old_pickle(start: &[u8]) -> bool {
-    const STARTS: &[&[u8]] = &[
-        b"(dp0\n",
-        b"(dp1\n",
-        b"(lp0\n",
-        b"(lp1\n",
-        b"}q\0",
-        b"}q\x01",
-        b"]q\0",
-        b"]q\x01",
-        b"L119547037146038801333356L\n.",
-    ];
-    let is_safetensors = start.get(8) == Some(&b'{') && start.get(4..8) == Some(&[0; 4]);
-    let is_word = |line: &[u8]| {
-        !line.is_empty()
-            && line
-                .iter()
-                .all(|byte| byte.is_ascii_alphanumeric() || b"._".contains(byte))
-    };
-    let mut lines = start[..start.len().min(512)].split(|byte| *byte == b'\n');
-    let names_class = start.first() == Some(&b'c')
-        && lines.next().is_some_and(|module| is_word(&module[1..]))
-        && lines.next().is_some_and(is_word)
-        && matches!(
-            lines.next().and_then(<[u8]>::first),
-            Some(b'p' | b'q' | b'(' | b')')
-        );
-    !is_safetensors && (names_class || STARTS.iter().any(|known| start.starts_with(known)))
+/// Whether a file begins as safetensors files do: a length and `{`.
+fn claims_header(start: &[u8]) -> bool {
+    start.get(8) == Some(&b'{') && start.get(4..8) == Some(&[0; 4])
+}
+
+fn is_pickle_file(path: &Path) -> Result<bool, ConvertError> {
+    is_pickle(&open_file(path)?).map_err(ConvertError::io("read", path))
+}
+
+/// Why a file that begins as safetensors files do is none: if a pickle was made to look like one, what it asks for.
+fn refused_pickle(path: &Path, options: &OpenOptions) -> Option<ConvertError> {
+    let file = open_file(path).ok()?;
+    if !is_pickle(&file).ok()? {
+        return None;
+    }
+    let opened = open_pickle(&Context::new(path, options), Box::new(file));
+    opened
+        .err()
+        .filter(|error| matches!(error, ConvertError::RefusedGlobal { .. }))
 }
 
 /// What a URL names: safetensors and their shards. Foreign formats are read from this machine only.
@@ -217,31 +211,4 @@ fn start_of(path: &Path) -> Result<Vec<u8>, ConvertError> {
     }
     start.truncate(len);
     Ok(start)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn pickles_without_a_mark() {
-        for pickle in [
-            &b"(dp0\nVa\np1\nI1\ns."[..],
-            b"}q\0(X\x01\0\0\0aK\x01u.",
-            b"L119547037146038801333356L\n.M\xe9\x03.",
-            b"ccollections\nOrderedDict\nq\0)Rq\x01.",
-            b"ccollections\nOrderedDict\np0\n(tR.",
-        ] {
-            assert!(is_old_pickle(pickle), "{}", pickle.escape_ascii());
-        }
-        for other in [
-            &b""[..],
-            b"c",
-            b"contents\nof a text\nthat decodes a little\n",
-            b"(a text in brackets)",
-            b"}q\0\0\0\0\0\0{\"a\":1}", // safetensors: a header of 0x717d bytes
-        ] {
-            assert!(!is_old_pickle(other), "{}", other.escape_ascii());
-        }
-    }
 }

@@ -459,7 +459,9 @@ impl Scanner<'_> {
                 let message = "an executable program among model files";
                 self.suspicious(Rule::NotScannable, member, 0, message);
             }
-            FileKind::Hdf5 | FileKind::Json => self.lambda_layers(bytes, member),
+            FileKind::Hdf5 | FileKind::Json if !self.is_quick => {
+                self.lambda_layers(bytes, member);
+            }
             _ => {}
         }
         if !matches!(kind, FileKind::Gzip | FileKind::Tar | FileKind::Npy) {

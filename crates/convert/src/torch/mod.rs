@@ -4,6 +4,7 @@ mod flatten;
 mod legacy;
 mod nested;
 mod objects;
+mod sniff;
 mod source;
 mod strided;
 mod zipped;
@@ -11,6 +12,7 @@ mod zipped;
 use std::path::Path;
 
 pub(crate) use legacy::{is_magic, open_pickle, storages_end};
+pub(crate) use sniff::is_pickle;
 pub(crate) use source::decode_latin1;
 pub(crate) use zipped::open_zip;
 
