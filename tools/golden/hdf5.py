@@ -114,6 +114,14 @@ def indexes(path, rng):
             part[40:44, 2:5] = 7
         grown = file.create_dataset("grown", data=cube, chunks=(3, 2, 2), maxshape=(None, None, 3))
         grown.resize((9, 3, 3))
+        for name, most in [("fixed", (9, 9)), ("growing", (None, 9)), ("tree", (None, None))]:
+            never = file.create_dataset(f"never/{name}", shape=(3, 3), dtype="<i4", chunks=(2, 2), maxshape=most, fillvalue=4, compression="gzip")
+            never[0, 0] = 1
+            never.resize((2, 2))
+            never.resize((0, 0))
+            never.resize((3, 5))  # an index, but no chunk
+            never = file.create_dataset(f"nothing/{name}", shape=(3, 3), dtype="<i4", chunks=(2, 2), maxshape=most, shuffle=True)
+            never[0:0, 0:0] = 1
         lzf = np.repeat(rng.integers(0, 50, 40), rng.integers(1, 400, 40)).astype(np.int32)
         file.create_dataset("lzf", data=lzf, chunks=(1000,), compression="lzf", shuffle=True)
         file.create_dataset("lzf_noise", data=rng.integers(0, 256, 300).astype(np.uint8), chunks=(100,), compression="lzf")

@@ -108,13 +108,23 @@ impl FixedArray {
         let [version, client, entry_bytes, page_bits] = [head[4], head[5], head[6], head[7]];
         let mut fields = Fields::new(&head[8..]);
         let capacity = fields.number(sizes.length).unwrap_or(0);
-        let block = fields.number(sizes.offset).unwrap_or(u64::MAX);
+        let block = fields.address(sizes).ok().flatten();
         let entries = Entries::new(file, client, entry_bytes);
         let (Some(entries), true) = (entries, version == 0 && page_bits <= 32) else {
             let problem = format!(
                 "a fixed array of version {version} and kind {client} with entries of {entry_bytes} bytes"
             );
             return Err(file.input.malformed(name, problem));
+        };
+        let Some(block) = block else {
+            // No chunk was written yet: one page, which is not there.
+            return Ok(FixedArray {
+                entries_at: 0,
+                capacity,
+                page: Some(u64::MAX),
+                bitmap: Vec::new(),
+                entries,
+            });
         };
         let head_bytes = 6 + u64::from(sizes.offset);
         let (_, mut at) = file.block(block, head_bytes, b"FADB")?;
