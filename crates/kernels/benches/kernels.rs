@@ -14,7 +14,8 @@ use safelight_kernels::conv::conv2d_at;
 use safelight_kernels::gemm::linear_at;
 use safelight_kernels::testing::{Rng, peak_flops};
 use safelight_kernels::{
-    Activation, ConvShape, Epilogue, Extent, Level, PackedConv, PackedLinear, Padding, Precision,
+    Activation, Algorithm, ConvShape, Epilogue, Extent, Level, PackedConv, PackedLinear, Padding,
+    Precision,
 };
 
 /// (rows, in, out) of linear layers.
@@ -57,6 +58,13 @@ const CONV: &[(usize, usize, usize, usize, usize, usize)] = &[
     (256, 256, 16, 16, 3, 1),
 ];
 
+/// How a convolution can be computed, and what stands in a line's name for it.
+const ALGORITHMS: [(Algorithm, &str); 3] = [
+    (Algorithm::Direct, ""),
+    (Algorithm::Winograd2, "/winograd2"),
+    (Algorithm::Winograd4, "/winograd4"),
+];
+
 fn main() {
     let words: Vec<String> = std::env::args()
         .skip(1)
@@ -80,7 +88,9 @@ fn main() {
                 bench.linear((level, precision), peak, shape);
             }
             for &shape in CONV {
-                bench.conv((level, precision), peak, shape);
+                for algorithm in ALGORITHMS {
+                    bench.conv((level, precision), peak, shape, algorithm);
+                }
             }
             if precision == Precision::F32 {
                 ops::run(&bench, level, peak);
@@ -116,7 +126,7 @@ impl Bench {
             (5 * weight.len()) as f64 / (cpu_seconds() - cpu_before) / 1e6
         };
         for precision in Precision::ALL {
-            let conv = rate(&|| drop(PackedConv::with_precision(&weight, shape, precision)));
+            let conv = rate(&|| drop(PackedConv::with(&weight, shape, precision, algorithm)));
             let linear = rate(&|| {
                 drop(PackedLinear::with_precision(
                     &weight, 11520, 1280, precision,
@@ -158,9 +168,14 @@ impl Bench {
         (level, precision): (Level, Precision),
         peak: f64,
         (height, width, inside, out, kernel, stride): (usize, usize, usize, usize, usize, usize),
+        (algorithm, way): (Algorithm, &str),
     ) {
-        let name =
-            format!("conv/{height}x{width}x{inside}x{out}k{kernel}s{stride}/{precision}/{level}");
+        let tiles = (kernel, stride) == (3, 1) && precision != Precision::Int8;
+        if !tiles && algorithm != Algorithm::Direct {
+            return;
+        }
+        let size = format!("{height}x{width}x{inside}x{out}k{kernel}s{stride}");
+        let name = format!("conv/{size}/{precision}{way}/{level}");
         let pixels = height.div_ceil(stride) * width.div_ceil(stride);
         let flops = (2 * pixels * inside * out * kernel * kernel) as f64;
         self.line(&name, flops, peak, || {

@@ -2,13 +2,14 @@
 //!
 //! Nothing is unfolded or padded in memory: a tap is an offset into the input, a tap outside the
 //! picture is skipped, and a nearest-neighbour upsample before the convolution is a division in
-//! the offset.
+//! the offset. The other way to convolve, with transformed tiles, is `winograd`'s.
 
 use crate::arch::OUTSIDE;
 use crate::epilogue::Epilogue;
 use crate::gemm::{Panels, Rows, product};
 use crate::level::{Level, level};
 use crate::precision::Precision;
+use crate::winograd::{self, Input, Tile, Weights};
 use crate::words::Left;
 
 /// Zeros around the input, in pixels.
@@ -53,6 +54,32 @@ pub struct ConvShape {
     pub padding: Padding,
 }
 
+/// How a convolution is computed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Algorithm {
+    /// As the definition says: one product for each tap.
+    #[default]
+    Direct,
+    /// F(2×2, 3×3): 4 multiplications an output instead of 9, 16/9 of the memory.
+    Winograd2,
+    /// F(4×4, 3×3): 2¼ multiplications an output instead of 9, 4 times the memory.
+    Winograd4,
+}
+
+impl Algorithm {
+    /// The fastest for maps of about `pixels` pixels, as measured; [`Algorithm::Direct`] for all but 3×3 kernels
+    /// with stride 1 and enough channels.
+    pub fn fastest(shape: ConvShape, pixels: usize) -> Self {
+        let possible = shape.suits_tiles();
+        match pixels {
+            _ if !possible || shape.in_channels.min(shape.out_channels) < 128 => Algorithm::Direct,
+            ..128 => Algorithm::Direct,
+            128..512 => Algorithm::Winograd2,
+            _ => Algorithm::Winograd4,
+        }
+    }
+}
+
 /// Images in a batch and their size in pixels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Extent {
@@ -71,20 +98,33 @@ impl Extent {
     }
 }
 
+impl ConvShape {
+    /// Whether tiles can be transformed: 3×3, stride 1.
+    fn suits_tiles(&self) -> bool {
+        (self.kernel_height, self.kernel_width, self.stride) == (3, 3, 1)
+    }
+}
+
 /// The weights of a convolution, packed once.
 #[derive(Clone, Debug)]
 pub struct PackedConv {
-    panels: Panels,
+    packed: Packed,
     shape: ConvShape,
 }
 
+#[derive(Clone, Debug)]
+enum Packed {
+    Direct(Panels),
+    Winograd(Weights),
+}
+
 impl PackedConv {
-    /// Packs `weight`, `[O, I, kernel height, kernel width]` as checkpoints have it.
+    /// Packs `weight`, `[O, I, kernel height, kernel width]` as checkpoints have it, for a direct convolution.
     ///
     /// # Panics
     /// If the length is another or a size is 0.
     pub fn new(weight: &[f32], shape: ConvShape) -> Self {
-        Self::with_precision(weight, shape, Precision::F32)
+        Self::with(weight, shape, Precision::F32, Algorithm::Direct)
     }
 
     /// The same, rounded to `precision`.
@@ -92,11 +132,38 @@ impl PackedConv {
     /// # Panics
     /// If the length is another or a size is 0.
     pub fn with_precision(weight: &[f32], shape: ConvShape, precision: Precision) -> Self {
+        Self::with(weight, shape, precision, Algorithm::Direct)
+    }
+
+    /// Packs `weight` as `algorithm` wants it, or for a direct convolution where that can't do the shape or the
+    /// `precision`: int8 is direct.
+    ///
+    /// # Panics
+    /// If the length is another or a size is 0.
+    pub fn with(
+        weight: &[f32],
+        shape: ConvShape,
+        precision: Precision,
+        algorithm: Algorithm,
+    ) -> Self {
         assert!(shape.stride > 0, "{shape:?}");
-        let taps = shape.kernel_height * shape.kernel_width;
-        let (out, inside) = (shape.out_channels, shape.in_channels);
-        let panels = Panels::pack(weight, out, inside, taps, precision);
-        PackedConv { panels, shape }
+        let (outputs, inputs) = (shape.out_channels, shape.in_channels);
+        let tile = match algorithm {
+            Algorithm::Direct => None,
+            Algorithm::Winograd2 => Some(Tile::Two),
+            Algorithm::Winograd4 => Some(Tile::Four),
+        };
+        let possible = shape.suits_tiles() && precision != Precision::Int8;
+        let packed = match tile.filter(|_| possible) {
+            Some(tile) => {
+                Packed::Winograd(Weights::pack(weight, (outputs, inputs), precision, tile))
+            }
+            None => {
+                let taps = shape.kernel_height * shape.kernel_width;
+                Packed::Direct(Panels::pack(weight, outputs, inputs, taps, precision))
+            }
+        };
+        PackedConv { packed, shape }
     }
 
     /// What was packed.
@@ -106,12 +173,18 @@ impl PackedConv {
 
     /// What the products are computed in.
     pub fn precision(&self) -> Precision {
-        self.panels.precision()
+        match &self.packed {
+            Packed::Direct(panels) => panels.precision(),
+            Packed::Winograd(weights) => weights.precision(),
+        }
     }
 
     /// Bytes the packed weights take.
     pub fn bytes(&self) -> usize {
-        self.panels.bytes()
+        match &self.packed {
+            Packed::Direct(panels) => panels.bytes(),
+            Packed::Winograd(weights) => weights.bytes(),
+        }
     }
 
     /// The output's size for an input of `extent`.
@@ -211,10 +284,68 @@ pub fn conv2d_at(
         output.pixels() * shape.out_channels,
         "out: {output:?}, {shape:?}"
     );
-    let panels = &weights.panels;
-    let rows = Gathered::new(extent, resized, output, shape, panels.left_words(level));
-    let left = Left::new(level, x, panels);
-    product(level, &left, &rows, panels, epilogue, out);
+    match &weights.packed {
+        Packed::Direct(panels) => {
+            let places = Places::new(extent, resized, shape.padding, panels.left_words(level));
+            let rows = Gathered::new(&places, output, shape);
+            let left = Left::new(level, x, panels);
+            product(level, &left, &rows, panels, epilogue, out);
+        }
+        Packed::Winograd(weights) => {
+            let places = Places::new(extent, resized, shape.padding, shape.in_channels);
+            let input = Input {
+                x,
+                image: places.image,
+                line: &|y| places.line(y),
+                column: &|x| places.column(x),
+                channels: shape.in_channels,
+            };
+            let size = (output.batch, output.height, output.width);
+            winograd::convolve(level, &input, weights, epilogue, size, out);
+        }
+    }
+}
+
+/// Where the pixels of a padded and resized input really lie.
+struct Places {
+    extent: Extent,
+    resized: Extent,
+    padding: Padding,
+    /// Words of a pixel.
+    words: usize,
+    /// Words of one input image.
+    image: usize,
+}
+
+impl Places {
+    fn new(extent: Extent, resized: Extent, padding: Padding, words: usize) -> Self {
+        Places {
+            extent,
+            resized,
+            padding,
+            words,
+            image: extent.height * extent.width * words,
+        }
+    }
+
+    /// Where line `y`, counted with the padding, starts in an image; [`OUTSIDE`] if it is padding or past it.
+    fn line(&self, y: usize) -> usize {
+        let at = y.checked_sub(self.padding.top);
+        let at = at.filter(|&at| at < self.resized.height);
+        let by = self.extent.width * self.words;
+        at.map_or(OUTSIDE, |at| {
+            at * self.extent.height / self.resized.height * by
+        })
+    }
+
+    /// Where pixel `x`, counted with the padding, starts in a line; [`OUTSIDE`] if it is padding or past it.
+    fn column(&self, x: usize) -> usize {
+        let at = x.checked_sub(self.padding.left);
+        let at = at.filter(|&at| at < self.resized.width);
+        at.map_or(OUTSIDE, |at| {
+            at * self.extent.width / self.resized.width * self.words
+        })
+    }
 }
 
 /// Rows of the product: output pixels, gathered from under the kernel.
@@ -231,50 +362,19 @@ struct Gathered {
 }
 
 impl Gathered {
-    fn new(
-        extent: Extent,
-        resized: Extent,
-        output: Extent,
-        shape: ConvShape,
-        words: usize,
-    ) -> Self {
-        let ConvShape {
-            kernel_height,
-            kernel_width,
-            stride,
-            padding,
-            ..
-        } = shape;
-        let axis = |out: usize, kernel: usize, before: usize, old: usize, new: usize, by: usize| {
-            let under = move |position: usize| {
-                let padded = position / kernel * stride + position % kernel;
-                let at = padded.checked_sub(before).filter(|&at| at < new);
-                at.map_or(OUTSIDE, |at| at * old / new * by)
-            };
-            (0..out * kernel).map(under).collect()
-        };
-        let line = extent.width * words;
-        let (old, new) = (extent, resized);
+    fn new(places: &Places, output: Extent, shape: ConvShape) -> Self {
+        let under = |kernel: usize, idx: usize| idx / kernel * shape.stride + idx % kernel;
+        let (height, width) = (shape.kernel_height, shape.kernel_width);
+        let lines = 0..output.height * height;
+        let columns = 0..output.width * width;
         Gathered {
-            lines: axis(
-                output.height,
-                kernel_height,
-                padding.top,
-                old.height,
-                new.height,
-                line,
-            ),
-            columns: axis(
-                output.width,
-                kernel_width,
-                padding.left,
-                old.width,
-                new.width,
-                words,
-            ),
+            lines: lines.map(|idx| places.line(under(height, idx))).collect(),
+            columns: columns
+                .map(|idx| places.column(under(width, idx)))
+                .collect(),
             output,
-            image: extent.height * line,
-            words,
+            image: places.image,
+            words: places.words,
             shape,
         }
     }

@@ -100,50 +100,84 @@ impl<'a> Finish<'a> {
         (first_row, at): (usize, usize),
         width: usize,
     ) {
-        let column = out.column + at;
+        let panel = self.panel(out.column + at, width);
+        for (idx, products) in products.as_chunks::<PANEL>().0.iter().enumerate() {
+            let row = out.row + first_row + idx;
+            let out = &mut out.row_mut(first_row + idx)[at..][..width];
+            panel.pixel(simd, products, row, out);
+        }
+    }
+
+    /// For `width` columns from `column` on, at most a panel.
+    #[inline(always)]
+    pub(crate) fn panel(&self, column: usize, width: usize) -> FinishPanel<'a> {
         let mut bias = [0.0; PANEL];
         if let Some(all) = self.epilogue.bias {
             bias[..width].copy_from_slice(&all[column..][..width]);
         }
-        for (idx, products) in products.as_chunks::<PANEL>().0.iter().enumerate() {
-            let row = out.row + first_row + idx;
-            let image_bias = self.epilogue.image_bias.map(|bias| {
-                let start = row / self.rows_per_image * self.columns + column;
-                &bias[start..][..width]
-            });
-            let start = row * self.columns + column;
-            let residual = self
-                .epilogue
-                .residual
-                .map(|residual| &residual[start..][..width]);
-            let out = &mut out.row_mut(first_row + idx)[at..][..width];
-            if let Some(out) = out.first_chunk_mut::<PANEL>() {
-                self.row(simd, products, &bias, image_bias, residual, out);
-            } else {
-                let mut whole = [0.0; PANEL];
-                let image_bias = image_bias.map(widened);
-                let residual = residual.map(widened);
-                let (image_bias, residual) = (image_bias.as_ref(), residual.as_ref());
-                self.row(
-                    simd,
-                    products,
-                    &bias,
-                    image_bias.map(|x| x.as_slice()),
-                    residual.map(|x| x.as_slice()),
-                    &mut whole,
-                );
-                out.copy_from_slice(&whole[..width]);
-            }
+        FinishPanel {
+            finish: *self,
+            bias,
+            column,
+            width,
+        }
+    }
+}
+
+/// [`Finish`] of one panel's columns.
+pub(crate) struct FinishPanel<'a> {
+    finish: Finish<'a>,
+    bias: [f32; PANEL],
+    column: usize,
+    width: usize,
+}
+
+impl FinishPanel<'_> {
+    /// Finishes the products of output row `row` into `out`, the panel's columns of that row.
+    #[inline(always)]
+    pub(crate) fn pixel<S: Simd>(
+        &self,
+        simd: S,
+        products: &[f32; PANEL],
+        row: usize,
+        out: &mut [f32],
+    ) {
+        let Finish {
+            epilogue,
+            columns,
+            rows_per_image,
+        } = self.finish;
+        let width = self.width;
+        let image_bias = epilogue
+            .image_bias
+            .map(|bias| &bias[row / rows_per_image * columns + self.column..][..width]);
+        let residual = epilogue
+            .residual
+            .map(|residual| &residual[row * columns + self.column..][..width]);
+        if let Some(out) = out.first_chunk_mut::<PANEL>() {
+            self.whole(simd, products, image_bias, residual, out);
+        } else {
+            let mut whole = [0.0; PANEL];
+            let image_bias = image_bias.map(widened);
+            let residual = residual.map(widened);
+            let (image_bias, residual) = (image_bias.as_ref(), residual.as_ref());
+            self.whole(
+                simd,
+                products,
+                image_bias.map(|x| x.as_slice()),
+                residual.map(|x| x.as_slice()),
+                &mut whole,
+            );
+            out.copy_from_slice(&whole[..width]);
         }
     }
 
     /// One row of a whole panel.
     #[inline(always)]
-    fn row<S: Simd>(
+    fn whole<S: Simd>(
         &self,
         simd: S,
         products: &[f32; PANEL],
-        bias: &[f32; PANEL],
         image_bias: Option<&[f32]>,
         residual: Option<&[f32]>,
         out: &mut [f32; PANEL],
@@ -151,11 +185,11 @@ impl<'a> Finish<'a> {
         let image_bias = image_bias.and_then(|bias| bias.first_chunk::<PANEL>());
         let residual = residual.and_then(|residual| residual.first_chunk::<PANEL>());
         for at in (0..PANEL).step_by(S::LANES) {
-            let mut x = simd.add(simd.load(&products[at..]), simd.load(&bias[at..]));
+            let mut x = simd.add(simd.load(&products[at..]), simd.load(&self.bias[at..]));
             if let Some(bias) = image_bias {
                 x = simd.add(x, simd.load(&bias[at..]));
             }
-            x = match self.epilogue.activation {
+            x = match self.finish.epilogue.activation {
                 Activation::None => x,
                 Activation::Silu => math::silu(simd, x),
                 Activation::Gelu => math::gelu(simd, x),

@@ -133,7 +133,7 @@ impl<R: Rows, W: Words, const TILE: usize> Task for Blocked<'_, R, W, TILE> {
         let mut sums = Aligned::zeros(runs.tiles() * TILE * PANEL);
         for column in (0..out.column_count).step_by(PANEL) {
             let width = PANEL.min(out.column_count - column);
-            let mut panel = panels.panel((out.column + column) / PANEL);
+            let mut panel = panels.panels_from((out.column + column) / PANEL);
             for (idx, &part) in parts.iter().enumerate() {
                 let (weights, after) = panel.split_at(panels.parts().panel_rows(part) * PANEL);
                 panel = after;
@@ -314,8 +314,8 @@ impl PackedLinear {
 }
 
 /// Rows of a contiguous matrix.
-struct Contiguous {
-    words: usize,
+pub(crate) struct Contiguous {
+    pub(crate) words: usize,
 }
 
 impl Rows for Contiguous {

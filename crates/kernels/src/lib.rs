@@ -22,9 +22,10 @@ pub mod resample;
 mod scratch;
 #[doc(hidden)]
 pub mod testing;
+mod winograd;
 mod words;
 
-pub use conv::{ConvShape, Extent, PackedConv, Padding, conv2d, conv2d_upsampled};
+pub use conv::{Algorithm, ConvShape, Extent, PackedConv, Padding, conv2d, conv2d_upsampled};
 pub use epilogue::{Activation, Epilogue};
 pub use gemm::{PackedLinear, linear};
 pub use level::{Level, LevelError, detect, level};

@@ -210,8 +210,12 @@ impl Panels {
 
     /// `[K][32]` of one panel.
     pub(crate) fn panel(&self, panel_idx: usize) -> &[f32] {
-        let size = self.depth * PANEL;
-        &self.data.as_slice()[panel_idx * size..][..size]
+        &self.panels_from(panel_idx)[..self.depth * PANEL]
+    }
+
+    /// One panel and all that follow it.
+    pub(crate) fn panels_from(&self, panel_idx: usize) -> &[f32] {
+        &self.data.as_slice()[panel_idx * self.depth * PANEL..]
     }
 
     /// Bytes of the packed weights.

@@ -1,0 +1,525 @@
+//! 3×3 convolutions with fewer multiplications: Winograd's F(2×2, 3×3) and F(4×4, 3×3).
+//!
+//! Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks" (arXiv:1509.09308): a tile of m×m outputs
+//! is Aᵀ[(G g Gᵀ) ⊙ (Bᵀ d B)]A for a kernel g and the (m+2)×(m+2) inputs d under it. Summed over channels, ⊙ becomes one
+//! matrix product for each of the (m+2)² positions: 4 multiplications an output instead of 9 (m = 2), or 2.25 (m = 4).
+//! The transforms add rounding errors: about 1e-6 of the output's size for m = 2, 4e-6 for m = 4.
+//!
+//! Leaves the products to `gemm`, the choice between this and a direct convolution to `conv`.
+
+use rayon::prelude::*;
+
+use crate::arch::{self, OUTSIDE, PANEL, Rectangle, Simd, Task, rectangles};
+use crate::epilogue::{Epilogue, Finish};
+use crate::gemm::{Contiguous, Panels, product};
+use crate::level::Level;
+use crate::precision::Precision;
+use crate::scratch::Scratch;
+use crate::words::Left;
+
+/// The largest tile of inputs, a side.
+const SIDE_MAX: usize = 6;
+
+/// Transformed inputs and products of one pass, in floats: they should stay in the last-level cache.
+const PASS_FLOATS: usize = 5 << 20;
+
+/// How large the tiles are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Tile {
+    /// F(2×2, 3×3)
+    Two,
+    /// F(4×4, 3×3)
+    Four,
+}
+
+impl Tile {
+    /// Outputs of a tile, a side.
+    const fn outputs(self) -> usize {
+        match self {
+            Tile::Two => 2,
+            Tile::Four => 4,
+        }
+    }
+
+    /// Inputs of a tile, a side.
+    const fn inputs(self) -> usize {
+        self.outputs() + 2
+    }
+
+    /// Matrix products of a convolution.
+    const fn positions(self) -> usize {
+        self.inputs() * self.inputs()
+    }
+
+    /// G: what becomes of a kernel's row or column.
+    fn kernel(self) -> &'static [[f64; 3]] {
+        match self {
+            Tile::Two => &[
+                [1.0, 0.0, 0.0],
+                [0.5, 0.5, 0.5],
+                [0.5, -0.5, 0.5],
+                [0.0, 0.0, 1.0],
+            ],
+            Tile::Four => &[
+                [1.0 / 4.0, 0.0, 0.0],
+                [-1.0 / 6.0, -1.0 / 6.0, -1.0 / 6.0],
+                [-1.0 / 6.0, 1.0 / 6.0, -1.0 / 6.0],
+                [1.0 / 24.0, 1.0 / 12.0, 1.0 / 6.0],
+                [1.0 / 24.0, -1.0 / 12.0, 1.0 / 6.0],
+                [0.0, 0.0, 1.0],
+            ],
+        }
+    }
+}
+
+/// Bᵀ times a column of inputs.
+#[inline(always)]
+fn inputs<S: Simd, const FOUR: bool>(simd: S, d: [S::V; SIDE_MAX]) -> [S::V; SIDE_MAX] {
+    let mut t = d;
+    if FOUR {
+        let (two, four, five) = (simd.splat(2.0), simd.splat(4.0), simd.splat(5.0));
+        let a = simd.neg_mul_add(four, d[2], d[4]);
+        let b = simd.neg_mul_add(four, d[1], d[3]);
+        let c = simd.sub(d[4], d[2]);
+        let e = simd.mul(two, simd.sub(d[3], d[1]));
+        t[0] = simd.mul_add(four, d[0], simd.neg_mul_add(five, d[2], d[4]));
+        t[1] = simd.add(a, b);
+        t[2] = simd.sub(a, b);
+        t[3] = simd.add(c, e);
+        t[4] = simd.sub(c, e);
+        t[5] = simd.mul_add(four, d[1], simd.neg_mul_add(five, d[3], d[5]));
+    } else {
+        t[0] = simd.sub(d[0], d[2]);
+        t[1] = simd.add(d[1], d[2]);
+        t[2] = simd.sub(d[2], d[1]);
+        t[3] = simd.sub(d[1], d[3]);
+    }
+    t
+}
+
+/// Aᵀ times a column of products.
+#[inline(always)]
+fn outputs<S: Simd, const FOUR: bool>(simd: S, m: [S::V; SIDE_MAX]) -> [S::V; 4] {
+    let sum = simd.add(m[1], m[2]);
+    let difference = simd.sub(m[1], m[2]);
+    if FOUR {
+        let (two, four, eight) = (simd.splat(2.0), simd.splat(4.0), simd.splat(8.0));
+        let sum_2 = simd.add(m[3], m[4]);
+        let difference_2 = simd.sub(m[3], m[4]);
+        [
+            simd.add(simd.add(m[0], sum), sum_2),
+            simd.mul_add(two, difference_2, difference),
+            simd.mul_add(four, sum_2, sum),
+            simd.add(simd.mul_add(eight, difference_2, difference), m[5]),
+        ]
+    } else {
+        let zero = simd.splat(0.0);
+        [simd.add(m[0], sum), simd.sub(difference, m[3]), zero, zero]
+    }
+}
+
+/// A convolution's transformed weights: one matrix for each position of a tile.
+#[derive(Clone, Debug)]
+pub(crate) struct Weights {
+    positions: Vec<Panels>,
+    tile: Tile,
+}
+
+impl Weights {
+    /// Transforms `weight`, `[outputs, inputs, 3, 3]`, in f64, and packs what becomes of it in `precision`.
+    ///
+    /// # Panics
+    /// If the length is another or a size is 0.
+    pub(crate) fn pack(
+        weight: &[f32],
+        (outputs, inputs): (usize, usize),
+        precision: Precision,
+        tile: Tile,
+    ) -> Self {
+        assert_eq!(
+            weight.len(),
+            outputs * inputs * 9,
+            "[{outputs}, {inputs}, 3, 3]"
+        );
+        let g = tile.kernel();
+        let kernels = weight.as_chunks::<9>().0;
+        let one = |position: usize| {
+            let (row, column) = (g[position / tile.inputs()], g[position % tile.inputs()]);
+            let factor: [f64; 9] = std::array::from_fn(|at| row[at / 3] * column[at % 3]);
+            let transformed = |kernel: &[f32; 9]| {
+                let products = kernel
+                    .iter()
+                    .zip(factor)
+                    .map(|(&w, factor)| f64::from(w) * factor);
+                products.sum::<f64>() as f32
+            };
+            let matrix: Vec<f32> = kernels.iter().map(transformed).collect();
+            Panels::pack(&matrix, outputs, inputs, 1, precision)
+        };
+        Weights {
+            positions: (0..tile.positions()).into_par_iter().map(one).collect(),
+            tile,
+        }
+    }
+
+    /// What the products are computed in.
+    pub(crate) fn precision(&self) -> Precision {
+        self.positions[0].precision()
+    }
+
+    /// Bytes of the packed weights.
+    pub(crate) fn bytes(&self) -> usize {
+        self.positions.iter().map(Panels::bytes).sum()
+    }
+}
+
+/// Where a convolution's input lies, as [`Weights`] need it: `conv` knows of padding and resizing.
+pub(crate) struct Input<'a> {
+    pub(crate) x: &'a [f32],
+    /// Floats of one image.
+    pub(crate) image: usize,
+    /// Where line `y` of the padded, resized image starts in an image, [`OUTSIDE`] for zeros. Past its end too.
+    pub(crate) line: &'a (dyn Fn(usize) -> usize + Sync),
+    /// Where pixel `x` of such a line starts in a line.
+    pub(crate) column: &'a (dyn Fn(usize) -> usize + Sync),
+    pub(crate) channels: usize,
+}
+
+/// `out`, `[batch, height, width, C]`, = epilogue(convolution of `input`).
+pub(crate) fn convolve(
+    level: Level,
+    input: &Input<'_>,
+    weights: &Weights,
+    epilogue: &Epilogue<'_>,
+    (batch, height, width): (usize, usize, usize),
+    out: &mut [f32],
+) {
+    match weights.tile {
+        Tile::Two => {
+            Passes::<false>::new(input, weights, epilogue, (batch, height, width)).run(level, out)
+        }
+        Tile::Four => {
+            Passes::<true>::new(input, weights, epilogue, (batch, height, width)).run(level, out)
+        }
+    }
+}
+
+/// A convolution, some rows of tiles at a time.
+struct Passes<'a, const FOUR: bool> {
+    input: &'a Input<'a>,
+    weights: &'a Weights,
+    finish: Finish<'a>,
+    /// Starts of lines and columns under the tiles, and of those past the last whole tile.
+    lines: Vec<usize>,
+    columns: Vec<usize>,
+    height: usize,
+    width: usize,
+    /// Rows of tiles: of an image, of all.
+    tile_rows: usize,
+    all_tile_rows: usize,
+    /// Tiles in a row.
+    tiles: usize,
+    /// Output channels.
+    outputs: usize,
+}
+
+impl<'a, const FOUR: bool> Passes<'a, FOUR> {
+    const TILE: Tile = if FOUR { Tile::Four } else { Tile::Two };
+
+    fn new(
+        input: &'a Input<'a>,
+        weights: &'a Weights,
+        epilogue: &Epilogue<'a>,
+        (batch, height, width): (usize, usize, usize),
+    ) -> Self {
+        let outputs = weights.positions[0].columns();
+        let side = Self::TILE.outputs();
+        let (tile_rows, tiles) = (height.div_ceil(side), width.div_ceil(side));
+        Passes {
+            input,
+            weights,
+            finish: Finish::new(epilogue, batch * height * width, outputs),
+            lines: (0..tile_rows * side + 2).map(input.line).collect(),
+            columns: (0..tiles * side + 2).map(input.column).collect(),
+            height,
+            width,
+            tile_rows,
+            all_tile_rows: batch * tile_rows,
+            tiles,
+            outputs,
+        }
+    }
+
+    fn run(&self, level: Level, mut out: &mut [f32]) {
+        let channels = self.input.channels;
+        let positions = Self::TILE.positions();
+        let row_floats = positions * self.tiles * (channels + self.outputs);
+        let passes = self
+            .all_tile_rows
+            .div_ceil((PASS_FLOATS / row_floats).max(1))
+            .max(1);
+        let rows_max = self.all_tile_rows.div_ceil(passes).max(1);
+        let tiles_max = rows_max * self.tiles;
+        let mut transformed = Scratch::take(positions * tiles_max * channels);
+        let mut products = Scratch::take(positions * tiles_max * self.outputs);
+        for first in (0..self.all_tile_rows).step_by(rows_max) {
+            let rows = rows_max.min(self.all_tile_rows - first);
+            let tiles = rows * self.tiles;
+            let transformed = &mut transformed[..positions * tiles * channels];
+            let products = &mut products[..positions * tiles * self.outputs];
+            rectangles(
+                transformed,
+                tiles * channels,
+                positions,
+                TILES_AT_ONCE * channels,
+            )
+            .into_par_iter()
+            .for_each(|out| {
+                arch::run(
+                    level,
+                    Transform::<FOUR> {
+                        passes: self,
+                        first,
+                        out,
+                    },
+                )
+            });
+            (transformed.par_chunks_exact(tiles * channels))
+                .zip(products.par_chunks_exact_mut(tiles * self.outputs))
+                .zip(&self.weights.positions)
+                .for_each(|((x, out), panels)| {
+                    let words = panels.left_words(level);
+                    let left = Left::new(level, x, panels);
+                    let (rows, epilogue) = (Contiguous { words }, Epilogue::default());
+                    product(level, &left, &rows, panels, &epilogue, out);
+                });
+            let products = &*products;
+            self.split(first, rows, &mut out)
+                .into_par_iter()
+                .for_each(|(row, out)| {
+                    let tile = (row - first) * self.tiles;
+                    arch::run(
+                        level,
+                        Restore::<FOUR> {
+                            passes: self,
+                            row,
+                            products,
+                            tile,
+                            tiles,
+                            out,
+                        },
+                    );
+                });
+        }
+    }
+
+    /// The outputs of `rows` rows of tiles from `first` on, each with its index, off the front of `out`.
+    fn split<'o>(
+        &self,
+        first: usize,
+        rows: usize,
+        out: &mut &'o mut [f32],
+    ) -> Vec<(usize, &'o mut [f32])> {
+        let side = Self::TILE.outputs();
+        let mut all = Vec::with_capacity(rows);
+        for row in first..first + rows {
+            let lines = side.min(self.height - row % self.tile_rows * side);
+            let (of_row, after) =
+                std::mem::take(out).split_at_mut(lines * self.width * self.outputs);
+            *out = after;
+            all.push((row, of_row));
+        }
+        all
+    }
+}
+
+/// Tiles that one thread transforms at a time.
+const TILES_AT_ONCE: usize = 4;
+
+/// Inputs of some tiles, transformed: `out` is `[positions][some tiles · channels]`.
+struct Transform<'a, const FOUR: bool> {
+    passes: &'a Passes<'a, FOUR>,
+    first: usize,
+    out: Rectangle<'a>,
+}
+
+impl<const FOUR: bool> Task for Transform<'_, FOUR> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(mut self, simd: S) {
+        let passes = self.passes;
+        let channels = passes.input.channels;
+        for idx in 0..self.out.column_count / channels {
+            let tile = self.out.column / channels + idx;
+            let row = self.first + tile / passes.tiles;
+            let starts = passes.starts(row, tile % passes.tiles);
+            for channel in (0..channels).step_by(S::LANES) {
+                simd.apart(TransformOne::<FOUR> {
+                    x: passes.input.x,
+                    starts: &starts,
+                    channels: (channel, S::LANES.min(channels - channel)),
+                    out: &mut self.out,
+                    at: idx * channels + channel,
+                });
+            }
+        }
+    }
+}
+
+impl<const FOUR: bool> Passes<'_, FOUR> {
+    /// Where the pixels under a tile start in the input, [`OUTSIDE`] for zeros.
+    #[inline(always)]
+    fn starts(&self, row: usize, tile: usize) -> [[usize; SIDE_MAX]; SIDE_MAX] {
+        let (side, wide) = (Self::TILE.outputs(), Self::TILE.inputs());
+        let image = row / self.tile_rows * self.input.image;
+        let lines = &self.lines[row % self.tile_rows * side..][..wide];
+        let columns = &self.columns[tile * side..][..wide];
+        let mut starts = [[OUTSIDE; SIDE_MAX]; SIDE_MAX];
+        for (starts, &line) in starts.iter_mut().zip(lines) {
+            for (start, &column) in starts.iter_mut().zip(columns) {
+                if line != OUTSIDE && column != OUTSIDE {
+                    *start = image + line + column;
+                }
+            }
+        }
+        starts
+    }
+}
+
+/// One vector of channels of one tile.
+struct TransformOne<'a, 'o, const FOUR: bool> {
+    x: &'a [f32],
+    starts: &'a [[usize; SIDE_MAX]; SIDE_MAX],
+    /// First, and how many.
+    channels: (usize, usize),
+    out: &'a mut Rectangle<'o>,
+    at: usize,
+}
+
+impl<const FOUR: bool> Task for TransformOne<'_, '_, FOUR> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) {
+        let wide = if FOUR { 6 } else { 4 };
+        let (channel, count) = self.channels;
+        let zero = simd.splat(0.0);
+        // By columns first: half[i][j] is row i of Bᵀ times column j of the inputs.
+        let mut half = [[zero; SIDE_MAX]; SIDE_MAX];
+        for j in 0..wide {
+            let mut d = [zero; SIDE_MAX];
+            for i in 0..wide {
+                let start = self.starts[i][j];
+                if start != OUTSIDE {
+                    let x = &self.x[start + channel..][..count];
+                    d[i] = simd.load_partial(x);
+                }
+            }
+            let t = inputs::<S, FOUR>(simd, d);
+            for i in 0..wide {
+                half[i][j] = t[i];
+            }
+        }
+        for i in 0..wide {
+            let t = inputs::<S, FOUR>(simd, half[i]);
+            for j in 0..wide {
+                simd.store_partial(
+                    t[j],
+                    &mut self.out.row_mut(i * wide + j)[self.at..][..count],
+                );
+            }
+        }
+    }
+}
+
+/// The outputs of one row of tiles.
+struct Restore<'a, const FOUR: bool> {
+    passes: &'a Passes<'a, FOUR>,
+    row: usize,
+    /// `[positions][tiles][output channels]`
+    products: &'a [f32],
+    /// The row's first, of so many.
+    tile: usize,
+    tiles: usize,
+    /// `[lines][width][output channels]`
+    out: &'a mut [f32],
+}
+
+impl<const FOUR: bool> Task for Restore<'_, FOUR> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) {
+        let passes = self.passes;
+        let (outputs, width, side) = (passes.outputs, passes.width, Passes::<FOUR>::TILE.outputs());
+        let lines = self.out.len() / (width * outputs);
+        let first_line =
+            self.row / passes.tile_rows * passes.height + self.row % passes.tile_rows * side;
+        let panel = |column| passes.finish.panel(column, PANEL.min(outputs - column));
+        let panels: Vec<_> = (0..outputs).step_by(PANEL).map(panel).collect();
+        // Panels innermost: so the products of each position are read straight on.
+        for tile in 0..passes.tiles {
+            for (column, finish) in (0..outputs).step_by(PANEL).zip(&panels) {
+                let count = PANEL.min(outputs - column);
+                let mut restored = [[0.0; PANEL]; 16];
+                simd.apart(RestoreOne::<FOUR> {
+                    products: self.products,
+                    stride: self.tiles * outputs,
+                    start: (self.tile + tile) * outputs + column,
+                    count,
+                    out: &mut restored,
+                });
+                for line in 0..lines {
+                    for x in 0..side.min(width - tile * side) {
+                        let pixel = line * width + tile * side + x;
+                        let out = &mut self.out[pixel * outputs + column..][..count];
+                        let row = first_line * width + pixel;
+                        finish.pixel(simd, &restored[line * 4 + x], row, out);
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// A tile's outputs, [line · 4 + column], of up to a panel of channels.
+struct RestoreOne<'a, const FOUR: bool> {
+    products: &'a [f32],
+    /// Floats from one position to the next.
+    stride: usize,
+    start: usize,
+    count: usize,
+    out: &'a mut [[f32; PANEL]; 16],
+}
+
+impl<const FOUR: bool> Task for RestoreOne<'_, FOUR> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) {
+        let (wide, side) = if FOUR { (6, 4) } else { (4, 2) };
+        for at in (0..self.count).step_by(S::LANES) {
+            let count = S::LANES.min(self.count - at);
+            let zero = simd.splat(0.0);
+            let mut half = [[zero; SIDE_MAX]; 4];
+            for j in 0..wide {
+                let mut m = [zero; SIDE_MAX];
+                for i in 0..wide {
+                    let start = self.start + (i * wide + j) * self.stride + at;
+                    m[i] = simd.load_partial(&self.products[start..][..count]);
+                }
+                let t = outputs::<S, FOUR>(simd, m);
+                for i in 0..side {
+                    half[i][j] = t[i];
+                }
+            }
+            for i in 0..side {
+                let t = outputs::<S, FOUR>(simd, half[i]);
+                for j in 0..side {
+                    simd.store(t[j], &mut self.out[i * 4 + j][at..]);
+                }
+            }
+        }
+    }
+}
