@@ -126,7 +126,7 @@ impl Bench {
             (5 * weight.len()) as f64 / (cpu_seconds() - cpu_before) / 1e6
         };
         for precision in Precision::ALL {
-            let conv = rate(&|| drop(PackedConv::with(&weight, shape, precision, algorithm)));
+            let conv = rate(&|| drop(PackedConv::with_precision(&weight, shape, precision)));
             let linear = rate(&|| {
                 drop(PackedLinear::with_precision(
                     &weight, 11520, 1280, precision,
@@ -195,7 +195,7 @@ impl Bench {
             let mut rng = Rng::seeded(1);
             let x = rng.f32s(extent.pixels() * inside);
             let weight = rng.f32s(out * inside * kernel * kernel);
-            let weights = PackedConv::with_precision(&weight, shape, precision);
+            let weights = PackedConv::with(&weight, shape, precision, algorithm);
             let bias = rng.f32s(out);
             let mut y = vec![0.0; weights.output(extent).pixels() * out];
             move || {
