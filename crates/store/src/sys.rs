@@ -9,6 +9,10 @@ use std::path::Path;
 /// Bytes that are copied at a time where the kernel cannot copy by itself.
 const COPY_BYTES: u64 = 1024 * 1024;
 
+/// What file systems share is a multiple of this (Btrfs, XFS and others by default).
+#[cfg(target_os = "linux")]
+const SHARED_BYTES: u64 = 4096;
+
 /// A call that can be made to fail in tests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Call {
@@ -315,7 +319,13 @@ fn copy_in_kernel(
 ) -> io::Result<u64> {
     let (mut from_offset, mut to_offset) = (from.1, to.1);
     while from_offset - from.1 < byte_count {
-        let left = (byte_count - (from_offset - from.1)).min(1 << 30) as usize;
+        let mut left = (byte_count - (from_offset - from.1)).min(1 << 30);
+        // Whole blocks can be shared, so what stands before the first goes alone.
+        let odd = from_offset % SHARED_BYTES;
+        if odd != 0 && odd == to_offset % SHARED_BYTES {
+            left = left.min(SHARED_BYTES - odd);
+        }
+        let left = left as usize;
         let copied = fault(Call::CopyRange, at).and_then(|()| {
             let (from_at, to_at) = (Some(&mut from_offset), Some(&mut to_offset));
             Ok(rustix::fs::copy_file_range(

@@ -10,7 +10,7 @@ use std::process::Command;
 
 use common::Folder;
 use safelight_format::{Dtype, TensorSpec, TensorView};
-use safelight_store::edit::{self, EditOptions, Strategy};
+use safelight_store::edit::{self, EditOptions, How, Strategy};
 use safelight_store::{Checkpoint, PageCache, SaveOptions, StoreError, Writer, save, save_sharded};
 
 /// Tells a test that it runs in a prepared process, and where.
@@ -191,6 +191,83 @@ fn a_folder_that_may_only_be_read() {
         Err(text) => panic!("{text}"),
     }
     assert_eq!(folder.list(), ["model"]);
+}
+
+/// How many bytes a file system has left, when all is written.
+fn free_bytes(folder: &Path) -> u64 {
+    let folder = fs::File::open(folder).unwrap();
+    rustix::fs::syncfs(&folder).unwrap();
+    let left = rustix::fs::fstatvfs(&folder).unwrap();
+    left.f_bfree * left.f_frsize
+}
+
+/// Edits by copies, where files can share blocks: 48 MB are not copied, the old file stays what it was, the new one is right.
+fn copies_share_blocks(folder: &Path) {
+    const BYTES: u64 = 48_000_000;
+    let path = folder.join("model");
+    let bytes: Vec<u8> = (0..BYTES).map(|at| (at * 31 >> 5) as u8).collect();
+    let tensors = [tensor("a", &bytes, &[BYTES]), tensor("b", b"bbbb", &[4])];
+    save(&path, &tensors, None, &SaveOptions::default()).unwrap();
+    let before = fs::read(&path).unwrap();
+    let copy = EditOptions {
+        strategy: Strategy::Copy,
+        ..EditOptions::default()
+    };
+    let mut step = 0;
+    let mut check = |what: &str, how: How, edit: &dyn Fn() -> edit::Edited| {
+        // The old file stays under another name, so that what it shares is not given back.
+        step += 1;
+        let old = folder.join(format!("old {step}"));
+        fs::hard_link(&path, &old).unwrap();
+        let (free, content) = (free_bytes(folder), fs::read(&path).unwrap());
+        assert_eq!(edit().how, how, "{what}");
+        let taken = free.saturating_sub(free_bytes(folder));
+        assert!(taken < BYTES / 8, "{what} took {taken} bytes");
+        assert!(
+            fs::read(&old).unwrap() == content,
+            "{what} changed the old file"
+        );
+    };
+    let patch = || edit::patch_tensor(&path, "b", b"BBBB", &copy).unwrap();
+    check("a patch", How::Cloned, &patch);
+    let long = BTreeMap::from([("k".to_owned(), Some("v".repeat(20_000)))]);
+    let longer = || edit::set_metadata(&path, &long, &copy).unwrap();
+    check("a longer header", How::Copied, &longer);
+    let checkpoint = Checkpoint::open(&path).unwrap();
+    assert!(checkpoint.read_bytes("a").unwrap() == bytes);
+    assert_eq!(checkpoint.read_bytes("b").unwrap(), b"BBBB");
+    assert_eq!(checkpoint.metadata().unwrap()["k"].len(), 20_000);
+    assert!(fs::read(folder.join("old 1")).unwrap() == before);
+    println!("blocks were shared");
+}
+
+/// Makes a file system in a file, mounts it where nobody else sees it, and runs [`copies_share_blocks`] there.
+fn on_file_system(mkfs: &str, name: &str) {
+    if let Some(folder) = std::env::var_os(INSIDE) {
+        return copies_share_blocks(Path::new(&folder));
+    }
+    let folder = Folder::new();
+    fs::create_dir(folder.join("mounted")).unwrap();
+    let script = format!(
+        r#"unshare -m sh -c 'image="$SAFELIGHT_TEST_INSIDE.image"; truncate -s 400M "$image" && {mkfs} "$image" >&2 && mount -o loop "$image" "$SAFELIGHT_TEST_INSIDE" || exit 77; exec "$0" "$@"' "$0" "$@"; exit $?"#
+    );
+    match run_inside(&script, name, &folder.join("mounted")) {
+        Ok(text) => assert!(text.contains("blocks were shared"), "{text}"),
+        Err(text) if !text.contains("panicked") => {
+            println!("SKIPPED: {mkfs} and a loop mount, which need root, don't work here: {text}");
+        }
+        Err(text) => panic!("{text}"),
+    }
+}
+
+#[test]
+fn copies_on_btrfs_share_blocks() {
+    on_file_system("mkfs.btrfs -q", "copies_on_btrfs_share_blocks");
+}
+
+#[test]
+fn copies_on_xfs_share_blocks() {
+    on_file_system("mkfs.xfs -q -m reflink=1", "copies_on_xfs_share_blocks");
 }
 
 #[test]

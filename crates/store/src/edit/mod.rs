@@ -381,7 +381,12 @@ impl Editor {
         let temporary = Temporary::for_target(&self.path)?;
         let (file, target) = (&temporary.file, &temporary.target);
         let fill = || -> io::Result<()> {
-            sys::allocate(file, file_bytes, target)?;
+            // Reserved blocks would stay taken beside those that are shared (Btrfs frees no part of a reservation).
+            if sys::clone(&self.file, file, target) {
+                sys::set_length(file, 0, target)?;
+            } else {
+                sys::allocate(file, file_bytes, target)?;
+            }
             sys::write_at(file, &prefix, 0, target)?;
             let mut at = prefix.len() as u64;
             for &(from, byte_count) in copies {
