@@ -13,8 +13,8 @@ use safelight_format::{
     Dtype, FormatError, Header, HeaderPlan, Limits, Metadata, OpaqueSpec, Order, ParseOptions,
     Strictness, TensorSpec, WriteError, header_bytes, shown,
 };
-use serde::Deserializer as _;
-use serde::de::{Error as _, MapAccess, Visitor};
+use serde::de::{Error as _, MapAccess, SeqAccess, Visitor};
+use serde::{Deserialize, Deserializer};
 use serde_json::Value;
 
 use crate::error::{StoreError, path_text};
@@ -185,7 +185,17 @@ impl Repair {
         })?;
         let writer = Writer::with_plan(target, specs, plan, &options)?;
         let (mut done, all) = (0, self.tensor_bytes());
-        for (index, kept) in self.kept.iter().enumerate() {
+        let mut index = 0;
+        while let Some(kept) = self.kept.get(index) {
+            let together = self.together(index);
+            if together > 1 {
+                done += writer.copy_tensors(index..index + together, &self.file, kept.starts_at)?;
+                index += together;
+                if progress(done, all).is_break() {
+                    return Ok(None);
+                }
+                continue;
+            }
             let mut offset = 0;
             while offset < kept.byte_count {
                 let bytes = PIECE_BYTES.min(kept.byte_count - offset);
@@ -199,6 +209,7 @@ impl Repair {
                     return Ok(None);
                 }
             }
+            index += 1;
         }
         writer.finish().map(Some)
     }
@@ -214,6 +225,21 @@ impl Repair {
                 problem,
             }),
         }
+    }
+
+    /// How many tensors from `index` on lie one behind the other in the damaged file, as they will in the new one, and are no more
+    /// than a piece: a copy each would be a system call each.
+    fn together(&self, index: usize) -> usize {
+        let (mut count, mut bytes) = (0, 0);
+        let start = self.kept[index].starts_at;
+        for kept in &self.kept[index..] {
+            bytes += kept.byte_count;
+            if bytes > PIECE_BYTES || kept.starts_at + kept.byte_count != start + bytes {
+                break;
+            }
+            count += 1;
+        }
+        count
     }
 
     /// The header's entries, whatever stands around them; `None` if there is no object.
@@ -264,11 +290,12 @@ impl Repair {
                 }
                 Said::Tensor(entry) => entry,
             };
-            match tensor(&name, entry, data_start, file_bytes) {
+            match tensor(name, entry, data_start, file_bytes) {
                 Ok(kept) => self.kept.push(kept),
-                Err(why) => self.dropped.push(Dropped { what: name, why }),
+                Err(dropped) => self.dropped.push(dropped),
             }
         }
+        self.kept.shrink_to_fit();
         let by_place = |kept: &Kept| (kept.starts_at, kept.byte_count);
         if !self.kept.is_sorted_by_key(by_place) {
             self.kept.sort_by_key(by_place);
@@ -389,47 +416,67 @@ fn consumed(text: &str) -> Option<usize> {
 }
 
 /// A tensor, if all that is said of it makes sense and its bytes are there.
-fn tensor(name: &str, said: SaidTensor, data_start: u64, file_bytes: u64) -> Result<Kept, String> {
-    let dtype = said.dtype.ok_or("has no dtype")?;
-    let shape = said.shape.ok_or("has no shape")?;
-    let offsets = said.offsets.ok_or("has no data_offsets")?;
-    let [starts_at, ends_at] = offsets[..] else {
-        return Err(format!("has {} data_offsets instead of 2", offsets.len()));
+fn tensor(
+    name: String,
+    said: SaidTensor,
+    data_start: u64,
+    file_bytes: u64,
+) -> Result<Kept, Dropped> {
+    match place(&said, data_start, file_bytes) {
+        Err(why) => Err(Dropped { what: name, why }),
+        Ok((starts_at, byte_count)) => {
+            let shape = said.shape.unwrap_or_default();
+            let (dtype, shape, opaque) = match said.dtype {
+                Some(Err(unknown)) => {
+                    let opaque = Some(Box::new((unknown, shape)));
+                    (Dtype::U8, vec![byte_count], opaque)
+                }
+                Some(Ok(dtype)) => (dtype, shape, None),
+                None => unreachable!("it has a place, so it has a dtype"),
+            };
+            let spec = TensorSpec { name, dtype, shape };
+            Ok(Kept {
+                spec,
+                starts_at,
+                byte_count,
+                opaque,
+            })
+        }
+    }
+}
+
+/// Where in the file a tensor starts, and how many bytes it has.
+fn place(said: &SaidTensor, data_start: u64, file_bytes: u64) -> Result<(u64, u64), String> {
+    let dtype = said.dtype.as_ref().ok_or("has no dtype")?;
+    let shape = said.shape.as_ref().ok_or("has no shape")?;
+    let (starts_at, ends_at) = match said.offsets.ok_or("has no data_offsets")? {
+        Offsets::Two(start, end) => (start, end),
+        Offsets::Other(count) => return Err(format!("has {count} data_offsets instead of 2")),
     };
     let spanned = ends_at.checked_sub(starts_at);
-    let (dtype, shape, opaque) = match dtype {
-        Ok(dtype) => (dtype, shape, None),
-        // Its size is known from its place alone.
-        Err(unknown) => {
-            let bytes = spanned.unwrap_or(0);
-            (Dtype::U8, vec![bytes], Some(Box::new((unknown, shape))))
+    let needed = match dtype {
+        Ok(dtype) => {
+            let elements = shape
+                .iter()
+                .try_fold(1u64, |all, &dim| all.checked_mul(dim));
+            let bits = elements.and_then(|elements| elements.checked_mul(dtype.bits()));
+            let whole = bits
+                .filter(|bits| bits.is_multiple_of(8))
+                .map(|bits| bits / 8);
+            whole.ok_or("its shape is no whole number of bytes below 2^64")?
         }
+        // Its size is known from its place alone.
+        Err(_) => spanned.ok_or_else(|| {
+            format!("its data_offsets are {starts_at} and {ends_at}: it ends before it starts")
+        })?,
     };
-    let spec = TensorSpec {
-        name: name.to_owned(),
-        dtype,
-        shape,
-    };
-    let needed = spec
-        .byte_count()
-        .ok_or("its shape is no whole number of bytes below 2^64")?;
-    if spanned.is_none() && opaque.is_some() {
-        return Err(format!(
-            "its data_offsets are {starts_at} and {ends_at}: it ends before it starts"
-        ));
-    }
     if spanned != Some(needed) {
         return Err(format!(
             "its data_offsets are {starts_at} and {ends_at}, but its shape needs {needed} bytes"
         ));
     }
     match data_start.checked_add(ends_at) {
-        Some(end) if end <= file_bytes => Ok(Kept {
-            spec,
-            starts_at: data_start + starts_at,
-            byte_count: needed,
-            opaque,
-        }),
+        Some(end) if end <= file_bytes => Ok((data_start + starts_at, needed)),
         end => {
             let end = end.map_or("2^64".to_owned(), |end| end.to_string());
             Err(format!(
@@ -446,41 +493,140 @@ enum Said {
 }
 
 /// The fields of a tensor, as far as they make sense.
+#[derive(Default)]
 struct SaidTensor {
     /// The type, or the unknown one's name.
     dtype: Option<Result<Dtype, String>>,
     shape: Option<Vec<u64>>,
-    offsets: Option<Vec<u64>>,
+    offsets: Option<Offsets>,
+}
+
+/// What `data_offsets` says, if it is a list of whole numbers.
+#[derive(Clone, Copy)]
+enum Offsets {
+    Two(u64, u64),
+    /// So many of them.
+    Other(usize),
 }
 
 impl SaidTensor {
-    /// Of an object with fields, or of an array with the same in this order, which readers accept too.
-    fn of(entry: &Value) -> SaidTensor {
-        let field = |name: &str, position: usize| match entry {
-            Value::Array(fields) => fields.get(position),
-            entry => entry.get(name),
-        };
-        let numbers = |field: Option<&Value>| -> Option<Vec<u64>> {
-            let list = field?.as_array()?;
-            list.iter().map(Value::as_u64).collect()
-        };
-        let name = field("dtype", 0).and_then(dtype_name);
-        SaidTensor {
-            dtype: name.map(|name| Dtype::from_name(name).ok_or_else(|| name.to_owned())),
-            shape: numbers(field("shape", 1)),
-            offsets: numbers(field("data_offsets", 2)),
+    /// Takes a field by its place in an entry that is a list, which readers accept too.
+    fn set(&mut self, place: usize, value: Any) {
+        match (place, value) {
+            // `"F32"`, or `{"F32":null}`, which readers accept too.
+            (0, Any::Text(name) | Any::Wrapped(name)) => {
+                self.dtype = Some(Dtype::from_name(&name).ok_or(name));
+            }
+            (0, _) => self.dtype = None,
+            (1, Any::Numbers(shape)) => self.shape = Some(shape),
+            (1, _) => self.shape = None,
+            (2, Any::Numbers(offsets)) => {
+                self.offsets = Some(match offsets[..] {
+                    [start, end] => Offsets::Two(start, end),
+                    _ => Offsets::Other(offsets.len()),
+                });
+            }
+            (2, _) => self.offsets = None,
+            _ => {}
         }
     }
 }
 
-/// `"F32"`, or `{"F32":null}`, which readers accept too.
-fn dtype_name(said: &Value) -> Option<&str> {
-    match said {
-        Value::Object(wrapped) if wrapped.len() == 1 => {
-            let (name, value) = wrapped.iter().next()?;
-            value.is_null().then_some(name)
+/// The fields of an entry, in their places.
+const FIELDS: [&str; 3] = ["dtype", "shape", "data_offsets"];
+
+/// Any JSON, as far as a tensor's entry may have it: nothing else is kept, however large it is.
+enum Any {
+    Number(u64),
+    Text(String),
+    /// A list of whole numbers.
+    Numbers(Vec<u64>),
+    /// An object or a list, which may be a tensor's entry.
+    Entry(SaidTensor),
+    /// An object whose only key has no value.
+    Wrapped(String),
+    Null,
+    /// What no entry has.
+    Other,
+}
+
+impl<'de> Deserialize<'de> for Any {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Any, D::Error> {
+        deserializer.deserialize_any(AnyVisitor)
+    }
+}
+
+struct AnyVisitor;
+
+impl<'de> Visitor<'de> for AnyVisitor {
+    type Value = Any;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("any JSON")
+    }
+
+    fn visit_bool<E>(self, _: bool) -> Result<Any, E> {
+        Ok(Any::Other)
+    }
+
+    fn visit_i64<E>(self, _: i64) -> Result<Any, E> {
+        Ok(Any::Other) // a negative one
+    }
+
+    fn visit_u64<E>(self, number: u64) -> Result<Any, E> {
+        Ok(Any::Number(number))
+    }
+
+    fn visit_f64<E>(self, _: f64) -> Result<Any, E> {
+        Ok(Any::Other)
+    }
+
+    fn visit_unit<E>(self) -> Result<Any, E> {
+        Ok(Any::Null)
+    }
+
+    fn visit_str<E>(self, text: &str) -> Result<Any, E> {
+        Ok(Any::Text(text.to_owned()))
+    }
+
+    fn visit_seq<S: SeqAccess<'de>>(self, mut list: S) -> Result<Any, S::Error> {
+        let (mut numbers, mut are_numbers) = (Vec::new(), true);
+        let mut said = SaidTensor::default();
+        let mut place = 0;
+        while let Some(element) = list.next_element()? {
+            match element {
+                Any::Number(number) if are_numbers => numbers.push(number),
+                element => {
+                    (are_numbers, numbers) = (false, Vec::new());
+                    said.set(place, element);
+                }
+            }
+            place += 1;
         }
-        said => said.as_str(),
+        numbers.shrink_to_fit();
+        Ok(match are_numbers {
+            true => Any::Numbers(numbers),
+            false => Any::Entry(said),
+        })
+    }
+
+    fn visit_map<M: MapAccess<'de>>(self, mut map: M) -> Result<Any, M::Error> {
+        let mut said = SaidTensor::default();
+        let (mut count, mut wrapped) = (0, None);
+        while let Some(key) = map.next_key::<String>()? {
+            let value = map.next_value()?;
+            count += 1;
+            let field = FIELDS.iter().position(|field| *field == key);
+            match (field, value) {
+                (Some(place), value) => said.set(place, value),
+                (None, Any::Null) => wrapped = Some(key),
+                (None, _) => {}
+            }
+        }
+        Ok(match wrapped {
+            Some(name) if count == 1 => Any::Wrapped(name),
+            _ => Any::Entry(said),
+        })
     }
 }
 
@@ -497,10 +643,12 @@ impl<'de> Visitor<'de> for Entries {
     fn visit_map<M: MapAccess<'de>>(self, mut map: M) -> Result<Self::Value, M::Error> {
         let mut entries = Vec::new();
         while let Some(key) = map.next_key::<String>()? {
-            let value: Value = map.next_value()?;
             let said = match key.as_str() {
-                "__metadata__" => Said::Metadata(value),
-                _ => Said::Tensor(SaidTensor::of(&value)),
+                "__metadata__" => Said::Metadata(map.next_value()?),
+                _ => Said::Tensor(match map.next_value()? {
+                    Any::Entry(said) => said,
+                    _ => SaidTensor::default(),
+                }),
             };
             entries.push((key, said));
             if entries.len() > u32::MAX as usize {

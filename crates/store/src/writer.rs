@@ -1,6 +1,7 @@
 //! A checkpoint written piece by piece: header first, then tensors in any order, from any thread.
 
 use std::io::{self, Write};
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
@@ -176,6 +177,39 @@ impl Writer {
         })
     }
 
+    /// Copies whole tensors from another file, in which they lie one behind the other, at once; they do so in this one, or
+    /// some go alone. How many bytes that were.
+    pub(crate) fn copy_tensors(
+        &self,
+        indexes: Range<usize>,
+        from: &std::fs::File,
+        mut from_offset: u64,
+    ) -> Result<u64, StoreError> {
+        let size = |index: usize| {
+            let (start, end) = self.plan.data_offsets(index);
+            end - start
+        };
+        let (mut first, mut all) = (indexes.start, 0);
+        while first < indexes.end {
+            let at = self.claim(first, 0, size(first))?;
+            let (mut next, mut bytes) = (first + 1, size(first));
+            while next < indexes.end
+                && self.plan.data_start() + self.plan.data_offsets(next).0 == at + bytes
+            {
+                self.claim(next, 0, size(next))?;
+                (next, bytes) = (next + 1, bytes + size(next));
+            }
+            let to = (&self.temporary.file, at);
+            let copied = sys::copy_range((from, from_offset), to, bytes, &self.temporary.target);
+            copied.map_err(|error| {
+                (first..next).for_each(|index| self.give_back(index, 0, size(index)));
+                StoreError::io("write", &self.path)(error)
+            })?;
+            (first, from_offset, all) = (next, from_offset + bytes, all + bytes);
+        }
+        Ok(all)
+    }
+
     /// Tensor `index` from its first byte to its last. Small writes are collected; [`Write::flush`]
     /// says what went wrong with them, and so does [`Writer::finish`].
     ///
@@ -222,9 +256,11 @@ impl Writer {
     /// Notes that a piece is being written; where in the file it goes.
     fn claim(&self, index: usize, offset: u64, byte_count: u64) -> Result<u64, StoreError> {
         let (start, end) = self.plan.data_offsets(index);
-        let (file, tensor) = (path_text(&self.path), self.specs[index].name.clone());
+        // Said in errors only: there may be a million pieces.
+        let named = || (path_text(&self.path), self.specs[index].name.clone());
         let piece_end = offset.checked_add(byte_count);
         let Some(piece_end) = piece_end.filter(|&piece_end| piece_end <= end - start) else {
+            let (file, tensor) = named();
             return Err(StoreError::OutsideTensor {
                 file,
                 tensor,
@@ -235,6 +271,7 @@ impl Writer {
         };
         let mut covered = self.covered.lock().unwrap_or_else(|held| held.into_inner());
         if !covered[index].add(offset, piece_end) {
+            let (file, tensor) = named();
             return Err(StoreError::WrittenTwice {
                 file,
                 tensor,
