@@ -31,6 +31,9 @@ Examples:
 pub(crate) struct Cli {
     #[command(subcommand)]
     pub(crate) command: Command,
+    /// Keep what is fetched from URLs in this folder
+    #[arg(long, global = true, value_name = "DIR", value_hint = ValueHint::DirPath)]
+    pub(crate) cache_dir: Option<PathBuf>,
 }
 
 #[derive(Debug, Subcommand)]

@@ -5,7 +5,7 @@
 
 use safelight_format::Dtype;
 
-use crate::numbers::{Decimal, Number, shortest};
+use crate::numbers::{Number, shortest};
 
 /// Arrays with more elements lose their middle, and as many stay at each edge.
 pub(crate) const THRESHOLD: u64 = 1000;
@@ -76,15 +76,18 @@ pub(crate) fn array_text(shown: &Shown, dtype: Dtype, values: &[Number]) -> Stri
     if shown.shape.is_empty() {
         return alone(values[0], dtype);
     }
-    if shown.shape.contains(&0) {
-        return "[]".to_owned();
+    let mut survey = Survey::new(dtype);
+    survey.add(values);
+    let columns = survey.columns();
+    let mut layout = Layout::new(shown);
+    let (mut text, mut word) = (String::new(), String::new());
+    for value in values {
+        word.clear();
+        columns.push(*value, &mut word);
+        layout.push(&word, &mut text);
     }
-    let words = words(dtype, values);
-    let writer = Writer {
-        shown,
-        words: &words,
-    };
-    writer.brackets(0, 0, " ", LINE_WIDTH)
+    layout.end(&mut text);
+    text
 }
 
 /// A number that is no array, as Python shows it.
@@ -109,110 +112,297 @@ fn alone(value: Number, dtype: Dtype) -> String {
     }
 }
 
-struct Writer<'a> {
+/// An array's text, word by word: brackets, lines, what is left out. Knows one line of it.
+pub(crate) struct Layout<'a> {
     shown: &'a Shown,
-    words: &'a [String],
+    /// The position of the next word, among those that are shown.
+    position: Vec<u64>,
+    /// What stands on the line behind its brackets or spaces, of which there is one for each dimension.
+    line: String,
+    is_begun: bool,
 }
 
-impl Writer<'_> {
-    /// Everything below one position of the dimensions before `axis`; `first` is the first of its words.
-    fn brackets(&self, axis: usize, first: usize, indent: &str, width: usize) -> String {
-        let len = self.shown.len(axis) as usize;
-        let cut = self.shown.is_cut(axis);
-        let below: u64 = (axis + 1..self.shown.shape.len())
-            .map(|axis| self.shown.len(axis))
-            .product();
-        let mut text = String::new();
-        if axis + 1 == self.shown.shape.len() {
-            let mut line = indent.to_owned();
-            for position in 0..len {
-                if cut && position == EDGE as usize {
-                    extend(&mut text, &mut line, "...", width - 1, indent);
-                    line.push(' ');
+impl<'a> Layout<'a> {
+    pub(crate) fn new(shown: &'a Shown) -> Layout<'a> {
+        Layout {
+            shown,
+            position: vec![0; shown.shape.len()],
+            line: String::new(),
+            is_begun: false,
+        }
+    }
+
+    fn rank(&self) -> usize {
+        self.shown.shape.len()
+    }
+
+    /// Appends to `text` all that is certain once the next word is known.
+    pub(crate) fn push(&mut self, word: &str, text: &mut String) {
+        let rank = self.rank();
+        let last = rank.checked_sub(1).expect("a number alone is no array");
+        if !self.is_begun {
+            self.is_begun = true;
+            repeat('[', rank, text);
+        }
+        if self.shown.is_cut(last) && self.position[last] == EDGE {
+            self.put("...", text);
+            self.line.push(' ');
+        }
+        self.put(word, text);
+        self.position[last] += 1;
+        if self.position[last] < self.shown.len(last) {
+            self.line.push(' ');
+            return;
+        }
+        text.push_str(&self.line);
+        self.line.clear();
+        self.close(text);
+    }
+
+    /// Closes all dimensions that are full, and opens them again if more is to come.
+    fn close(&mut self, text: &mut String) {
+        let rank = self.rank();
+        let mut axis = rank - 1;
+        while self.position[axis] == self.shown.len(axis) {
+            text.push(']');
+            if axis == 0 {
+                return;
+            }
+            self.position[axis] = 0;
+            axis -= 1;
+            self.position[axis] += 1;
+        }
+        let closed = rank - 1 - axis;
+        repeat('\n', closed, text);
+        if self.shown.is_cut(axis) && self.position[axis] == EDGE {
+            repeat(' ', axis + 1, text);
+            text.push_str("...");
+            repeat('\n', closed, text);
+        }
+        repeat(' ', axis + 1, text);
+        repeat('[', closed, text);
+    }
+
+    /// Puts a word on the line, or on a new one if it does not fit; closing brackets have to fit too.
+    fn put(&mut self, word: &str, text: &mut String) {
+        let rank = self.rank();
+        let columns = rank + self.line.len() + word.len();
+        if columns > LINE_WIDTH.saturating_sub(rank) && !self.line.is_empty() {
+            text.push_str(self.line.trim_end());
+            text.push('\n');
+            repeat(' ', rank, text);
+            self.line.clear();
+        }
+        self.line.push_str(word);
+    }
+
+    /// Arrays without elements have no words.
+    pub(crate) fn end(&self, text: &mut String) {
+        if self.shown.shape.contains(&0) {
+            text.push_str("[]");
+        }
+    }
+}
+
+/// Appends a character so many times.
+pub(crate) fn repeat(what: char, count: usize, text: &mut String) {
+    text.extend(std::iter::repeat_n(what, count));
+}
+
+/// What all elements of an array have in common, looked at one after the other, in any number of parts.
+#[derive(Clone)]
+pub(crate) struct Survey {
+    /// The widest integer.
+    width: usize,
+    re: FloatSurvey,
+    im: FloatSurvey,
+}
+
+impl Survey {
+    pub(crate) fn new(dtype: Dtype) -> Survey {
+        Survey {
+            width: 0,
+            re: FloatSurvey::new(dtype, false),
+            im: FloatSurvey::new(dtype, true),
+        }
+    }
+
+    pub(crate) fn add(&mut self, values: &[Number]) {
+        for value in values {
+            match *value {
+                Number::Bool(_) => {}
+                Number::Int(value) => {
+                    let digits = value.unsigned_abs().checked_ilog10().unwrap_or(0) as usize + 1;
+                    self.width = self.width.max(digits + usize::from(value < 0));
                 }
-                extend(
-                    &mut text,
-                    &mut line,
-                    &self.words[first + position],
-                    width - 1,
-                    indent,
-                );
-                if position + 1 < len {
-                    line.push(' ');
+                Number::Float(value) => self.re.add(value),
+                Number::Complex(re, im) => {
+                    self.re.add(re.into());
+                    self.im.add(im.into());
                 }
             }
-            text += &line;
+        }
+    }
+
+    /// Takes another part's findings in.
+    pub(crate) fn merge(&mut self, other: &Survey) {
+        self.width = self.width.max(other.width);
+        self.re.merge(&other.re);
+        self.im.merge(&other.im);
+    }
+
+    /// How every element is written, so that all are equally wide.
+    pub(crate) fn columns(&self) -> Columns {
+        Columns {
+            width: self.width,
+            re: self.re.floats(),
+            im: self.im.floats(),
+        }
+    }
+}
+
+/// How every element of an array is written.
+pub(crate) struct Columns {
+    width: usize,
+    re: Floats,
+    im: Floats,
+}
+
+impl Columns {
+    /// Appends an element as a word.
+    pub(crate) fn push(&self, value: Number, text: &mut String) {
+        use std::fmt::Write as _;
+        match value {
+            // `True` is as wide as `False`, whether or not there is one.
+            Number::Bool(value) => text.push_str(if value { " True" } else { "False" }),
+            Number::Int(value) => {
+                write!(text, "{value:>width$}", width = self.width).expect("memory takes it");
+            }
+            Number::Float(value) => self.re.push(value, text),
+            Number::Complex(re, im) => {
+                self.re.push(re.into(), text);
+                self.im.push(im.into(), text);
+                let end = text.trim_end().len();
+                text.insert(end, 'j');
+            }
+        }
+    }
+}
+
+/// What the floats of an array have in common.
+#[derive(Clone)]
+struct FloatSurvey {
+    dtype: Dtype,
+    signed: bool,
+    /// Of those that are finite and not 0, by size.
+    max: f64,
+    min: f64,
+    has_not_finite: bool,
+    has_negative_infinity: bool,
+    /// Written with an exponent: its digits, the digits behind the point, those before it with the sign.
+    scientific: (usize, usize, usize),
+    /// Written without: before the point with the sign, and behind it.
+    positional: (usize, usize),
+}
+
+impl FloatSurvey {
+    fn new(dtype: Dtype, signed: bool) -> FloatSurvey {
+        FloatSurvey {
+            dtype,
+            signed,
+            max: 0.0,
+            min: f64::INFINITY,
+            has_not_finite: false,
+            has_negative_infinity: false,
+            scientific: (0, 0, 0),
+            positional: (0, 0),
+        }
+    }
+
+    fn add(&mut self, value: f64) {
+        if !value.is_finite() {
+            self.has_not_finite = true;
+            self.has_negative_infinity |= value == f64::NEG_INFINITY;
+            return;
+        }
+        let size = value.abs();
+        if size != 0.0 {
+            (self.max, self.min) = (self.max.max(size), self.min.min(size));
+        }
+        let decimal = shortest(value, self.dtype);
+        let sign = usize::from(decimal.is_negative() || self.signed);
+        let (digits, exponent) = decimal.scientific_lens(PRECISION).unwrap_or_else(|| {
+            let parts = decimal.scientific(Some(PRECISION));
+            (parts.fraction.len(), parts.exponent.unwrap_or(0))
+        });
+        let exponent = (exponent.unsigned_abs().checked_ilog10().unwrap_or(0) as usize + 1).max(2);
+        let (most, longest, widest) = self.scientific;
+        self.scientific = (
+            most.max(exponent),
+            longest.max(digits),
+            widest.max(sign + 1),
+        );
+        let (left, right) = self.positional;
+        let lens = decimal.positional_lens(PRECISION);
+        let (whole, fraction) = lens.unwrap_or_else(|| {
+            let parts = decimal.positional(PRECISION);
+            (parts.whole.len(), parts.fraction.len())
+        });
+        self.positional = (left.max(sign + whole), right.max(fraction));
+    }
+
+    fn merge(&mut self, other: &FloatSurvey) {
+        (self.max, self.min) = (self.max.max(other.max), self.min.min(other.min));
+        self.has_not_finite |= other.has_not_finite;
+        self.has_negative_infinity |= other.has_negative_infinity;
+        let (mine, others) = (self.scientific, other.scientific);
+        self.scientific = (
+            mine.0.max(others.0),
+            mine.1.max(others.1),
+            mine.2.max(others.2),
+        );
+        let (mine, others) = (self.positional, other.positional);
+        self.positional = (mine.0.max(others.0), mine.1.max(others.1));
+    }
+
+    fn floats(&self) -> Floats {
+        let (max, min) = (self.max, self.min);
+        // numpy divides in the array's own precision.
+        let ratio = if self.dtype == Dtype::F64 {
+            max / min
         } else {
-            let separator = "\n".repeat(self.shown.shape.len() - axis - 1);
-            for position in 0..len {
-                if cut && position == EDGE as usize {
-                    text += &format!("{indent}...{separator}");
-                }
-                let first = first + position * below as usize;
-                let deeper = format!("{indent} ");
-                text += indent;
-                text += &self.brackets(axis + 1, first, &deeper, width - 1);
-                if position + 1 < len {
-                    text += &separator;
-                }
-            }
+            f64::from(max as f32 / min as f32)
+        };
+        // By how many decimal digits the type keeps (numpy 2.3 and later).
+        let large = match self.dtype {
+            Dtype::F64 => 1e8,
+            Dtype::F16 => 1e3,
+            _ => 1e6,
+        };
+        // 0.0001 as the type has it is not small, though a little below it as an `f64`.
+        let small = if self.dtype == Dtype::F64 {
+            min < 1e-4
+        } else {
+            (min as f32) < 1e-4
+        };
+        let (exponent, digits, widest) = self.scientific;
+        let is_scientific = max >= large || small || (max > 0.0 && ratio > 1000.0);
+        let (scientific, mut left, right) = match is_scientific {
+            true => (Some((exponent, digits)), widest, exponent + 2 + digits),
+            false => (None, self.positional.0, self.positional.1),
+        };
+        if self.has_not_finite {
+            let negative = self.signed || self.has_negative_infinity;
+            let widest = 3 + usize::from(negative);
+            left = left.max(widest.saturating_sub(right + 1));
         }
-        format!("[{}]", &text[indent.len()..])
-    }
-}
-
-/// Puts a word on the line, or on a new one if it does not fit.
-fn extend(text: &mut String, line: &mut String, word: &str, width: usize, indent: &str) {
-    if line.len() + word.len() > width && line.len() > indent.len() {
-        text.push_str(line.trim_end());
-        text.push('\n');
-        line.clear();
-        line.push_str(indent);
-    }
-    line.push_str(word);
-}
-
-/// Every element as a word, all equally wide.
-fn words(dtype: Dtype, values: &[Number]) -> Vec<String> {
-    let padded = |texts: Vec<String>| {
-        let width = texts.iter().map(String::len).max().unwrap_or(0);
-        texts.iter().map(|text| format!("{text:>width$}")).collect()
-    };
-    match values.first() {
-        // `True` is as wide as `False`, whether or not there is one.
-        Some(Number::Bool(_)) => values
-            .iter()
-            .map(|value| {
-                if *value == Number::Bool(true) {
-                    " True"
-                } else {
-                    "False"
-                }
-                .to_owned()
-            })
-            .collect(),
-        Some(Number::Complex(..)) => {
-            let part = |pick: fn(f32, f32) -> f32| -> Vec<f64> {
-                let parts = values.iter().map(|value| match value {
-                    Number::Complex(re, im) => f64::from(pick(*re, *im)),
-                    _ => f64::NAN,
-                });
-                parts.collect()
-            };
-            let (re, im) = (part(|re, _| re), part(|_, im| im));
-            let re = Floats::new(&re, dtype, false).words(&re);
-            let im = Floats::new(&im, dtype, true).words(&im);
-            let joined = re.iter().zip(&im).map(|(re, im)| {
-                let digits = im.trim_end();
-                format!("{re}{digits}j{}", &im[digits.len()..])
-            });
-            joined.collect()
+        Floats {
+            dtype: self.dtype,
+            signed: self.signed,
+            scientific,
+            left,
+            right,
         }
-        Some(Number::Float(_)) => {
-            let floats: Vec<f64> = values.iter().map(|value| value.to_f64()).collect();
-            Floats::new(&floats, dtype, false).words(&floats)
-        }
-        _ => padded(values.iter().map(|value| alone(*value, dtype)).collect()),
     }
 }
 
@@ -228,73 +418,6 @@ struct Floats {
 }
 
 impl Floats {
-    fn new(values: &[f64], dtype: Dtype, signed: bool) -> Floats {
-        let mut floats = Floats {
-            dtype,
-            signed,
-            scientific: None,
-            left: 0,
-            right: 0,
-        };
-        let finite = || values.iter().copied().filter(|value| value.is_finite());
-        let sizes = || finite().map(f64::abs).filter(|&size| size != 0.0);
-        let (max, min) = (
-            sizes().fold(0.0, f64::max),
-            sizes().fold(f64::INFINITY, f64::min),
-        );
-        let decimals: Vec<Decimal> = finite().map(|value| shortest(value, dtype)).collect();
-        // numpy divides in the array's own precision.
-        let ratio = if dtype == Dtype::F64 {
-            max / min
-        } else {
-            f64::from(max as f32 / min as f32)
-        };
-        // By how many decimal digits the type keeps (numpy 2.3 and later).
-        let large = match dtype {
-            Dtype::F64 => 1e8,
-            Dtype::F16 => 1e3,
-            _ => 1e6,
-        };
-        // 0.0001 as the type has it is not small, though a little below it as an `f64`.
-        let small = if dtype == Dtype::F64 {
-            min < 1e-4
-        } else {
-            (min as f32) < 1e-4
-        };
-        if max >= large || small || (max > 0.0 && ratio > 1000.0) {
-            let parts = || {
-                decimals
-                    .iter()
-                    .map(|decimal| decimal.scientific(Some(PRECISION)))
-            };
-            let digits = parts().map(|part| part.fraction.len()).max().unwrap_or(0);
-            let exponent = parts()
-                .map(|part| part.exponent_text(2).len() - 2)
-                .max()
-                .unwrap_or(2);
-            floats.scientific = Some((exponent, digits));
-            floats.left = parts()
-                .map(|part| floats.whole(&part).len())
-                .max()
-                .unwrap_or(0);
-            floats.right = exponent + 2 + digits;
-        } else {
-            let parts = || decimals.iter().map(|decimal| decimal.positional(PRECISION));
-            floats.left = parts()
-                .map(|part| floats.whole(&part).len())
-                .max()
-                .unwrap_or(0);
-            floats.right = parts().map(|part| part.fraction.len()).max().unwrap_or(0);
-        }
-        if decimals.len() < values.len() {
-            let negative = signed || values.contains(&f64::NEG_INFINITY);
-            let widest = 3 + usize::from(negative);
-            floats.left = floats.left.max(3usize.saturating_sub(floats.right + 1));
-            floats.left = floats.left.max(widest.saturating_sub(floats.right + 1));
-        }
-        floats
-    }
-
     fn whole(&self, parts: &crate::numbers::Parts) -> String {
         let sign = match (parts.negative, self.signed) {
             (true, _) => "-",
@@ -304,34 +427,51 @@ impl Floats {
         format!("{sign}{}", parts.whole)
     }
 
-    fn words(&self, values: &[f64]) -> Vec<String> {
-        values.iter().map(|&value| self.word(value)).collect()
-    }
-
-    fn word(&self, value: f64) -> String {
-        let plus = if self.signed { "+" } else { "" };
+    /// Appends a number.
+    fn push(&self, value: f64, text: &mut String) {
         let (left, right) = (self.left, self.right);
-        let special = match value {
-            _ if value.is_nan() => format!("{plus}nan"),
-            f64::INFINITY => format!("{plus}inf"),
-            f64::NEG_INFINITY => "-inf".into(),
-            _ => String::new(),
+        let decimal = match value.is_finite() {
+            true => shortest(value, self.dtype),
+            false => {
+                text.push_str(&self.special(value));
+                return;
+            }
         };
-        if !special.is_empty() {
-            return format!("{special:>width$}", width = left + right + 1);
-        }
-        let decimal = shortest(value, self.dtype);
-        match self.scientific {
-            Some((exponent, digits)) => {
+        let lens = decimal.positional_lens(PRECISION);
+        match (self.scientific, lens) {
+            (Some((exponent, digits)), _) => {
                 let parts = decimal.scientific_exactly(digits);
                 let (whole, tail) = (self.whole(&parts), parts.exponent_text(exponent));
-                format!("{whole:>left$}.{:0<digits$}{tail}", parts.fraction)
+                *text += &format!("{whole:>left$}.{:0<digits$}{tail}", parts.fraction);
             }
-            None => {
+            // Most numbers of most tensors, so without memory taken.
+            (None, Some((whole, fraction))) => {
+                let sign = match (decimal.is_negative(), self.signed) {
+                    (true, _) => "-",
+                    (false, true) => "+",
+                    (false, false) => "",
+                };
+                repeat(' ', left.saturating_sub(sign.len() + whole), text);
+                text.push_str(sign);
+                decimal.push_positional((whole, fraction), text);
+                repeat(' ', right.saturating_sub(fraction), text);
+            }
+            (None, None) => {
                 let parts = decimal.positional(PRECISION);
-                format!("{:>left$}.{:<right$}", self.whole(&parts), parts.fraction)
+                *text += &format!("{:>left$}.{:<right$}", self.whole(&parts), parts.fraction);
             }
         }
+    }
+
+    /// NaN and infinities.
+    fn special(&self, value: f64) -> String {
+        let plus = if self.signed { "+" } else { "" };
+        let special = match value {
+            f64::INFINITY => format!("{plus}inf"),
+            f64::NEG_INFINITY => "-inf".into(),
+            _ => format!("{plus}nan"),
+        };
+        format!("{special:>width$}", width = self.left + self.right + 1)
     }
 }
 

@@ -4,13 +4,14 @@ use std::io::{IsTerminal as _, Write};
 use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueEnum, ValueHint};
+use rayon::prelude::*;
 use safelight_format::{
     Dtype, Index, OpaqueTensor, SliceOptions, SlicePlan, TensorInfo, parse_index, shown,
 };
 use safelight_store::Checkpoint;
 use serde_json::json;
 
-use crate::array_text::{self, Shown};
+use crate::array_text::{self, Layout, Shown, Survey, THRESHOLD, repeat};
 use crate::error::Failure;
 use crate::files::{self, Outcome, Run};
 use crate::numbers::{Number, numbers};
@@ -31,8 +32,11 @@ JSON: {file, tensor, dtype, shape, slice, values}: nested lists; NaN and infinit
 Numbers narrower than F32 are exact, F32 has the fewest digits that are read back as the same F32.
 npy has no type for BF16, F8, F6 and F4: these become float32, which is exact.";
 
-/// More numbers than this are no text to be read.
-const TEXT_COUNT_MAX: u64 = 50_000_000;
+/// More numbers than this at the edges of a tensor are no summary.
+const EDGES_MAX: u64 = 10_000_000;
+
+/// What a thread makes text of at a time: whole elements of any size (three bytes hold four of 6 bits).
+const CHUNK_BYTES: usize = 96 * 1024;
 
 /// What is read at a time of a tensor of an unknown dtype.
 const UNKNOWN_PIECE_BYTES: u64 = 4 * 1024 * 1024;
@@ -255,17 +259,21 @@ impl<'a> Slice<'a> {
     }
 
     fn write_text(&self, all: bool, out: &mut dyn Write) -> Result<(), Failure> {
+        let dtype = self.tensor.dtype;
         let shown = Shown::new(self.plan.shape(), all);
-        if shown.count() > TEXT_COUNT_MAX {
+        let is_whole = shown.count() == self.plan.element_count();
+        if is_whole && shown.count() > THRESHOLD {
+            return self.write_all_text(&shown, out);
+        }
+        if shown.count() > EDGES_MAX {
             return Err(Failure::Usage(format!(
-                "{} numbers are too many for text; name a slice, or use --format json, npy or raw",
+                "the edges of so many dimensions are {} numbers; name a slice, or use --all or another --format",
                 shown.count()
             )));
         }
         let mut values = Vec::new();
-        if shown.count() == self.plan.element_count() {
-            let dtype = self.tensor.dtype;
-            self.pieces(true, &mut |bytes| {
+        if is_whole {
+            self.each_batch(true, &mut |_, bytes| {
                 values.append(&mut numbers(dtype, bytes)?);
                 Ok(())
             })?;
@@ -276,8 +284,79 @@ impl<'a> Slice<'a> {
                 values.append(&mut self.elements(run)?);
             }
         }
-        let text = array_text::array_text(&shown, self.tensor.dtype, &values);
+        let text = array_text::array_text(&shown, dtype, &values);
         files::line(out, format_args!("{text}"))
+    }
+
+    /// The text of all elements, in little memory: they are read once to know how wide they are, and once to be written.
+    fn write_all_text(&self, shown: &Shown, out: &mut dyn Write) -> Result<(), Failure> {
+        let mut survey = Survey::new(self.tensor.dtype);
+        self.each_batch(true, &mut |at, bytes| {
+            let parts = self.in_parallel(at, bytes, |_, values| {
+                let mut part = Survey::new(self.tensor.dtype);
+                part.add(&values);
+                part
+            })?;
+            parts.iter().for_each(|part| survey.merge(part));
+            Ok(())
+        })?;
+        let (columns, mut layout) = (survey.columns(), Layout::new(shown));
+        self.each_batch(true, &mut |at, bytes| {
+            let parts = self.in_parallel(at, bytes, |_, values| {
+                let (mut words, mut ends) = (String::new(), Vec::with_capacity(values.len()));
+                for value in values {
+                    columns.push(value, &mut words);
+                    ends.push(words.len());
+                }
+                (words, ends)
+            })?;
+            let mut text = String::new();
+            for (words, ends) in parts {
+                let mut start = 0;
+                for end in ends {
+                    layout.push(&words[start..end], &mut text);
+                    start = end;
+                }
+            }
+            files::text(out, &text)
+        })?;
+        files::text(out, "\n")
+    }
+
+    /// As [`Slice::pieces`], each with the position of its first element.
+    fn each_batch(
+        &self,
+        quiet: bool,
+        each: &mut dyn FnMut(u64, &[u8]) -> Result<(), Failure>,
+    ) -> Result<(), Failure> {
+        let mut bits = 0;
+        self.pieces(quiet, &mut |bytes| {
+            let at = bits / self.tensor.dtype.bits();
+            bits += bytes.len() as u64 * 8;
+            crate::interrupt::check()?;
+            each(at, bytes)
+        })
+    }
+
+    /// Makes something of the numbers of a batch, whose first is element `at` of the slice, a chunk a thread; `make` also gets the
+    /// position of its chunk's first.
+    fn in_parallel<T: Send>(
+        &self,
+        at: u64,
+        bytes: &[u8],
+        make: impl Fn(u64, Vec<Number>) -> T + Sync,
+    ) -> Result<Vec<T>, Failure> {
+        let (dtype, count) = (self.tensor.dtype, self.plan.element_count());
+        let chunks = bytes.par_chunks(CHUNK_BYTES).enumerate();
+        let made = chunks.map(|(index, chunk)| {
+            let at = at + (index * CHUNK_BYTES) as u64 * 8 / dtype.bits();
+            let mut values = numbers(dtype, chunk)?;
+            // Elements smaller than a byte may not fill the last one.
+            let left = usize::try_from(count.saturating_sub(at)).unwrap_or(usize::MAX);
+            values.truncate(left);
+            Ok(make(at, values))
+        });
+        made.collect()
     }
 
     /// Elements of the tensor that lie together.
@@ -325,23 +404,21 @@ impl<'a> Slice<'a> {
         if count == 0 {
             return files::text(out, &empty_json(shape));
         }
-        let mut position = 0;
-        self.pieces(quiet, &mut |bytes| {
-            let mut text = String::new();
-            for value in numbers(dtype, bytes)? {
-                if position == count {
-                    break; // elements smaller than a byte may not fill the last one
+        self.each_batch(quiet, &mut |at, bytes| {
+            let texts = self.in_parallel(at, bytes, |mut position, values| {
+                let mut text = String::new();
+                for value in values {
+                    repeat('[', brackets(shape, position), &mut text);
+                    text += &value.to_json(dtype);
+                    position += 1;
+                    repeat(']', brackets(shape, position), &mut text);
+                    if position < count {
+                        text.push(',');
+                    }
                 }
-                let begun = brackets(shape, position);
-                text += &"[".repeat(begun);
-                text += &value.to_json(dtype);
-                position += 1;
-                text += &"]".repeat(brackets(shape, position));
-                if position < count {
-                    text.push(',');
-                }
-            }
-            files::text(out, &text)
+                text
+            })?;
+            texts.iter().try_for_each(|text| files::text(out, text))
         })
     }
 }

@@ -30,7 +30,7 @@ a file can't be read); 130 Ctrl-C";
 
 /// What commands say that read URLs too.
 const URLS: &str = "\
-FILE may be a URL: https, http, s3, gs, az or hf (safetensors and their shards).";
+FILE may be a URL: https, http, s3, gs, az or hf.";
 
 /// What the others say.
 const NO_URLS: &str = "Files are on this machine; URLs are refused.";

@@ -55,6 +55,10 @@ fn main() -> ExitCode {
             return not_a_command(&error);
         }
     };
+    if let Some(folder) = cli.cache_dir {
+        // Nothing was chosen before: these are the program's only arguments.
+        let _ = safelight_store::remote::choose_cache(folder);
+    }
     let wants_json = cli.command.wants_json();
     if let Command::File(command) = &cli.command {
         return files::run(command);

@@ -1,5 +1,10 @@
 //! A tensor's elements as numbers to be shown: exact, whatever their type.
 
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::fmt;
+use std::ops::Deref;
+
 use safelight_format::{Dtype, decode_f32};
 
 use crate::error::Failure;
@@ -85,35 +90,88 @@ pub(crate) fn numbers(dtype: Dtype, bytes: &[u8]) -> Result<Vec<Number>, Failure
 }
 
 /// The fewest decimal digits that mean this number and no other of its type.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Decimal {
     negative: bool,
     value: f64,
     /// The digits, one before the point.
-    digits: String,
+    digits: Short,
     exponent: i32,
+}
+
+/// A short ASCII text without memory of its own: tensors have millions of numbers.
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct Short {
+    bytes: [u8; 40],
+    len: usize,
+}
+
+impl Short {
+    /// What a number is written as: at most 17 digits, a sign, a point and an exponent.
+    fn of(text: fmt::Arguments<'_>) -> Short {
+        let (bytes, len) = ([0; 40], 0);
+        let mut short = Short { bytes, len };
+        fmt::write(&mut short, text).expect("numbers are short");
+        short
+    }
+}
+
+impl fmt::Write for Short {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        let end = self.len + text.len();
+        let room = self.bytes.get_mut(self.len..end).ok_or(fmt::Error)?;
+        room.copy_from_slice(text.as_bytes());
+        self.len = end;
+        Ok(())
+    }
+}
+
+impl Deref for Short {
+    type Target = str;
+
+    fn deref(&self) -> &str {
+        std::str::from_utf8(&self.bytes[..self.len]).expect("only texts were put in")
+    }
 }
 
 /// The shortest decimal of a finite number. Types of 8 bits and less are shown as `f32` shows them, which is exact.
 pub(crate) fn shortest(value: f64, dtype: Dtype) -> Decimal {
+    let size = value.abs();
     let text = match dtype {
-        Dtype::F64 => format!("{:e}", value.abs()),
-        Dtype::F16 => rounded(value.abs(), 10, -14),
-        Dtype::Bf16 => rounded(value.abs(), 7, -126),
-        _ => format!("{:e}", value.abs() as f32),
+        Dtype::F64 => Short::of(format_args!("{size:e}")),
+        Dtype::F16 | Dtype::Bf16 => return rounded_once(size, dtype).of_sign(value),
+        _ => Short::of(format_args!("{:e}", size as f32)),
     };
     Decimal::of(&text, value)
 }
 
+/// The shortest decimal of a number of 16 bits that is not negative, found once for each: it takes several tries.
+fn rounded_once(size: f64, dtype: Dtype) -> Decimal {
+    thread_local! {
+        static FOUND: RefCell<HashMap<(Dtype, u32), Decimal>> = RefCell::new(HashMap::new());
+    }
+    let (mantissa_bits, exponent_min) = match dtype {
+        Dtype::F16 => (10, -14),
+        _ => (7, -126),
+    };
+    FOUND.with_borrow_mut(|found| {
+        let key = (dtype, (size as f32).to_bits());
+        *found.entry(key).or_insert_with(|| {
+            let text = rounded(size, mantissa_bits, exponent_min);
+            Decimal::of(&text, size)
+        })
+    })
+}
+
 /// The shortest text that is nearer to `value` than to any other number with so many bits behind the leading one.
-fn rounded(value: f64, mantissa_bits: i32, exponent_min: i32) -> String {
+fn rounded(value: f64, mantissa_bits: i32, exponent_min: i32) -> Short {
     let exponent = (value.log2().floor() as i32).max(exponent_min);
     let half = 2f64.powi(exponent - mantissa_bits - 1);
     // Below a power of two the numbers lie closer.
     let power_of_two = value == 2f64.powi(exponent) && exponent > exponent_min;
     let below = if power_of_two { half / 2.0 } else { half };
     for digits in 0..9 {
-        let text = format!("{value:.digits$e}");
+        let text = Short::of(format_args!("{value:.digits$e}"));
         let off = text
             .parse::<f64>()
             .map_or(f64::INFINITY, |near| near - value);
@@ -121,20 +179,70 @@ fn rounded(value: f64, mantissa_bits: i32, exponent_min: i32) -> String {
             return text;
         }
     }
-    format!("{value:e}")
+    Short::of(format_args!("{value:e}"))
 }
 
 impl Decimal {
     fn of(text: &str, value: f64) -> Decimal {
         let (mantissa, exponent) = text.split_once('e').expect("`{:e}` writes an exponent");
-        let digits: String = mantissa.chars().filter(char::is_ascii_digit).collect();
-        let trimmed = digits.trim_end_matches('0');
+        let (whole, fraction) = mantissa.split_once('.').unwrap_or((mantissa, ""));
+        let mut digits = Short::of(format_args!("{whole}{fraction}"));
+        let kept = digits.trim_end_matches('0').len();
+        digits.len = kept.max(1); // of 0 one digit
         Decimal {
             negative: value.is_sign_negative(),
             value,
-            digits: if trimmed.is_empty() { "0" } else { trimmed }.to_owned(),
+            digits,
             exponent: exponent.parse().expect("`{:e}` writes a number"),
         }
+    }
+
+    /// The decimal of `value`, of whose size this one is.
+    fn of_sign(self, value: f64) -> Decimal {
+        Decimal {
+            negative: value.is_sign_negative(),
+            value,
+            ..self
+        }
+    }
+
+    /// Whether the number is below 0 (or -0).
+    pub(crate) fn is_negative(&self) -> bool {
+        self.negative
+    }
+
+    /// How many digits [`Decimal::positional`] has before and behind the point; `None` if it has to round.
+    pub(crate) fn positional_lens(&self, digits_max: usize) -> Option<(usize, usize)> {
+        let point = self.exponent + 1;
+        let lens = match usize::try_from(point) {
+            Ok(whole @ 1..) => (whole, self.digits.len().saturating_sub(whole)),
+            _ => (1, point.unsigned_abs() as usize + self.digits.len()),
+        };
+        let is_zero = &*self.digits == "0";
+        Some(if is_zero { (1, 0) } else { lens }).filter(|lens| lens.1 <= digits_max)
+    }
+
+    /// Appends the digits of [`Decimal::positional`] with a point, if it has not to round.
+    pub(crate) fn push_positional(&self, (whole, fraction): (usize, usize), text: &mut String) {
+        let digits: &str = &self.digits;
+        if self.exponent < 0 || fraction == 0 && digits == "0" {
+            text.push_str("0.");
+            let zeros = fraction.saturating_sub(digits.len());
+            text.extend(std::iter::repeat_n('0', zeros));
+            text.push_str(if fraction == 0 { "" } else { digits });
+            return;
+        }
+        let before = whole.min(digits.len());
+        text.push_str(&digits[..before]);
+        text.extend(std::iter::repeat_n('0', whole - before));
+        text.push('.');
+        text.push_str(&digits[before..]);
+    }
+
+    /// How many digits [`Decimal::scientific`] has behind the point, and its exponent; `None` if it has to round.
+    pub(crate) fn scientific_lens(&self, digits_max: usize) -> Option<(usize, i32)> {
+        let behind = self.digits.len() - 1;
+        (behind <= digits_max).then_some((behind, self.exponent))
     }
 
     /// Digits before and behind the point, those behind it rounded to `digits_max`.
@@ -142,10 +250,10 @@ impl Decimal {
         let point = self.exponent + 1;
         let (mut whole, mut fraction) = if point <= 0 {
             let zeros = "0".repeat(point.unsigned_abs() as usize);
-            ("0".to_owned(), format!("{zeros}{}", self.digits))
+            ("0".to_owned(), format!("{zeros}{}", &*self.digits))
         } else {
             let point = point as usize;
-            let padded = format!("{:0<point$}", self.digits);
+            let padded = format!("{:0<point$}", &*self.digits);
             (padded[..point].to_owned(), padded[point..].to_owned())
         };
         if fraction.len() > digits_max {

@@ -106,3 +106,58 @@ fn a_pipe_that_is_closed_early_ends_a_conversion() {
     assert_eq!(ran.code, Some(1), "{}", ran.stderr);
     assert!(ran.stderr.contains("closed"), "{}", ran.stderr);
 }
+
+#[test]
+fn whole_tensors_are_written_as_they_are_read() {
+    let place = Place::new();
+    let value = |at: u32| match at % 977 {
+        0 => f32::NAN,
+        1 => f32::NEG_INFINITY,
+        _ => (at as f32 - 150_000.0) / 64.0,
+    };
+    let values: Vec<f32> = (0..300_000).map(value).collect();
+    let bytes: Vec<u8> = values
+        .iter()
+        .flat_map(|value| value.to_le_bytes())
+        .collect();
+    let tensor = safelight_format::TensorView {
+        name: "a",
+        dtype: safelight_format::Dtype::F32,
+        shape: &[60, 100, 50],
+        bytes: &bytes,
+    };
+    let path = place.path("m.safetensors");
+    safelight_store::save(&path, &[tensor], None, &Default::default()).unwrap();
+    let text = place.works(&["cat", "m.safetensors", "a", "--all"]).stdout;
+    let alike = |read: f32, value: f32| read == value || read.is_nan() && value.is_nan();
+    let words = text.split(|c: char| c.is_whitespace() || "[]".contains(c));
+    let read: Vec<f32> = words
+        .filter(|word| !word.is_empty())
+        .map(|word| word.parse().unwrap())
+        .collect();
+    assert!(read.len() == values.len() && read.iter().zip(&values).all(|(a, b)| alike(*a, *b)));
+    assert!(
+        text.starts_with("[[[") && text.ends_with("]]]\n"),
+        "{}",
+        &text[..200]
+    );
+    // Between matrices stands an empty line, no line is too long, and all numbers are equally wide.
+    assert_eq!(text.matches("]]\n\n [[").count(), 59);
+    assert!(text.lines().all(|line| line.len() <= 75));
+    let json = place.works(&["cat", "m.safetensors", "a", "--json"]).json();
+    let mut at = 0;
+    for matrix in json["values"].as_array().unwrap() {
+        for row in matrix.as_array().unwrap() {
+            for number in row.as_array().unwrap() {
+                let read = match number.as_str() {
+                    Some("NaN") => f32::NAN,
+                    Some("-Infinity") => f32::NEG_INFINITY,
+                    _ => number.as_f64().unwrap() as f32,
+                };
+                assert!(alike(read, values[at]), "{number} at {at}");
+                at += 1;
+            }
+        }
+    }
+    assert_eq!(at, values.len());
+}

@@ -24,6 +24,7 @@
 #![forbid(unsafe_code)]
 
 mod adapt;
+mod blocks;
 mod bytes;
 mod checkpoint;
 mod diff;
@@ -70,6 +71,6 @@ pub use onnx::OnnxSource;
 pub use open::{OpenOptions, SharedTensors, UnknownObjects, open, open_with};
 pub use sharded::{ShardedReport, write_sharded};
 pub use source::{Contents, Limits, Note, PIECE_BYTES, Source};
-pub use stats::{Histogram, Numbers, TensorStats, stats};
+pub use stats::{Histogram, Numbers, TensorStats, stats, tensor_bars, tensor_stats};
 pub use torch::open_torch;
 pub use write::{Report, WriteOptions, write_safetensors, write_safetensors_to};

@@ -1,13 +1,16 @@
 //! Which reader a file needs, told from its content.
 
+use std::ffi::OsStr;
 use std::fs::File;
 use std::io;
 use std::path::Path;
 
 use safelight_format::{FileKind, sniff};
 use safelight_store::location::{self, Location};
-use safelight_store::{Checkpoint, ReadAt as _, StoreError, WatchedFile};
+use safelight_store::{ReadAt, StoreError, WatchedFile};
 
+use crate::blocks::Blocks;
+use crate::bytes::read_up_to;
 use crate::checkpoint::CheckpointSource;
 use crate::error::ConvertError;
 use crate::flax::{FlaxSource, is_flax};
@@ -82,81 +85,127 @@ pub fn open(path: &Path, limits: &Limits) -> Result<Box<dyn Source>, ConvertErro
 /// # Errors
 /// As [`open`].
 pub fn open_with(path: &Path, options: &OpenOptions) -> Result<Box<dyn Source>, ConvertError> {
-    if let Location::Url(url) = Location::of(path) {
-        return open_url(&url, options);
-    }
+    let path = &match Location::of(path) {
+        Location::Url(url) => return open_url(&url, options),
+        Location::Path(path) => path,
+    };
     if is_diffusers_folder(path) {
         return Ok(Box::new(FolderSource::open(path, &options.limits)?));
     }
-    let is_index = path.to_string_lossy().ends_with(".safetensors.index.json");
-    let start = if is_index || path.is_dir() {
-        Vec::new()
-    } else {
-        start_of(path)?
-    };
-    let limits = options.limits.header;
-    match sniff(&start) {
-        None if is_flax(&start) => Ok(Box::new(FlaxSource::open(
-            path,
-            &options.limits,
-            options.values_to_metadata,
-        )?)),
-        None if is_hdf5(&start) => Ok(Box::new(Hdf5Source::open(path, &options.limits)?)),
-        None if !start.is_empty() && !claims_header(&start) && is_pickle_file(path)? => {
-            open_pickle(&Context::new(path, options), Box::new(open_file(path)?))
+    let is_index = path.to_string_lossy().ends_with(INDEX_ENDING);
+    if is_index || path.is_dir() {
+        return open_safetensors(path.as_os_str(), options);
+    }
+    let label = path.to_string_lossy();
+    let file = open_file(path)?;
+    let start = start_of(&label, &file)?;
+    match Format::of(&start, &file).map_err(ConvertError::io("read", path))? {
+        Format::Safetensors => {
+            let opened = open_safetensors(path.as_os_str(), options);
+            opened.map_err(|error| match claims_header(&start) {
+                true => refused_pickle(path, options).unwrap_or(error),
+                false => error,
+            })
         }
-        None if start.len() > 8 && is_onnx(&open_file(path)?) => {
-            Ok(Box::new(OnnxSource::open(path, &options.limits)?))
-        }
-        None | Some(FileKind::Json) => {
-            let store_options = safelight_store::OpenOptions {
-                limits,
-                ..Default::default()
-            };
-            match Checkpoint::open_with(path, &store_options) {
-                Ok(checkpoint) => Ok(Box::new(CheckpointSource::new(checkpoint))),
-                Err(error) if claims_header(&start) => {
-                    Err(refused_pickle(path, options).unwrap_or(error.into()))
-                }
-                Err(error) => Err(error.into()),
+        // Its data may lie beside it.
+        Format::Onnx => Ok(Box::new(OnnxSource::open(path, &options.limits)?)),
+        format => open_foreign(format, &label, Box::new(file), options),
+    }
+}
+
+/// What an index of shards is called.
+const INDEX_ENDING: &str = ".safetensors.index.json";
+
+/// Who reads a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Format {
+    Safetensors,
+    Flax,
+    Gguf,
+    Hdf5,
+    Npz,
+    Onnx,
+    Pickle,
+    Zip,
+    /// Nobody here.
+    Other(FileKind),
+}
+
+impl Format {
+    /// By the file's first bytes, and where they are not enough by others.
+    fn of(start: &[u8], file: &dyn ReadAt) -> io::Result<Format> {
+        Ok(match sniff(start) {
+            None if is_flax(start) => Format::Flax,
+            None if is_hdf5(start) => Format::Hdf5,
+            None if !start.is_empty() && !claims_header(start) && is_pickle(file)? => {
+                Format::Pickle
             }
+            None if start.len() > 8 && is_onnx(file) => Format::Onnx,
+            None | Some(FileKind::Json) => Format::Safetensors,
+            Some(FileKind::Gguf) => Format::Gguf,
+            Some(FileKind::Hdf5) => Format::Hdf5,
+            Some(FileKind::Npy) => Format::Npz,
+            Some(FileKind::TorchZip | FileKind::Zip) if is_npz(file) => Format::Npz,
+            Some(FileKind::TorchZip | FileKind::Zip) if is_keras(file) => Format::Hdf5,
+            Some(FileKind::TorchZip | FileKind::Zip) => Format::Zip,
+            Some(FileKind::Pickle) => Format::Pickle,
+            Some(kind) => Format::Other(kind),
+        })
+    }
+}
+
+/// Opens a file, shards or a folder of them, by path or URL.
+fn open_safetensors(
+    location: &OsStr,
+    options: &OpenOptions,
+) -> Result<Box<dyn Source>, ConvertError> {
+    let store_options = safelight_store::OpenOptions {
+        limits: options.limits.header,
+        ..Default::default()
+    };
+    let checkpoint = location::open_with(location, &store_options)?;
+    Ok(Box::new(CheckpointSource::new(checkpoint)))
+}
+
+/// Opens what is no safetensors file, from wherever it is read.
+fn open_foreign(
+    format: Format,
+    label: &str,
+    reader: Box<dyn ReadAt>,
+    options: &OpenOptions,
+) -> Result<Box<dyn Source>, ConvertError> {
+    let limits = &options.limits;
+    let context = Context::new(Path::new(label), options);
+    Ok(match format {
+        Format::Flax => {
+            let to_metadata = options.values_to_metadata;
+            Box::new(FlaxSource::from_reader(label, reader, limits, to_metadata)?)
         }
-        Some(FileKind::Gguf) => Ok(Box::new(GgufSource::open(
-            path,
-            &options.limits,
-            GgufReading {
+        Format::Gguf => {
+            let reading = GgufReading {
                 quantized: options.quantized,
                 skip_unsupported: options.skip_unsupported,
-            },
-        )?)),
-        Some(FileKind::Hdf5) => Ok(Box::new(Hdf5Source::open(path, &options.limits)?)),
-        Some(FileKind::Npy) => Ok(Box::new(NpzSource::open(path, &options.limits)?)),
-        Some(FileKind::TorchZip | FileKind::Zip) if is_npz(&open_file(path)?) => {
-            Ok(Box::new(NpzSource::open(path, &options.limits)?))
+            };
+            Box::new(GgufSource::from_reader(label, reader, limits, reading)?)
         }
-        Some(FileKind::TorchZip | FileKind::Zip) if is_keras(&open_file(path)?) => {
-            Ok(Box::new(Hdf5Source::open(path, &options.limits)?))
+        Format::Hdf5 => Box::new(Hdf5Source::from_reader(label, reader, limits)?),
+        Format::Npz => Box::new(NpzSource::from_reader(label, reader, limits)?),
+        Format::Onnx => Box::new(OnnxSource::from_reader(label, reader, limits)?),
+        Format::Pickle => open_pickle(&context, reader)?,
+        Format::Zip => open_zip(&context, reader)?,
+        Format::Safetensors => unreachable!("both callers open safetensors by their place"),
+        Format::Other(kind) => {
+            return Err(ConvertError::UnknownKind {
+                file: label.to_owned(),
+                kind: Some(kind),
+            });
         }
-        Some(FileKind::TorchZip | FileKind::Zip) => {
-            open_zip(&Context::new(path, options), Box::new(open_file(path)?))
-        }
-        Some(FileKind::Pickle) => {
-            open_pickle(&Context::new(path, options), Box::new(open_file(path)?))
-        }
-        kind => Err(ConvertError::UnknownKind {
-            file: path.to_string_lossy().into_owned(),
-            kind,
-        }),
-    }
+    })
 }
 
 /// Whether a file begins as safetensors files do: a length and `{`.
 fn claims_header(start: &[u8]) -> bool {
     start.get(8) == Some(&b'{') && start.get(4..8) == Some(&[0; 4])
-}
-
-fn is_pickle_file(path: &Path) -> Result<bool, ConvertError> {
-    is_pickle(&open_file(path)?).map_err(ConvertError::io("read", path))
 }
 
 /// Why a file that begins as safetensors files do is none: if a pickle was made to look like one, what it asks for.
@@ -171,14 +220,26 @@ fn refused_pickle(path: &Path, options: &OpenOptions) -> Option<ConvertError> {
         .filter(|error| matches!(error, ConvertError::RefusedGlobal { .. }))
 }
 
-/// What a URL names: safetensors and their shards. Foreign formats are read from this machine only.
+/// What a URL names: safetensors and their shards, which are read by ranges, or another format, which is read in large
+/// blocks where its reader looks.
 fn open_url(url: &str, options: &OpenOptions) -> Result<Box<dyn Source>, ConvertError> {
-    let store_options = safelight_store::OpenOptions {
-        limits: options.limits.header,
-        ..Default::default()
+    let label = Location::of(url).shown();
+    let path = label.trim_end_matches("?…");
+    // Whose name says it needs no second look.
+    if path.ends_with(".safetensors") || path.ends_with(INDEX_ENDING) {
+        return open_safetensors(OsStr::new(url), options);
+    }
+    let unread = |error| ConvertError::Io {
+        doing: "read",
+        file: label.clone(),
+        error,
     };
-    let checkpoint = location::open_with(url, &store_options)?;
-    Ok(Box::new(CheckpointSource::new(checkpoint)))
+    let reader = Blocks::new(location::open_reader(url)?).map_err(unread)?;
+    let format = Format::of(&start_of(&label, &reader)?, &reader);
+    match format.map_err(unread)? {
+        Format::Safetensors => open_safetensors(OsStr::new(url), options),
+        format => open_foreign(format, &label, Box::new(reader), options),
+    }
 }
 
 /// Opens a file, which is watched: reading it fails as soon as another program has written to it. A device or a pipe is
@@ -197,18 +258,10 @@ pub(crate) fn open_file(path: &Path) -> Result<WatchedFile, ConvertError> {
 }
 
 /// A file's first bytes, which tell what it is.
-fn start_of(path: &Path) -> Result<Vec<u8>, ConvertError> {
-    let file = open_file(path)?;
+fn start_of(label: &str, file: &dyn ReadAt) -> Result<Vec<u8>, ConvertError> {
     let mut start = vec![0; SNIFFED_BYTES];
-    let mut len = 0;
-    while len < start.len() {
-        match file.read_at(&mut start[len..], len as u64) {
-            Ok(0) => break,
-            Ok(count) => len += count,
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(ConvertError::io("read", path)(error)),
-        }
-    }
+    let read = read_up_to(file, &mut start, 0);
+    let len = read.map_err(ConvertError::io("read", Path::new(label)))?;
     start.truncate(len);
     Ok(start)
 }

@@ -240,13 +240,78 @@ pub fn stats(
         .collect()
 }
 
+/// The numbers of tensor `index` alone. `progress` hears of bytes that are done, as in [`stats`].
+///
+/// # Errors
+/// As [`stats`].
+///
+/// # Panics
+/// If there are not that many tensors.
+pub fn tensor_stats(
+    source: &dyn Source,
+    index: usize,
+    progress: &dyn Fn(u64) -> ControlFlow<()>,
+) -> Result<Numbers, ConvertError> {
+    numbers_of(source, index, &mut |bytes| goes_on(progress(bytes)))
+}
+
+/// How many finite numbers of tensor `index` lie in each of `bar_count` equal parts of `min..=max`; those outside are not
+/// counted. `progress` hears of bytes that are done, as in [`stats`].
+///
+/// # Errors
+/// As [`stats`].
+///
+/// # Panics
+/// If there are not that many tensors, or no bar.
+pub fn tensor_bars(
+    source: &dyn Source,
+    index: usize,
+    (min, max): (f64, f64),
+    bar_count: usize,
+    progress: &dyn Fn(u64) -> ControlFlow<()>,
+) -> Result<Vec<u64>, ConvertError> {
+    assert!(bar_count > 0, "numbers are counted in at least one bar");
+    let mut bars = vec![0; bar_count];
+    let scale = bar_count as f64 / (max - min);
+    let mut done = |bytes| goes_on(progress(bytes));
+    for_each_block(source, index, &mut done, &mut |values| {
+        for value in values.iter().filter(|value| (min..=max).contains(*value)) {
+            // With one value for all, `scale` is infinite and the product NaN, which becomes 0.
+            let bar = ((value - min) * scale) as usize;
+            bars[bar.min(bar_count - 1)] += 1;
+        }
+    })?;
+    Ok(bars)
+}
+
+fn goes_on(progress: ControlFlow<()>) -> Result<(), ConvertError> {
+    match progress {
+        ControlFlow::Continue(()) => Ok(()),
+        ControlFlow::Break(()) => Err(ConvertError::Cancelled),
+    }
+}
+
 fn numbers_of(
     source: &dyn Source,
     index: usize,
     done: &mut dyn FnMut(u64) -> Result<(), ConvertError>,
 ) -> Result<Numbers, ConvertError> {
-    let tensor = &source.tensors()[index];
     let (mut numbers, mut bins) = (Numbers::default(), Bins([[0; 2]; BINS]));
+    for_each_block(source, index, done, &mut |values| {
+        numbers.add_block(values, &mut bins);
+    })?;
+    numbers.histogram = bins.histogram();
+    Ok(numbers)
+}
+
+/// Hands all numbers of a tensor over, decoded, [`BLOCK`] at a time.
+fn for_each_block(
+    source: &dyn Source,
+    index: usize,
+    done: &mut dyn FnMut(u64) -> Result<(), ConvertError>,
+    take: &mut dyn FnMut(&[f64]),
+) -> Result<(), ConvertError> {
+    let tensor = &source.tensors()[index];
     let mut left = number_count(tensor.dtype, tensor.element_count().unwrap_or(u64::MAX));
     let (mut decoder, mut values) = (Decoder::default(), Vec::with_capacity(BLOCK));
     let eight = eight_bytes(tensor.dtype);
@@ -259,12 +324,10 @@ fn numbers_of(
             decoded.map_err(|error| {
                 ConvertError::unsupported(source.label(), &tensor.name, error.to_string())
             })?;
-            numbers.add_block(&values, &mut bins);
+            take(&values);
         }
         done(run.len() as u64)
-    })?;
-    numbers.histogram = bins.histogram();
-    Ok(numbers)
+    })
 }
 
 #[cfg(test)]
@@ -363,6 +426,32 @@ mod tests {
         let mut all = found.clone();
         all.merge(&numbers(Dtype::U8, vec![2], vec![1, 3], 1));
         assert_eq!((all.count, all.mean, all.std()), (2, 2.0, 1.0));
+    }
+
+    #[test]
+    fn bars_are_equal_parts_of_a_range() {
+        let values = [1.0, -3.0, 0.0, f32::NAN, f32::INFINITY, 2.0];
+        let memory = Memory::new(vec![
+            ("t", Dtype::F32, vec![6], encode_f32(&values)),
+            ("alike", Dtype::U8, vec![100], vec![7; 100]),
+        ]);
+        let memory = memory.in_pieces(5);
+        let go_on = &|_| ControlFlow::Continue(());
+        let found = tensor_stats(&memory, 0, go_on).unwrap();
+        let bars = tensor_bars(&memory, 0, (found.min, found.max), 5, go_on).unwrap();
+        assert_eq!(bars, [1, 0, 0, 1, 2]);
+        assert_eq!(tensor_bars(&memory, 0, (0.0, 1.0), 1, go_on).unwrap(), [2]);
+        assert_eq!(
+            tensor_bars(&memory, 1, (7.0, 7.0), 3, go_on).unwrap(),
+            [100, 0, 0]
+        );
+        let stop = &|_| ControlFlow::Break(());
+        assert!(matches!(
+            tensor_stats(&memory, 0, stop),
+            Err(ConvertError::Cancelled)
+        ));
+        let stopped = tensor_bars(&memory, 0, (0.0, 1.0), 1, stop);
+        assert!(matches!(stopped, Err(ConvertError::Cancelled)));
     }
 
     #[test]

@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use crate::checkpoint::{Checkpoint, OpenOptions};
 use crate::error::StoreError;
 use crate::hash::{HashOptions, Hashes};
+use crate::source::{ReadAt, open_regular};
 use crate::verify::Verdict;
 
 /// The schemes of URLs that are read here.
@@ -103,6 +104,23 @@ fn unsupported(url: &str) -> StoreError {
         problem:
             "this build reads no URLs; build it with the feature `remote`, or download the file"
                 .to_owned(),
+    }
+}
+
+/// Opens any file for positioned reads, by path or by URL.
+///
+/// # Errors
+/// As [`open`], but for the file's content.
+pub fn open_reader(location: impl AsRef<OsStr>) -> Result<Box<dyn ReadAt>, StoreError> {
+    match Location::of(location) {
+        Location::Path(path) => Ok(Box::new(open_regular(&path)?)),
+        #[cfg(feature = "remote")]
+        Location::Url(url) => {
+            let options = crate::remote::RemoteOptions::from_env();
+            Ok(Box::new(crate::remote::open_file(&url, &options)?))
+        }
+        #[cfg(not(feature = "remote"))]
+        Location::Url(url) => Err(unsupported(&url)),
     }
 }
 

@@ -189,7 +189,10 @@ impl Repair {
         while let Some(kept) = self.kept.get(index) {
             let together = self.together(index);
             if together > 1 {
-                done += writer.copy_tensors(index..index + together, &self.file, kept.starts_at)?;
+                let indexes = index..index + together;
+                let copied = writer.copy_tensors(indexes, &self.file, kept.starts_at);
+                self.unchanged()?;
+                done += copied?;
                 index += together;
                 if progress(done, all).is_break() {
                     return Ok(None);

@@ -1,6 +1,9 @@
-//! What a tensor's numbers look like: extremes, mean, histogram, the first few.
+//! What `browse` shows of a tensor's numbers: what `safelight_convert::stats` finds, bars over their range, the first few.
 
-use safelight_convert::{ConvertError, Source};
+use std::cell::Cell;
+use std::ops::ControlFlow;
+
+use safelight_convert::{ConvertError, Source, tensor_bars, tensor_stats};
 
 use crate::numbers::{Number, numbers};
 
@@ -9,7 +12,7 @@ pub(crate) const BINS: usize = 32;
 /// As many first numbers are kept.
 const FIRST_MAX: usize = 64;
 
-/// A tensor's numbers in short. Complex ones count by their size.
+/// A tensor's numbers in short. Complex ones count as two.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct Stats {
     pub(crate) count: u64,
@@ -36,99 +39,62 @@ pub(crate) fn stats(
     index: usize,
     go_on: &dyn Fn(u64) -> bool,
 ) -> Result<Stats, String> {
+    let done = Cell::new(0);
+    let progress = |bytes: u64| {
+        done.set(done.get() + bytes);
+        match go_on(done.get()) {
+            true => ControlFlow::Continue(()),
+            false => ControlFlow::Break(()),
+        }
+    };
+    let told = |error| match error {
+        ConvertError::Cancelled => "stopped".to_owned(),
+        error => error.to_string(),
+    };
+    let found = tensor_stats(source, index, &progress).map_err(told)?;
     let mut stats = Stats {
-        min: f64::INFINITY,
-        max: f64::NEG_INFINITY,
+        count: found.count,
+        nan_count: found.nan,
+        infinite_count: found.infinite(),
+        zero_count: found.zero,
+        first: first(source, index)?,
         ..Stats::default()
     };
-    // Welford's running mean and sum of squared differences (Knuth, TAOCP 2, 4.2.2, (15) and (16)).
-    let (mut finite_count, mut squares) = (0u64, 0.0);
-    each(source, index, 0, go_on, &mut |values| {
-        for &number in values {
-            let value = number.to_f64();
-            stats.count += 1;
-            if stats.first.len() < FIRST_MAX {
-                stats.first.push(number);
-            }
-            if value.is_nan() {
-                stats.nan_count += 1;
-            } else if value.is_infinite() {
-                stats.infinite_count += 1;
-            } else {
-                finite_count += 1;
-                stats.zero_count += u64::from(value == 0.0);
-                (stats.min, stats.max) = (stats.min.min(value), stats.max.max(value));
-                let off = value - stats.mean;
-                stats.mean += off / finite_count as f64;
-                squares += off * (value - stats.mean);
-            }
-        }
-    })?;
-    if finite_count == 0 {
-        (stats.min, stats.max) = (0.0, 0.0);
-        return Ok(stats);
+    if found.finite() > 0 {
+        (stats.min, stats.max) = (found.min, found.max);
+        (stats.mean, stats.deviation) = (found.mean, found.std());
+        let range = (found.min, found.max);
+        stats.bins = tensor_bars(source, index, range, BINS, &progress).map_err(told)?;
     }
-    stats.deviation = (squares / finite_count as f64).sqrt();
-    stats.bins = vec![0; BINS];
-    let scale = BINS as f64 / (stats.max - stats.min);
-    let bytes = source.tensors()[index].byte_count().unwrap_or(0);
-    each(source, index, bytes, go_on, &mut |values| {
-        for number in values {
-            let value = number.to_f64();
-            if value.is_finite() {
-                // With one value for all, `scale` is infinite and the product NaN, which becomes 0.
-                let bin = ((value - stats.min) * scale) as usize;
-                stats.bins[bin.min(BINS - 1)] += 1;
-            }
-        }
-    })?;
     Ok(stats)
 }
 
-/// Hands all numbers over, piece by piece; pieces need not end where an element does.
-fn each(
-    source: &dyn Source,
-    index: usize,
-    bytes_before: u64,
-    go_on: &dyn Fn(u64) -> bool,
-    take: &mut dyn FnMut(&[Number]),
-) -> Result<(), String> {
+/// The first numbers.
+fn first(source: &dyn Source, index: usize) -> Result<Vec<Number>, String> {
     let tensor = &source.tensors()[index];
-    let mut left = tensor.element_count().unwrap_or(u64::MAX);
-    // As few bytes as hold whole elements: four of six bits are three bytes.
-    let unit = (tensor.dtype.bits() as usize * 4).div_ceil(8);
-    let (mut pending, mut done, mut failed) = (Vec::new(), bytes_before, None);
-    let mut decode = |bytes: &[u8]| match numbers(tensor.dtype, bytes) {
-        Ok(values) => {
-            let len = usize::try_from(left)
-                .unwrap_or(usize::MAX)
-                .min(values.len());
-            left -= len as u64;
-            take(&values[..len]);
-            Ok(())
-        }
-        Err(error) => {
-            failed = Some(error.to_string());
-            Err(ConvertError::Cancelled)
-        }
-    };
+    let count = tensor.element_count().unwrap_or(0).min(FIRST_MAX as u64);
+    let bytes_wanted = (count * tensor.dtype.bits()).div_ceil(8) as usize;
+    let mut bytes = Vec::new();
     let read = source.read(index, &mut |piece| {
-        done += piece.len() as u64;
-        if !go_on(done) {
-            return Err(ConvertError::Cancelled);
+        let more = piece.len().min(bytes_wanted - bytes.len());
+        bytes.extend_from_slice(&piece[..more]);
+        match bytes.len() < bytes_wanted {
+            true => Ok(()),
+            false => Err(ConvertError::Cancelled), // enough
         }
-        pending.extend_from_slice(piece);
-        let whole = pending.len() / unit * unit;
-        decode(&pending[..whole])?;
-        pending.drain(..whole);
-        Ok(())
     });
-    let read = read.and_then(|()| decode(&pending));
-    match (failed, read) {
-        (Some(failed), _) => Err(failed),
-        (None, Err(ConvertError::Cancelled)) => Err("stopped".to_owned()),
-        (None, read) => read.map_err(|error| error.to_string()),
+    match read {
+        Ok(()) | Err(ConvertError::Cancelled) => {}
+        Err(error) => return Err(error.to_string()),
     }
+    // Four elements of any size fill whole bytes.
+    bytes.resize(
+        bytes.len().next_multiple_of(tensor.dtype.bits() as usize),
+        0,
+    );
+    let mut first = numbers(tensor.dtype, &bytes).map_err(|error| error.to_string())?;
+    first.truncate(count as usize);
+    Ok(first)
 }
 
 #[cfg(test)]

@@ -151,6 +151,22 @@ impl RemoteOptions {
     }
 }
 
+/// Lets [`RemoteOptions::from_env`] keep what is fetched in this folder, whatever the environment says of a folder;
+/// `SAFELIGHT_CACHE_BYTES` is the limit (10 GiB), and 0 turns the cache off. For a program's own arguments.
+///
+/// # Errors
+/// The options, if some were chosen before.
+pub fn choose_cache(folder: PathBuf) -> Result<(), RemoteOptions> {
+    let setting = |name: &str| match name {
+        "SAFELIGHT_CACHE" => Some(folder.to_string_lossy().into_owned()),
+        name => std::env::var(name).ok(),
+    };
+    choose(RemoteOptions {
+        cache: CacheChoice::by_settings(&setting),
+        ..RemoteOptions::default()
+    })
+}
+
 /// Sets what [`RemoteOptions::from_env`] gives in this process, once: for a program's own arguments.
 ///
 /// # Errors
