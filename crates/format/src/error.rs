@@ -38,6 +38,14 @@ pub enum FormatError {
         /// The limit.
         limit_bytes: u64,
     },
+    /// The header is longer than [`crate::Limits::header_bytes_max`], and the file begins as a safetensors file does and is
+    /// long enough: with a higher limit it may be read.
+    HeaderOverLimit {
+        /// The header's length.
+        header_bytes: u64,
+        /// The limit.
+        limit_bytes: u64,
+    },
     /// The header itself goes on behind the file's end.
     HeaderCutOff {
         /// What the prefix says.
@@ -291,6 +299,7 @@ impl fmt::Display for FormatError {
             | E::TooSmall { .. }
             | E::PrefixTooShort { .. }
             | E::HeaderTooLong { .. }
+            | E::HeaderOverLimit { .. }
             | E::HeaderCutOff { .. }
             | E::FileTooShort { .. }
             | E::FileTooLong { .. } => self.fmt_file(f),
@@ -340,6 +349,14 @@ impl FormatError {
                 f,
                 "the first eight bytes ask for a header of {header_bytes} bytes, the limit is {limit_bytes}: \
                  probably not a safetensors file"
+            ),
+            FormatError::HeaderOverLimit {
+                header_bytes,
+                limit_bytes,
+            } => write!(
+                f,
+                "the header has {header_bytes} bytes, the limit is {limit_bytes}; if you trust the file, raise the limit: \
+                 `--max-header {header_bytes}`, in programs `Limits::header_bytes_max`"
             ),
             FormatError::HeaderCutOff {
                 header_bytes,

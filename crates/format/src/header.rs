@@ -6,9 +6,9 @@ use std::fmt;
 
 use crate::dtype::Dtype;
 use crate::error::{EntryField, FormatError};
+use crate::guess::guess;
 use crate::index::NameIndex;
 use crate::json::Scanner;
-use crate::sniff::sniff;
 use crate::spec::TensorSpec;
 use crate::table::{Entry, RANK_MAX, TENSOR_COUNT_MAX, Table, TableBuilder};
 use crate::usual::take_entries;
@@ -255,6 +255,15 @@ pub fn header_bytes(prefix: &[u8], file_bytes: u64, limits: &Limits) -> Result<u
     let header_bytes = u64::from_le_bytes(*length);
     let limit_bytes = limits.header_bytes_max.min(u64::from(u32::MAX));
     if header_bytes > limit_bytes {
+        // A header that begins as one and has room in the file: too long for this reader, and nothing else.
+        if prefix.get(8) == Some(&b'{')
+            && header_bytes <= (file_bytes - LENGTH_BYTES).min(u32::MAX.into())
+        {
+            return Err(FormatError::HeaderOverLimit {
+                header_bytes,
+                limit_bytes,
+            });
+        }
         return Err(other_kind(prefix).unwrap_or(FormatError::HeaderTooLong {
             header_bytes,
             limit_bytes,
@@ -283,7 +292,7 @@ fn told_apart(error: FormatError, json: &[u8], prefix: &[u8]) -> FormatError {
 }
 
 pub(crate) fn other_kind(prefix: &[u8]) -> Option<FormatError> {
-    sniff(prefix).map(|kind| FormatError::OtherKind { kind })
+    guess(prefix).map(|kind| FormatError::OtherKind { kind })
 }
 
 impl Header {

@@ -30,6 +30,7 @@ mod decode;
 mod dtype;
 mod encode;
 mod error;
+mod guess;
 mod header;
 mod index;
 mod json;

@@ -50,6 +50,22 @@ pub enum FileKind {
     Executable,
     /// Nothing but zero bytes: a download reserved its space and never came.
     Zeros,
+    /// bzip2-compressed.
+    Bzip2,
+    /// A zip archive of NumPy arrays.
+    Npz,
+    /// Flax's weights: msgpack.
+    Flax,
+    /// An ONNX model.
+    Onnx,
+    /// A server's text that there is no such file or repository.
+    ServerNotFound,
+    /// A server's text that the one who asked may not have the file.
+    ServerRefused,
+    /// Another error of a server, in JSON.
+    ServerError,
+    /// Any other text.
+    Text,
 }
 
 impl FileKind {
@@ -57,14 +73,20 @@ impl FileKind {
     pub fn advice(self) -> &'static str {
         match self {
             FileKind::TorchZip => {
-                "a PyTorch checkpoint (a zip archive with a pickle inside); convert it to safetensors, \
-                 renaming is not enough"
+                "a PyTorch checkpoint (a zip archive with a pickle inside); renaming is not enough, \
+                 `safelight convert FILE OUT.safetensors` reads it"
             }
-            FileKind::Zip => "a zip archive; unpack it and use the .safetensors file inside",
+            FileKind::Zip => {
+                "a zip archive; unpack it and use the .safetensors file inside (one of PyTorch, NumPy or Keras: \
+                 `safelight convert FILE OUT.safetensors` reads it)"
+            }
             FileKind::Pickle => {
-                "a Python pickle (an old PyTorch checkpoint); convert it to safetensors, renaming is not enough"
+                "a Python pickle (an old PyTorch checkpoint); renaming is not enough, \
+                 `safelight convert FILE OUT.safetensors` reads it"
             }
-            FileKind::Gguf => "a GGUF/GGML model; get the safetensors version of it",
+            FileKind::Gguf => {
+                "a GGUF/GGML model; `safelight convert FILE OUT.safetensors` reads it (GGUF, not its predecessors)"
+            }
             FileKind::Html => {
                 "a web page: the download gave a login or error page instead of the model; download it again, \
                  logged in if the site asks for that"
@@ -82,8 +104,32 @@ impl FileKind {
             FileKind::Jpeg => "a JPEG picture",
             FileKind::Webp => "a WebP picture",
             FileKind::Pdf => "a PDF document",
-            FileKind::Hdf5 => "an HDF5 file (Keras weights); convert it to safetensors",
-            FileKind::Npy => "a NumPy array; convert it to safetensors",
+            FileKind::Hdf5 => {
+                "an HDF5 file (Keras weights); `safelight convert FILE OUT.safetensors` reads it"
+            }
+            FileKind::Npy => "a NumPy array; `safelight convert FILE OUT.safetensors` reads it",
+            FileKind::Npz => {
+                "a zip archive of NumPy arrays (npz); `safelight convert FILE OUT.safetensors` reads it"
+            }
+            FileKind::Flax => {
+                "Flax's weights (msgpack); `safelight convert FILE OUT.safetensors` reads it"
+            }
+            FileKind::Onnx => "an ONNX model; `safelight convert FILE OUT.safetensors` reads it",
+            FileKind::Bzip2 => "a bzip2-compressed file; unpack it with `bunzip2`",
+            FileKind::ServerNotFound => {
+                "a server's answer that it has no such file; check the address (owner, repository, revision and \
+                 name) and download it again"
+            }
+            FileKind::ServerRefused => {
+                "a server's answer that access is refused; log in (with a token that may read the repository), accept \
+                 the model's terms on its page if it has any, and download it again"
+            }
+            FileKind::ServerError => {
+                "a server's error answer (JSON); look into it with a text editor, and download the file again"
+            }
+            FileKind::Text => {
+                "a text, perhaps a server's answer; look into it with a text editor, and download the file again"
+            }
             FileKind::Json => {
                 "a JSON text, such as a config or a server's error answer; the name of a shard index must end in `.safetensors.index.json`"
             }

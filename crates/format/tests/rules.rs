@@ -462,7 +462,8 @@ fn limits() {
             ..no
         },
         &format!(
-            "the first eight bytes ask for a header of {} bytes, the limit is 20: probably not a safetensors file",
+            "the header has {0} bytes, the limit is 20; if you trust the file, raise the limit: `--max-header {0}`, in \
+             programs `Limits::header_bytes_max`",
             json.len()
         ),
     );

@@ -63,16 +63,17 @@ fn truncated() {
 
 #[test]
 fn pytorch_checkpoints() {
-    let zip = "not a safetensors file but a PyTorch checkpoint (a zip archive with a pickle inside); convert it to \
-               safetensors, renaming is not enough";
+    let zip = "not a safetensors file but a PyTorch checkpoint (a zip archive with a pickle inside); renaming \
+               is not enough, `safelight convert FILE OUT.safetensors` reads it";
     refused(&large(b"PK\x03\x04\0\0\x08\x08\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\x10\0\x12\0archive/data.pklFB"), zip);
     refused(&large(b"PK\x03\x04\0\0\x08\x08\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\x16\0\x12\0v1-5-pruned/data.pklFB"), zip);
     refused(
         &large(b"PK\x03\x04\x14\0\0\0\x08\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\x09\0\0\0README.md"),
-        "not a safetensors file but a zip archive; unpack it and use the .safetensors file inside",
+        "not a safetensors file but a zip archive; unpack it and use the .safetensors file inside (one of PyTorch, NumPy \
+         or Keras: `safelight convert FILE OUT.safetensors` reads it)",
     );
-    let pickle = "not a safetensors file but a Python pickle (an old PyTorch checkpoint); convert it to safetensors, \
-                  renaming is not enough";
+    let pickle = "not a safetensors file but a Python pickle (an old PyTorch checkpoint); renaming is not enough, \
+                  `safelight convert FILE OUT.safetensors` reads it";
     refused(
         &large(b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.\x80\x02M\xe9\x03."),
         pickle,
@@ -106,6 +107,16 @@ fn downloads_gone_wrong() {
     );
     refused(
         b"{\"error\":\"You must be logged in\"}",
+        "not a safetensors file but a server's answer that access is refused; log in (with a token that may read the \
+         repository), accept the model's terms on its page if it has any, and download it again",
+    );
+    refused(
+        b"Entry not found",
+        "not a safetensors file but a server's answer that it has no such file; check the address (owner, repository, \
+         revision and name) and download it again",
+    );
+    refused(
+        b"{\"a\": 1}",
         "not a safetensors file but a JSON text, such as a config or a server's error answer; the name of a shard index \
          must end in `.safetensors.index.json`",
     );
@@ -115,7 +126,8 @@ fn downloads_gone_wrong() {
 fn other_formats() {
     refused(
         &large(b"GGUF\x03\0\0\0\x23\x01\0\0\0\0\0\0"),
-        "not a safetensors file but a GGUF/GGML model; get the safetensors version of it",
+        "not a safetensors file but a GGUF/GGML model; `safelight convert FILE OUT.safetensors` reads it (GGUF, not its \
+         predecessors)",
     );
     refused(
         &large(b"\x1f\x8b\x08\x08model"),

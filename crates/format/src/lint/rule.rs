@@ -123,7 +123,7 @@ impl Rule {
         match error {
             E::OtherKind { .. } => Rule::OtherFormat,
             E::TooSmall { .. } | E::PrefixTooShort { .. } => Rule::FileTooSmall,
-            E::HeaderTooLong { .. } => Rule::HeaderTooLong,
+            E::HeaderTooLong { .. } | E::HeaderOverLimit { .. } => Rule::HeaderTooLong,
             E::HeaderCutOff { .. } => Rule::HeaderCutOff,
             E::NotUtf8 { .. } => Rule::NotUtf8,
             E::NotJson { .. } => Rule::NotJson,

@@ -37,7 +37,7 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use safelight_format::{
-    FormatError, Header, Limits, Metadata, Strictness, WriteError, header_bytes,
+    FormatError, Header, Limits, Metadata, ParseOptions, Strictness, WriteError, header_bytes,
 };
 
 use crate::atomic::{Publish, Temporary};
@@ -75,15 +75,22 @@ pub struct EditOptions {
     /// Where the header has to grow, it gets this much spare room for later edits (and up to a page
     /// more).
     pub reserve_header_bytes: u64,
+    /// How much the file's header may ask for, before and after the edit.
+    pub limits: Limits,
+    /// For [`set_metadata`]: files with tensors of dtypes that the format does not have are edited too; their entries stay as
+    /// they are.
+    pub opaque_dtypes: bool,
 }
 
 impl Default for EditOptions {
-    /// [`Strategy::Auto`], synced, 4 KiB of spare room.
+    /// [`Strategy::Auto`], synced, 4 KiB of spare room, the parser's own limits, no unknown dtypes.
     fn default() -> EditOptions {
         EditOptions {
             strategy: Strategy::Auto,
             sync: true,
             reserve_header_bytes: 4096,
+            limits: Limits::default(),
+            opaque_dtypes: false,
         }
     }
 }
@@ -138,7 +145,7 @@ pub fn set_metadata(
     changes: &BTreeMap<String, Option<String>>,
     options: &EditOptions,
 ) -> Result<Edited, StoreError> {
-    let editor = Editor::open(path)?;
+    let editor = Editor::open(path, options, options.opaque_dtypes)?;
     let mut metadata = editor.header.metadata().cloned().unwrap_or_default();
     for (key, change) in changes {
         match change {
@@ -171,10 +178,12 @@ pub(crate) struct Editor {
     header: Header,
     file_bytes: u64,
     opened: FileMetadata,
+    /// How the header was parsed.
+    parse: ParseOptions,
 }
 
 impl Editor {
-    fn open(path: &Path) -> Result<Editor, StoreError> {
+    fn open(path: &Path, options: &EditOptions, opaque_dtypes: bool) -> Result<Editor, StoreError> {
         let record::Locked {
             file,
             target,
@@ -182,17 +191,21 @@ impl Editor {
         } = record::open_locked(path)?;
         let opened = file.metadata().map_err(StoreError::io("open", path))?;
         let file_bytes = opened.len();
-        let limits = Limits::default();
+        let parse = ParseOptions {
+            strictness: Strictness::Compat,
+            limits: options.limits,
+            opaque_dtypes,
+        };
         let bad = |error: FormatError| StoreError::Format {
             file: path_text(path),
             error,
         };
         let mut prefix = vec![0; file_bytes.min(512) as usize]; // enough to say what else it may be
         sys::read_at(&file, &mut prefix, 0).map_err(StoreError::io("read", path))?;
-        let header_bytes = header_bytes(&prefix, file_bytes, &limits).map_err(bad)?;
-        prefix.resize(LENGTH_BYTES + header_bytes as usize, 0); // at most the limit, 100 MB
+        let header_bytes = header_bytes(&prefix, file_bytes, &parse.limits).map_err(bad)?;
+        prefix.resize(LENGTH_BYTES + header_bytes as usize, 0); // within the limit and within the file
         sys::read_at(&file, &mut prefix, 0).map_err(StoreError::io("read", path))?;
-        let header = Header::parse(&prefix, file_bytes, Strictness::Compat, &limits);
+        let header = Header::parse_with(&prefix, file_bytes, &parse);
         let header = header.map_err(bad)?;
         Ok(Editor {
             file,
@@ -203,6 +216,7 @@ impl Editor {
             header,
             file_bytes,
             opened,
+            parse,
         })
     }
 
@@ -261,7 +275,7 @@ impl Editor {
 
     /// A header with these entries and room to spare (as much as the limit allows).
     fn roomy(&self, entries: &Entries, options: &EditOptions) -> Result<Vec<u8>, StoreError> {
-        let limit_bytes = Limits::default().header_bytes_max;
+        let limit_bytes = self.parse.limits.header_bytes_max.min(u32::MAX.into());
         let reserve = options.reserve_header_bytes.min(limit_bytes) as usize;
         let old_bytes = self.json().len();
         let fitting = [reserve, 0].map(|reserve| entries.roomy_bytes(old_bytes, reserve));
@@ -448,8 +462,7 @@ impl Editor {
 
     /// Our own promise: a header that is about to be written can be read.
     fn check(&self, prefix: &[u8], file_bytes: u64) {
-        let limits = Limits::default();
-        let parsed = Header::parse(prefix, file_bytes, Strictness::Compat, &limits);
+        let parsed = Header::parse_with(prefix, file_bytes, &self.parse);
         if let Err(error) = parsed {
             panic!(
                 "the edited header of {} is wrong: {error}",

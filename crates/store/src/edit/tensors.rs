@@ -22,7 +22,7 @@ pub fn patch_tensor(
     bytes: &[u8],
     options: &EditOptions,
 ) -> Result<Edited, StoreError> {
-    let editor = Editor::open(path)?;
+    let editor = Editor::open(path, options, false)?;
     let tensor = editor.find(name)?;
     if tensor.byte_count() != bytes.len() as u64 {
         return Err(editor.unwritable(WriteError::WrongLength {
@@ -55,7 +55,7 @@ pub fn append(
     tensors: &[TensorView<'_>],
     options: &EditOptions,
 ) -> Result<Edited, StoreError> {
-    let editor = Editor::open(path)?;
+    let editor = Editor::open(path, options, false)?;
     if tensors.is_empty() {
         return Ok(editor.unchanged());
     }
@@ -97,7 +97,7 @@ pub fn rename_tensors(
     names: &BTreeMap<String, String>,
     options: &EditOptions,
 ) -> Result<Edited, StoreError> {
-    let editor = Editor::open(path)?;
+    let editor = Editor::open(path, options, false)?;
     for old in names.keys() {
         editor.find(old)?;
     }
@@ -121,7 +121,7 @@ pub fn drop_tensors(
     names: &BTreeSet<String>,
     options: &EditOptions,
 ) -> Result<Edited, StoreError> {
-    let editor = Editor::open(path)?;
+    let editor = Editor::open(path, options, false)?;
     for name in names {
         editor.find(name)?;
     }
