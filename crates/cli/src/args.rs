@@ -8,7 +8,7 @@ use safelight_diffusion::pipeline::MaskedContent;
 use safelight_diffusion::sampler::{Flavour, STEPS_MAX, Sampler};
 use safelight_diffusion::schedule::Schedule;
 
-use crate::files::FileCommand;
+use crate::files::{FileCommand, WITHOUT_MAX_HEADER, max_header};
 
 const EXIT_CODES: &str = "\
 Exit codes: 0 done; 1 the machine failed (nothing can be written there …);
@@ -86,12 +86,18 @@ const GROUPS: [(&str, &[&str]); 3] = [
 
 /// The command line, with commands in groups: more than twenty in one list are hard to read.
 pub(crate) fn command() -> clap::Command {
-    let command = Cli::command();
+    let mut command = Cli::command();
     let files = FileCommand::augment_subcommands(clap::Command::new("files"));
     let files: Vec<&str> = files
         .get_subcommands()
         .map(clap::Command::get_name)
         .collect();
+    let readers = files
+        .iter()
+        .filter(|name| !WITHOUT_MAX_HEADER.contains(name));
+    for name in readers.chain([&"inspect"]) {
+        command = command.mut_subcommand(name, |command| command.arg(max_header()));
+    }
     let [pictures, models, program] = GROUPS;
     let groups = [pictures, models, ("Tensor files", &files[..]), program];
     let about = |name: &str| {
@@ -351,6 +357,9 @@ pub(crate) struct InspectArgs {
     /// List every tensor
     #[arg(long)]
     pub(crate) tensors: bool,
+    /// Also look at files with tensors of dtypes that the format does not have
+    #[arg(long)]
+    pub(crate) unknown_dtypes: bool,
     /// Leave out hashes that would have to be computed by reading the whole file
     #[arg(long)]
     pub(crate) no_hash: bool,

@@ -14,6 +14,7 @@ use serde_json::json;
 use crate::array_text::{self, Layout, Shown, Survey, THRESHOLD, repeat};
 use crate::error::Failure;
 use crate::files::{self, Outcome, Run};
+use crate::interrupt;
 use crate::numbers::{Number, numbers};
 use crate::progress::BytesProgress;
 use crate::say;
@@ -30,6 +31,7 @@ Examples:
 
 JSON: {file, tensor, dtype, shape, slice, values}: nested lists; NaN and infinities are strings, complex numbers pairs.
 Numbers narrower than F32 are exact, F32 has the fewest digits that are read back as the same F32.
+With -o FILE, --json prints {path, bytes, dtype, shape} of what was written. `-` as FILE to read is standard input.
 npy has no type for BF16, F8, F6 and F4: these become float32, which is exact.";
 
 /// More numbers than this at the edges of a tensor are no summary.
@@ -70,7 +72,7 @@ pub(crate) struct CatArgs {
     /// Print all numbers, not only the edges of large tensors
     #[arg(short, long)]
     all: bool,
-    /// Write to this file
+    /// Write to this file; - is standard output
     #[arg(short, long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     output: Option<PathBuf>,
 }
@@ -123,14 +125,15 @@ impl Run for CatArgs {
 
     fn run(&self) -> Result<Outcome, Failure> {
         let format = if self.json { Format::Json } else { self.format };
-        let to_terminal = self.output.is_none() && std::io::stdout().is_terminal();
+        let named = self.output.as_ref().filter(|path| !files::is_stdin(path));
+        let to_terminal = named.is_none() && std::io::stdout().is_terminal();
         if to_terminal && matches!(format, Format::Npy | Format::Raw) {
             return Err(Failure::Usage(
                 "bytes are not for a terminal: name a file with --output, or a pipe".into(),
             ));
         }
         let checkpoint = files::open_with(&self.file, self.unknown_dtypes)?;
-        if let Some(output) = &self.output {
+        if let Some(output) = named {
             for file in checkpoint.files() {
                 files::check_other(output, Path::new(file))?;
             }
@@ -145,23 +148,39 @@ impl Run for CatArgs {
                 return Err(Failure::Usage(what));
             }
             let write = |out: &mut dyn Write| write_unknown(&checkpoint, &place.tensor, out);
-            match &self.output {
+            let OpaqueTensor { dtype, shape, .. } = place.tensor;
+            match named {
                 None => say::stream(write)?,
-                Some(output) => files::replace(output, write)?,
+                Some(output) => {
+                    files::replace(output, write)?;
+                    self.tell_written(output, dtype, shape)?;
+                }
             }
             return Ok(Outcome::Clean);
         }
         let slice = Slice::new(&checkpoint, self)?;
-        let Some(output) = &self.output else {
+        let Some(output) = named else {
             say::stream(|out| self.write(format, &slice, true, out))?;
             return Ok(Outcome::Clean);
         };
         files::replace(output, |out| self.write(format, &slice, false, out))?;
+        self.tell_written(output, slice.tensor.dtype.name(), slice.plan.shape())?;
         Ok(Outcome::Clean)
     }
 }
 
 impl CatArgs {
+    /// With `--json` (or its format), what the file that was written holds.
+    fn tell_written(&self, output: &Path, dtype: &str, shape: &[u64]) -> Result<(), Failure> {
+        if !self.wants_json() {
+            return Ok(());
+        }
+        let bytes = std::fs::metadata(output).map_or(0, |metadata| metadata.len());
+        say::answer_json_line(&json!({
+            "path": output.to_string_lossy(), "bytes": bytes, "dtype": dtype, "shape": shape,
+        }))
+    }
+
     fn write(
         &self,
         format: Format,
@@ -201,7 +220,7 @@ fn write_unknown(
         checkpoint.read_opaque_at(tensor.name, offset, piece)?;
         files::bytes(out, piece)?;
         offset += bytes as u64;
-        crate::interrupt::check()?;
+        interrupt::check()?;
     }
     Ok(())
 }
@@ -333,7 +352,6 @@ impl<'a> Slice<'a> {
         self.pieces(quiet, &mut |bytes| {
             let at = bits / self.tensor.dtype.bits();
             bits += bytes.len() as u64 * 8;
-            crate::interrupt::check()?;
             each(at, bytes)
         })
     }
@@ -349,6 +367,7 @@ impl<'a> Slice<'a> {
         let (dtype, count) = (self.tensor.dtype, self.plan.element_count());
         let chunks = bytes.par_chunks(CHUNK_BYTES).enumerate();
         let made = chunks.map(|(index, chunk)| {
+            interrupt::check()?;
             let at = at + (index * CHUNK_BYTES) as u64 * 8 / dtype.bits();
             let mut values = numbers(dtype, chunk)?;
             // Elements smaller than a byte may not fill the last one.

@@ -10,16 +10,17 @@ use clap::{Args, ValueEnum, ValueHint};
 use safelight_convert::layout::{FolderOptions, Layout, Model, Prediction, is_diffusers_folder};
 use safelight_convert::{
     Cast, CastOptions, GgufOptions, GgufWeights, Keep, Limits, Note, NpzOptions, OpenOptions,
-    PruneOptions, Report, SharedTensors, Source, UnknownObjects, WriteOptions, open_with, prune,
-    write_gguf, write_npz, write_safetensors, write_safetensors_to, write_sharded,
+    PruneOptions, Report, SharedTensors, Source, UnknownObjects, WriteOptions, prune,
+    restore_shared, write_gguf, write_npz, write_safetensors, write_safetensors_to, write_sharded,
 };
 use safelight_format::{Dtype, Order, shown};
 use serde_json::json;
 
 use crate::error::Failure;
-use crate::files::{Outcome, Run};
+use crate::files::{self, Outcome, Run};
 use crate::lost;
 use crate::progress::BytesProgress;
+use crate::select::SelectArgs;
 use crate::{say, scan};
 
 pub(crate) const HELP: &str = "\
@@ -40,7 +41,7 @@ report on standard error.
 
 JSON: file, kind, files [PATH], tensor_count, tensor_bytes, seconds, notes [{at, what}], cast [{name, from, to,
 elements, overflows, underflows, infinities, nans}] (tensors that lost numbers); of models whose layout changed also
-family, prediction, pipeline.";
+family, prediction, pipeline; with --align also align {asked, data, tensors}: what positions are multiples of.";
 
 /// The arguments of `convert`.
 #[derive(Debug, Args)]
@@ -63,6 +64,8 @@ pub(crate) struct ConvertArgs {
     /// With --dtype: cast tensors of one dimension (norms, biases) as well, which stay by default where DTYPE has 8 bits
     #[arg(long, requires = "dtype")]
     cast_vectors: bool,
+    #[command(flatten)]
+    select: SelectArgs,
     /// Leave out averaged weights (EMA), optimizer and training state
     #[arg(long)]
     prune: bool,
@@ -102,6 +105,9 @@ pub(crate) struct ConvertArgs {
     /// Tensors that have several names are written once; the metadata says which names are meant
     #[arg(long)]
     share: bool,
+    /// Write tensors again under the other names that the metadata records (--share), as npz and GGUF always do
+    #[arg(long, conflicts_with = "share")]
+    restore_shared: bool,
     /// Wait until the bytes are on the disk
     #[arg(long)]
     sync: bool,
@@ -227,8 +233,12 @@ impl Run for ConvertArgs {
             skip_unsupported: self.skip_unsupported,
             ..OpenOptions::default()
         };
-        let mut source: Arc<dyn Source> = open_with(&self.src, &options)?.into();
+        let mut source: Arc<dyn Source> = files::source(&self.src, &options)?.into();
         some_tensors(&*source)?;
+        if self.restore_shared || matches!(kind, Kind::Npz | Kind::Gguf) {
+            source = Arc::new(restore_shared(source)?);
+        }
+        source = self.select.of(source)?;
         if self.prune || self.ema {
             source = self.pruned(source)?;
         }
@@ -250,6 +260,7 @@ impl Run for ConvertArgs {
         if self.json {
             written.report.notes.extend(warned);
         }
+        written.alignment = self.alignment(&written)?;
         self.tell(kind, &written, started)?;
         lost::warn(&written.cast);
         Ok(Outcome::Clean)
@@ -264,9 +275,42 @@ struct Written {
     model: Option<(&'static str, &'static str)>,
     pipeline: Option<&'static str>,
     cast: Vec<safelight_convert::CastReport>,
+    /// What `--align` came to.
+    alignment: Option<Alignment>,
+}
+
+/// What the positions of tensors in their files are multiples of.
+#[derive(Clone, Copy, Debug)]
+struct Alignment {
+    /// The first byte of tensor data.
+    data: u64,
+    /// Every tensor.
+    tensors: u64,
 }
 
 impl ConvertArgs {
+    /// How well the tensors lie in what was written with `--align`.
+    fn alignment(&self, written: &Written) -> Result<Option<Alignment>, Failure> {
+        if self.align.is_none() || self.to_stdout() {
+            return Ok(None);
+        }
+        let (mut data, mut tensors) = (0u64, 0u64); // of all positions together, the bits that are set
+        for path in written.files.iter().filter(|path| {
+            path.extension()
+                .is_some_and(|ending| ending == "safetensors")
+        }) {
+            let file = files::open(path)?;
+            let places = || file.places().filter(|place| place.tensor.byte_count() > 0);
+            data |= places().map(|place| place.starts_at).min().unwrap_or(0);
+            tensors |= places().fold(0, |all, place| all | place.starts_at);
+        }
+        let multiple = |bits: u64| 1u64.checked_shl(bits.trailing_zeros()).unwrap_or(0);
+        Ok((tensors > 0).then(|| Alignment {
+            data: multiple(data),
+            tensors: multiple(tensors),
+        }))
+    }
+
     /// What to write, by `--to` and the name.
     fn kind(&self) -> Result<Kind, Failure> {
         let ending = self
@@ -512,6 +556,9 @@ impl ConvertArgs {
                 "notes": report.notes.iter().map(|note| json!({"at": note.at, "what": note.what})).collect::<Vec<_>>(),
                 "cast": lost::to_json(&written.cast),
             });
+            if let Some(Alignment { data, tensors }) = written.alignment {
+                answer["align"] = json!({ "asked": self.align, "data": data, "tensors": tensors });
+            }
             if let Some((family, prediction)) = written.model {
                 (answer["family"], answer["prediction"]) = (json!(family), json!(prediction));
                 answer["pipeline"] = json!(written.pipeline);
@@ -536,6 +583,11 @@ impl ConvertArgs {
             text += &format!("… and {more} notes more; --json lists them all\n");
         }
         text += &lost::to_text(&written.cast, "cast");
+        if let Some(Alignment { data, tensors }) = written.alignment {
+            text += &format!(
+                "tensor data starts at a multiple of {data} bytes, every tensor at one of {tensors}\n"
+            );
+        }
         if let Some((family, prediction)) = written.model {
             let pipeline = written
                 .pipeline

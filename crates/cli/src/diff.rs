@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, ValueHint};
-use safelight_convert::{Diff, Limits, NumberDiff, TensorDiff, Tolerance, diff, open};
+use safelight_convert::{Diff, NumberDiff, TensorDiff, Tolerance, diff};
 use safelight_format::{TensorSpec, shown};
 use serde_json::{Value, json};
 use unicode_width::UnicodeWidthStr as _;
@@ -85,8 +85,11 @@ impl Run for DiffArgs {
     }
 
     fn run(&self) -> Result<Outcome, Failure> {
-        let limits = Limits::default();
-        let (a, b) = (open(&self.a, &limits)?, open(&self.b, &limits)?);
+        let options = Default::default();
+        let (a, b) = (
+            files::source(&self.a, &options)?,
+            files::source(&self.b, &options)?,
+        );
         let tensors = a.tensors().iter().chain(b.tensors());
         let names: Vec<&str> = tensors.map(|tensor| tensor.name.as_str()).collect();
         let files = format!("{}, {}", files::name(&self.a), files::name(&self.b));

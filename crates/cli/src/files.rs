@@ -4,11 +4,13 @@
 //! [`FileCommand::command`] and `docs/commands.md`, and nowhere else.
 
 use std::fmt;
-use std::io::Write;
+use std::io::{IsTerminal as _, Read as _, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::OnceLock;
 
-use clap::{Args, Subcommand, ValueHint};
+use clap::{Arg, ArgMatches, Args, Subcommand, ValueHint};
+use safelight_convert::{Contents, ConvertError, OpenOptions as ConvertOptions, Source};
 use safelight_store::location::{self, Location};
 use safelight_store::{Checkpoint, model_files, replace_file};
 
@@ -247,20 +249,141 @@ pub(crate) fn each(
     }
 }
 
+/// The longest header that is read, if the command line says one; set once, before a command runs.
+static HEADER_BYTES_MAX: OnceLock<u64> = OnceLock::new();
+
+/// `--max-header`, which every command has that reads headers.
+pub(crate) fn max_header() -> Arg {
+    Arg::new("max-header")
+        .long("max-header")
+        .value_name("SIZE")
+        .value_parser(convert::size)
+        .global(true) // `meta` has commands of its own
+        .help("Read headers of at most this size, such as 200MB [default: 100MB]")
+}
+
+/// Commands that read no header of the kind, and so have no `--max-header`.
+pub(crate) const WITHOUT_MAX_HEADER: [&str; 1] = ["hash"];
+
+/// Takes `--max-header` from what was typed.
+pub(crate) fn set_limits(matches: &ArgMatches) {
+    let Some((_, matches)) = matches.subcommand() else {
+        return;
+    };
+    if let Ok(Some(bytes)) = matches.try_get_one::<u64>("max-header") {
+        HEADER_BYTES_MAX.get_or_init(|| *bytes);
+    }
+    set_limits(matches);
+}
+
+/// How much a safetensors file may ask for.
+pub(crate) fn limits() -> safelight_format::Limits {
+    let mut limits = safelight_format::Limits::default();
+    if let Some(bytes) = HEADER_BYTES_MAX.get() {
+        limits.header_bytes_max = *bytes;
+    }
+    limits
+}
+
+/// How much any file may ask for.
+pub(crate) fn all_limits() -> safelight_convert::Limits {
+    safelight_convert::Limits {
+        header: limits(),
+        ..Default::default()
+    }
+}
+
+/// Whether a path stands for standard input.
+pub(crate) fn is_stdin(path: &Path) -> bool {
+    path.as_os_str() == "-"
+}
+
+/// Standard input as a file that can be read at any place: a temporary one, gone with what is returned.
+pub(crate) fn spooled() -> Result<tempfile::NamedTempFile, Failure> {
+    let failed = |error: std::io::Error| {
+        Failure::Machine(format!(
+            "standard input can't be kept in a temporary file (the variable TMPDIR says where): {error}"
+        ))
+    };
+    if std::io::stdin().is_terminal() {
+        return Err(Failure::Usage(
+            "`-` is standard input, and nothing is piped into it; name a file (one of this name: ./-)".into(),
+        ));
+    }
+    let made = tempfile::Builder::new()
+        .prefix("safelight-stdin-")
+        .tempfile();
+    let mut file = made.map_err(failed)?;
+    let (mut input, mut piece) = (std::io::stdin().lock(), vec![0; 1 << 20]);
+    loop {
+        interrupt::check()?;
+        match input.read(&mut piece) {
+            Ok(0) => return Ok(file),
+            Ok(count) => file.write_all(&piece[..count]).map_err(failed)?,
+            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(failed(error)),
+        }
+    }
+}
+
+/// Any file of tensors that is known, with the limits of the command line; standard input as well.
+pub(crate) fn source(path: &Path, options: &ConvertOptions) -> Result<Box<dyn Source>, Failure> {
+    let options = ConvertOptions {
+        limits: all_limits(),
+        ..*options
+    };
+    if !is_stdin(path) {
+        return Ok(safelight_convert::open_with(path, &options)?);
+    }
+    let file = spooled()?;
+    let source = safelight_convert::open_with(file.path(), &options)?;
+    let mut contents = source.contents().clone();
+    contents.label = "standard input".to_owned();
+    Ok(Box::new(Spooled {
+        contents,
+        source,
+        _file: file,
+    }))
+}
+
+/// A source whose file is a temporary one, and goes with it.
+struct Spooled {
+    contents: Contents,
+    source: Box<dyn Source>,
+    _file: tempfile::NamedTempFile,
+}
+
+impl Source for Spooled {
+    fn contents(&self) -> &Contents {
+        &self.contents
+    }
+
+    fn read(
+        &self,
+        index: usize,
+        out: &mut dyn FnMut(&[u8]) -> Result<(), ConvertError>,
+    ) -> Result<(), ConvertError> {
+        self.source.read(index, out)
+    }
+}
+
 /// Opens a safetensors file, an index with its shards (both may be URLs), a folder or a pattern of files.
 pub(crate) fn open(path: &Path) -> Result<Checkpoint, Failure> {
-    Ok(match Location::of(path) {
-        Location::Path(path) => Checkpoint::open(&path)?,
-        Location::Url(url) => location::open(url)?,
-    })
+    open_with(path, false)
 }
 
 /// As [`open`]; tensors of unknown dtypes are no error if `unknown_dtypes` says so.
 pub(crate) fn open_with(path: &Path, unknown_dtypes: bool) -> Result<Checkpoint, Failure> {
     let options = safelight_store::OpenOptions {
         opaque_dtypes: unknown_dtypes,
+        limits: limits(),
         ..Default::default()
     };
+    if is_stdin(path) {
+        let file = spooled()?.into_file(); // without a name: it goes when it is closed
+        let opened = Checkpoint::from_reader("standard input", Box::new(file), &options);
+        return Ok(opened?);
+    }
     Ok(location::open_with(path, &options)?)
 }
 
@@ -268,13 +391,17 @@ pub(crate) fn open_with(path: &Path, unknown_dtypes: bool) -> Result<Checkpoint,
 pub(crate) fn members(path: &Path) -> Result<Vec<PathBuf>, Failure> {
     match Location::of(path) {
         Location::Url(_) => Err(on_disk(path).expect_err("a URL")),
-        Location::Path(path) => Ok(model_files(&path)?),
+        Location::Path(path) => Ok(model_files(&on_disk(&path)?)?),
     }
 }
 
 /// The path of something on this machine; URLs are refused, without their secrets in the message.
 pub(crate) fn on_disk(path: &Path) -> Result<PathBuf, Failure> {
     match Location::of(path) {
+        Location::Path(path) if is_stdin(&path) => Err(Failure::Usage(
+            "`-`: this command does not read standard input; save it to a file first (one of this name: ./-)"
+                .into(),
+        )),
         Location::Path(path) => Ok(path),
         Location::Url(_) => Err(Failure::Usage(format!(
             "{}: this command reads no URLs; download the file first",

@@ -5,13 +5,12 @@ use std::path::Path;
 
 use safelight_catalog::{Catalog, Entry, Layout, Roots, short};
 use safelight_diffusion::infotext::Infotext;
-use safelight_format::{FileKind, TensorInfo};
-use safelight_store::Checkpoint;
+use safelight_format::{FileKind, OpaqueTensor, TensorInfo};
 use serde_json::{Value, json};
 
 use crate::args::InspectArgs;
 use crate::error::Failure;
-use crate::files::{on_disk, shown_path};
+use crate::files::{self, on_disk, shown_path};
 use crate::ls::shape_text;
 use crate::{choose, models, picture, say, scan};
 
@@ -41,13 +40,8 @@ pub(crate) fn run(args: &InspectArgs) -> Result<(), Failure> {
         }
     }
     if args.json {
-        if !answers.is_empty() {
-            let values: Vec<Value> = answers.into_iter().map(|(_, json)| json).collect();
-            say::answer_json(&if args.paths.len() == 1 {
-                values[0].clone()
-            } else {
-                Value::from(values)
-            })?;
+        for (_, value) in &answers {
+            say::answer_json_line(value)?;
         }
     } else {
         let texts: Vec<String> = answers.into_iter().map(|(text, _)| text).collect();
@@ -202,10 +196,14 @@ fn tame_lines(text: &str) -> String {
 }
 
 fn model(path: &Path, args: &InspectArgs) -> Result<Answer, Failure> {
+    let open = || {
+        files::open_with(path, args.unknown_dtypes)
+            .map_err(|error| Failure::Model(error.to_string()))
+    };
     let mut entry = Entry::at(path, path.parent().unwrap_or(Path::new("")));
     if entry.info.is_none() {
         // A safetensors file that is no model of ours still has tensors to show.
-        Checkpoint::open(path).map_err(|error| Failure::Model(error.to_string()))?;
+        open()?;
     }
     if args.no_hash {
         entry.sha256 = choose::hash_cache().get(path).map(str::to_owned);
@@ -215,7 +213,7 @@ fn model(path: &Path, args: &InspectArgs) -> Result<Answer, Failure> {
     let checkpoint = if entry.layout == Layout::Folder {
         None
     } else {
-        Checkpoint::open(path).ok()
+        open().ok()
     };
     let tensors: Vec<TensorInfo<'_>> = checkpoint.iter().flat_map(|file| file.tensors()).collect();
     let metadata: BTreeMap<&str, &str> = checkpoint
@@ -241,6 +239,28 @@ fn model(path: &Path, args: &InspectArgs) -> Result<Answer, Failure> {
     value["part_details"] = entry.info.iter().flat_map(|info| &info.parts).map(|part| {
         json!({ "part": part.part.name(), "tensors": part.tensors, "parameters": part.parameters })
     }).collect();
+    let unknown: Vec<_> = checkpoint
+        .iter()
+        .flat_map(|file| file.opaque_tensors())
+        .collect();
+    let mut text = text;
+    if args.unknown_dtypes {
+        value["unknown_dtypes"] = unknown.iter().map(|place| {
+            let OpaqueTensor { name, dtype, shape, .. } = place.tensor;
+            json!({ "name": name, "dtype": dtype, "shape": shape, "bytes": place.tensor.byte_count() })
+        }).collect();
+        for place in &unknown {
+            let (name, dtype) = (
+                say::tame(place.tensor.name, 100),
+                say::tame(place.tensor.dtype, 40),
+            );
+            let (shape, bytes) = (
+                shape_text(place.tensor.shape),
+                say::bytes(place.tensor.byte_count()),
+            );
+            text += &format!("unknown dtype: {name}  {dtype}  {shape}  {bytes}\n");
+        }
+    }
     if args.tensors {
         value["tensors"] = tensors.iter().map(tensor_json).collect();
     }

@@ -82,7 +82,11 @@ impl Run for LintArgs {
 impl LintArgs {
     fn lint(&self, path: &Path) -> Result<Outcome, Failure> {
         // Notes are cheap to leave out here, and must not push worse ones off the list.
-        let report = lint(path, &LintOptions::default())?;
+        let options = LintOptions {
+            limits: files::limits(),
+            ..LintOptions::default()
+        };
+        let report = lint(path, &options)?;
         let mut wanted: Vec<&Finding> = report
             .findings
             .iter()

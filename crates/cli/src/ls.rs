@@ -5,7 +5,7 @@ use std::io::Write;
 use std::path::Path;
 
 use clap::{Args, ValueEnum};
-use safelight_convert::{ConvertError, Limits, Source};
+use safelight_convert::{ConvertError, Source};
 use safelight_format::{Metadata, TensorInfo, TensorSpec, shown};
 use safelight_store::location::Location;
 use safelight_store::{Checkpoint, Place};
@@ -315,7 +315,7 @@ impl Opened {
         if !is_file || !matches!(failure, Failure::Model(_)) {
             return Err(failure);
         }
-        match safelight_convert::open(path, &Limits::default()) {
+        match safelight_convert::open(path, &files::all_limits()) {
             Ok(source) => Ok(Opened::Foreign(source)),
             Err(ConvertError::Store(_) | ConvertError::UnknownKind { .. }) => Err(failure),
             Err(error) => Err(error.into()),

@@ -33,6 +33,7 @@ mod progress;
 mod repair;
 mod say;
 mod scan;
+mod select;
 mod split;
 mod stats;
 mod trace;
@@ -49,7 +50,10 @@ use error::Failure;
 fn main() -> ExitCode {
     interrupt::outlive_file_size_limit();
     let matches = args::command().try_get_matches();
-    let cli = match matches.and_then(|matches| Cli::from_arg_matches(&matches)) {
+    let cli = match matches.and_then(|matches| {
+        files::set_limits(&matches);
+        Cli::from_arg_matches(&matches)
+    }) {
         Ok(cli) => cli,
         Err(error) => {
             return not_a_command(&error);

@@ -6,15 +6,15 @@ use std::time::Instant;
 
 use clap::{Args, ValueHint};
 use safelight_convert::{
-    Limits, Merge, MergeOptions, Method, Missing, Source, WriteOptions, join, open,
-    write_safetensors, write_sharded,
+    Merge, MergeOptions, Method, Missing, Source, WriteOptions, join, write_safetensors,
+    write_sharded,
 };
 use safelight_format::{Dtype, shown};
 use serde_json::json;
 
 use crate::convert::{dtype, size, some_tensors};
 use crate::error::Failure;
-use crate::files::{Outcome, Run};
+use crate::files::{self, Outcome, Run};
 use crate::lost;
 use crate::progress::BytesProgress;
 use crate::say;
@@ -104,11 +104,11 @@ impl Run for MergeArgs {
     fn run(&self) -> Result<Outcome, Failure> {
         let started = Instant::now();
         let method = self.method()?;
-        let limits = Limits::default();
+        let limits = files::all_limits();
         let sources: Vec<Arc<dyn Source>> = self
             .inputs
             .iter()
-            .map(|path| Ok(open(path, &limits)?.into()))
+            .map(|path| Ok(files::source(path, &Default::default())?.into()))
             .collect::<Result<_, Failure>>()?;
         let mut merge = None;
         let source: Arc<dyn Source> = match method.clone() {

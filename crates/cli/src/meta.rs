@@ -55,6 +55,9 @@ struct GetArgs {
     file: PathBuf,
     /// Print the text of this key and nothing else
     key: Option<String>,
+    /// Also of files with tensors of dtypes that the format does not have
+    #[arg(long)]
+    unknown_dtypes: bool,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -96,6 +99,9 @@ struct HowArgs {
     /// Write a new file and rename it into the old one's place
     #[arg(long)]
     copy: bool,
+    /// Also of files with tensors of dtypes that the format does not have; they stay as they are
+    #[arg(long)]
+    unknown_dtypes: bool,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -110,6 +116,8 @@ impl HowArgs {
         };
         EditOptions {
             strategy,
+            limits: files::limits(),
+            opaque_dtypes: self.unknown_dtypes,
             ..EditOptions::default()
         }
     }
@@ -143,7 +151,7 @@ impl Run for MetaArgs {
 }
 
 fn get(args: &GetArgs) -> Result<(), Failure> {
-    let checkpoint = files::open(&args.file)?;
+    let checkpoint = files::open_with(&args.file, args.unknown_dtypes)?;
     let metadata = checkpoint.metadata().cloned().unwrap_or_default();
     let file = files::name(&args.file);
     let Some(key) = &args.key else {
@@ -189,7 +197,12 @@ fn remove(args: &RmArgs) -> Result<(), Failure> {
     let members = files::members(&args.file)?;
     let mut there = Metadata::new();
     for file in &members {
-        there.extend(files::open(file)?.metadata().cloned().unwrap_or_default());
+        there.extend(
+            files::open_with(file, args.how.unknown_dtypes)?
+                .metadata()
+                .cloned()
+                .unwrap_or_default(),
+        );
     }
     let keys: Vec<String> = match args.all {
         true => there.keys().cloned().collect(),

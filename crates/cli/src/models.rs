@@ -14,7 +14,7 @@ pub(crate) fn run(args: &ModelsArgs) -> Result<(), Failure> {
     find_hashes(&mut catalog, args.no_hash);
     catalog.notes.iter().for_each(|note| say::note(note));
     if args.json {
-        return say::answer_json(&to_json(&catalog));
+        return say::answer_json_line(&to_json(&catalog));
     }
     say::answer(&to_text(&catalog))
 }

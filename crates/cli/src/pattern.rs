@@ -70,6 +70,16 @@ impl Pattern {
 /// # Errors
 /// [`Failure::Usage`] with the pattern, and names that are much like it.
 pub(crate) fn check_names(patterns: &[Pattern], file: &str, names: &[&str]) -> Result<(), Failure> {
+    check_patterns("--name", patterns, file, names)
+}
+
+/// As [`check_names`], of another option's patterns.
+pub(crate) fn check_patterns(
+    option: &str,
+    patterns: &[Pattern],
+    file: &str,
+    names: &[&str],
+) -> Result<(), Failure> {
     let fits_none = |pattern: &&Pattern| !names.iter().any(|name| pattern.fits(name));
     let Some(pattern) = patterns.iter().find(fits_none) else {
         return Ok(());
@@ -83,7 +93,7 @@ pub(crate) fn check_names(patterns: &[Pattern], file: &str, names: &[&str]) -> R
         false => format!("there is {}", like.join(", ")),
     };
     Err(Failure::Usage(format!(
-        "{}: no tensor matches --name `{}`; {advice}",
+        "{}: no tensor matches {option} `{}`; {advice}",
         shown(file),
         shown(&pattern.text)
     )))

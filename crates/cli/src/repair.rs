@@ -3,7 +3,6 @@
 use std::path::PathBuf;
 
 use clap::{ArgGroup, Args, ValueHint};
-use safelight_format::Limits;
 use safelight_store::repair::Repair;
 use serde_json::json;
 
@@ -67,7 +66,7 @@ impl Run for RepairArgs {
                 return Err(Failure::Usage(what));
             }
         }
-        let repair = Repair::plan(&file, &Limits::default())?;
+        let repair = Repair::plan(&file, &files::limits())?;
         let target = match self.in_place {
             // A sound file stays as it is; a copy of it was asked for by name.
             true => repair.is_needed().then_some(&file),

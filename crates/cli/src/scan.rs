@@ -4,7 +4,6 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueHint};
-use safelight_convert::Limits;
 use safelight_convert::scan::{Finding, ScanReport, Severity, sarif, scan, warnings};
 use safelight_convert::{ConvertError, Note};
 use safelight_format::shown;
@@ -64,7 +63,7 @@ impl Run for ScanArgs {
         let mut failed = None;
         let mut each = |path: &Path| {
             interrupt::check()?;
-            match scan(path, &Limits::default()) {
+            match scan(path, &files::all_limits()) {
                 Ok(report) => {
                     tally.add(&report);
                     self.tell(&report)?;
@@ -259,7 +258,7 @@ pub(crate) fn not_converted(path: &Path) -> Vec<Finding> {
     if !path.is_file() {
         return Vec::new();
     }
-    warnings(path, &Limits::default()).unwrap_or_default()
+    warnings(path, &files::all_limits()).unwrap_or_default()
 }
 
 /// Says on standard error what a converted file holds beside its tensors; gives the same as notes.
@@ -300,7 +299,7 @@ pub(crate) fn warn(path: &Path, findings: &[Finding]) -> Vec<Note> {
 
 /// Why a file is refused that could not be read as a model: if it is a pickle that asks for code, what it asks for.
 pub(crate) fn refusal(path: &Path) -> Option<Failure> {
-    let error = safelight_convert::open(path, &Limits::default()).err()?;
+    let error = safelight_convert::open(path, &files::all_limits()).err()?;
     matches!(error, ConvertError::RefusedGlobal { .. }).then(|| error.into())
 }
 

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use clap::{Args, ValueEnum};
-use safelight_convert::{Limits, Numbers, TensorStats, open, stats};
+use safelight_convert::{Numbers, TensorStats, stats};
 use safelight_format::{TensorSpec, shown};
 use serde_json::{Value, json};
 
@@ -74,7 +74,7 @@ impl Run for StatsArgs {
 
 impl StatsArgs {
     fn tell(&self, path: &Path) -> Result<Outcome, Failure> {
-        let source = open(path, &Limits::default())?;
+        let source = files::source(path, &Default::default())?;
         let tensors = source.tensors().iter();
         let names: Vec<&str> = tensors.map(|tensor| tensor.name.as_str()).collect();
         check_names(&self.name, &files::name(path), &names)?;

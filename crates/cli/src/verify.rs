@@ -106,6 +106,7 @@ impl VerifyArgs {
         let options = OpenOptions {
             strictness,
             opaque_dtypes: self.unknown_dtypes,
+            limits: files::limits(),
             ..OpenOptions::default()
         };
         let verdict = {

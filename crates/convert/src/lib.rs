@@ -55,7 +55,7 @@ mod zip_write;
 
 pub use adapt::{
     Arranged, Cast, CastOptions, CastReport, Keep, Merge, MergeOptions, Method, Missing,
-    PruneOptions, join, prune, rename,
+    PruneOptions, join, prune, rename, restore_shared,
 };
 pub use checkpoint::CheckpointSource;
 pub use diff::{Diff, MetadataDiff, NumberDiff, TensorDiff, Tolerance, diff};

@@ -20,12 +20,12 @@ use std::time::{Duration, Instant};
 use clap::{Args, ValueHint};
 use ratatui::DefaultTerminal;
 use ratatui::crossterm::event::{self, Event, KeyEventKind};
-use safelight_convert::{Limits, Source};
+use safelight_convert::Source;
 
 use self::app::{App, Known, Wish};
 use self::draw::{Looks, draw};
 use crate::error::Failure;
-use crate::files::{Outcome, Run};
+use crate::files::{self, Outcome, Run};
 use crate::interrupt;
 
 pub(crate) const HELP: &str = "\
@@ -55,7 +55,7 @@ impl Run for BrowseArgs {
     }
 
     fn run(&self) -> Result<Outcome, Failure> {
-        let source = safelight_convert::open(&self.file, &Limits::default())?;
+        let source = files::source(&self.file, &Default::default())?;
         if !io::stdout().is_terminal() || !io::stdin().is_terminal() {
             return Err(Failure::Usage(
                 "browse needs a terminal; `safelight ls --tree` prints the same as text".into(),

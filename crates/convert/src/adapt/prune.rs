@@ -195,7 +195,7 @@ fn averaged(source: &dyn Source) -> Result<BTreeMap<&str, usize>, ConvertError> 
     Ok(found)
 }
 
-/// `source` with the names that `rename` gives; `None` drops a tensor, with a note.
+/// `source` with the names that `rename` gives; `None` leaves a tensor out; one note says how many.
 ///
 /// # Errors
 /// [`ConvertError::Request`] if two tensors would get one name.
@@ -203,7 +203,7 @@ pub fn rename(
     source: Arc<dyn Source>,
     mut rename: impl FnMut(&str) -> Option<String>,
 ) -> Result<Arranged, ConvertError> {
-    let (mut entries, mut notes) = (Vec::new(), Vec::new());
+    let (mut entries, mut left_out) = (Vec::new(), 0u64);
     for (index, tensor) in source.tensors().iter().enumerate() {
         match rename(&tensor.name) {
             Some(name) => entries.push((
@@ -213,9 +213,12 @@ pub fn rename(
                 },
                 Take::Whole(index),
             )),
-            None => notes.push(Note::new(tensor.name.clone(), "dropped as asked")),
+            None => left_out += 1,
         }
     }
+    let s = if left_out == 1 { "" } else { "s" };
+    let note = Note::new("", format!("{left_out} tensor{s} left out, as asked"));
+    let notes = if left_out > 0 { vec![note] } else { Vec::new() };
     let metadata = source.metadata().clone();
     Arranged::new(source, entries, metadata, notes, 0)
 }

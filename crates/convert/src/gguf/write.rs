@@ -113,7 +113,7 @@ fn plan(
         if tensor.shape.len() > RANK_MAX {
             let rank = tensor.shape.len();
             let what = format!(
-                "has {rank} dimensions, and GGUF has room for {RANK_MAX}; leave it out or reshape it"
+                "has {rank} dimensions, and GGUF has room for {RANK_MAX}; leave it out (`--exclude NAME`) or reshape it"
             );
             return refuse(tensor, what);
         }
@@ -126,7 +126,7 @@ fn plan(
         }
         let Some(kind) = kind_for(tensor, weights) else {
             let what = format!(
-                "is {}, which GGUF cannot hold; cast it to F32 or leave it out",
+                "is {}, which GGUF cannot hold; cast it to F32 or leave it out (`--exclude NAME`)",
                 tensor.dtype
             );
             return refuse(tensor, what);
@@ -445,7 +445,8 @@ impl<'a> Encoder<'a> {
         self.encoded.clear();
         for element in bytes.chunks_exact(element_bytes) {
             if self.tensor.dtype == Dtype::U64 && element[7] >= 0x80 {
-                let what = "holds a number above 2^63, which GGUF cannot; leave it out";
+                let what =
+                    "holds a number above 2^63, which GGUF cannot; leave it out (`--exclude NAME`)";
                 return Err(ConvertError::unsupported(label, &self.tensor.name, what));
             }
             // All of them are without sign: BOOL, U8, U16, U32, U64.

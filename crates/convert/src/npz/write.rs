@@ -89,12 +89,14 @@ fn header(source: &dyn Source, tensor: &TensorSpec) -> Result<Vec<u8>, ConvertEr
         || tensor.name == METADATA
         || tensor.name.contains('\0')
     {
-        return refuse("is no name for a file in an archive; rename the tensor".into());
+        return refuse(
+            "is no name for a file in an archive; rename the tensor (`--rename OLD=NEW`)".into(),
+        );
     }
     match npy_header(tensor.dtype, &tensor.shape) {
         Some(header) => Ok(header),
         None => refuse(format!(
-            "is {} of shape {:?}, which NumPy does not have; cast it to F32 or leave it out",
+            "is {} of shape {:?}, which NumPy does not have; cast it to F32 or leave it out (`--exclude NAME`)",
             tensor.dtype, tensor.shape
         )),
     }
