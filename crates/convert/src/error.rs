@@ -282,7 +282,7 @@ mod tests {
         let text = malformed("a", "zip", "x\n", "5 bytes, expected 4").to_string();
         assert_eq!(text, "a: not a sound zip file: `x\\n`: 5 bytes, expected 4");
         let deep = vec!["a"; 1001].join(".");
-        let text = malformed("f", "zip", &*deep, "too deep").to_string();
+        let text = malformed("f", "zip", &deep, "too deep").to_string();
         assert_eq!(
             text,
             "f: not a sound zip file: `a.a.a.….a.a.a (1001 parts)`: too deep"
