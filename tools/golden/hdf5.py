@@ -182,6 +182,9 @@ def seeds(folder):
         file["l" * 4200] = h5py.SoftLink("a")
         for i in range(12):
             file["a"].attrs[f"{i}"] = i
+    with h5py.File(folder / "earliest_names.h5", "w", libver="earliest") as file:
+        for i in range(80):
+            file[f"{i:02}" + "n" * (300 if i == 7 else 100)] = h5py.SoftLink("a")
     with h5py.File(folder / "opaque.h5", "w") as file:
         file["layer/w"] = data[0].astype(ml_dtypes.bfloat16)
         file["layer/w"].attrs["dtype"] = "bfloat16"

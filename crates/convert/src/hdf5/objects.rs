@@ -20,8 +20,8 @@ const NAME_BYTES_MAX: u64 = 64 * 1024;
 /// A version 1 B-tree needs no more levels for 2⁶⁴ entries.
 const LEVEL_MAX: u8 = 64;
 
-/// How often the bytes of headers, names and indexes may be read, for all of a file: once or twice, in an honest one.
-const TIMES_READ_MAX: u64 = 8;
+/// How often the bytes of headers, names and indexes may be read, for all of a file: a few times, in an honest one.
+const TIMES_READ_MAX: u64 = 32;
 
 /// Types of version 2 B-trees: links by their names.
 const LINKS_BY_NAME: u8 = 5;
@@ -421,19 +421,21 @@ impl<'a> File<'a> {
 
     /// A name in a local heap, which ends with a zero.
     fn heap_name(&mut self, (at, len): (u64, u64), offset: u64) -> Result<String, ConvertError> {
-        let left = len.saturating_sub(offset);
-        let mut ahead = left.min(64);
-        while ahead > 0 {
-            let mut bytes = vec![0; ahead as usize];
-            self.charge(ahead)?;
-            self.input.read_exact_at(&mut bytes, at + offset)?;
-            if let Some(end) = bytes.iter().position(|&byte| byte == 0) {
-                return name(&bytes[..end]).map_err(|problem| self.malformed(at + offset, problem));
+        let left = len.saturating_sub(offset).min(NAME_BYTES_MAX);
+        let mut bytes: Vec<u8> = Vec::new();
+        while (bytes.len() as u64) < left {
+            // Twice as much each time: long names are few.
+            let there = bytes.len();
+            let ahead = left.min(2 * there.max(32) as u64) as usize;
+            bytes.resize(ahead, 0);
+            self.charge((ahead - there) as u64)?;
+            let from = at + offset + there as u64;
+            self.input.read_exact_at(&mut bytes[there..], from)?;
+            let end = bytes[there..].iter().position(|&byte| byte == 0);
+            if let Some(end) = end {
+                let found = name(&bytes[..there + end]);
+                return found.map_err(|problem| self.malformed(at + offset, problem));
             }
-            if ahead == left.min(NAME_BYTES_MAX) {
-                break;
-            }
-            ahead = left.min(NAME_BYTES_MAX);
         }
         Err(self.malformed(
             at,

@@ -132,6 +132,15 @@ fn broken_files_are_refused_for_the_reason_given() {
     );
 }
 
+/// Names longer than what is read of a heap at first are read on, not the whole heap for each.
+#[test]
+fn long_names_are_not_read_over_and_over() {
+    let source = open(seed("earliest_names.h5")).unwrap();
+    assert_eq!(source.notes().len(), 80);
+    let longest = source.notes().iter().map(|note| note.at.len()).max();
+    assert_eq!(longest, Some(302));
+}
+
 #[test]
 fn filters_are_undone_and_checked() {
     // The end of a zlib stream and the checksum behind it.
