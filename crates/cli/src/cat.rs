@@ -75,6 +75,9 @@ pub(crate) struct CatArgs {
     /// Write to this file; - is standard output
     #[arg(short, long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     output: Option<PathBuf>,
+    /// Replace an output that is there
+    #[arg(long, requires = "output")]
+    force: bool,
 }
 
 /// How numbers are written.
@@ -137,6 +140,7 @@ impl Run for CatArgs {
             for file in checkpoint.files() {
                 files::check_other(output, Path::new(file))?;
             }
+            files::check_free(output, self.force)?;
         }
         let mut unknown = checkpoint.opaque_tensors();
         if let Some(place) = unknown.find(|place| place.tensor.name == self.tensor) {
@@ -156,14 +160,19 @@ impl Run for CatArgs {
                     self.tell_written(output, dtype, shape)?;
                 }
             }
+            checkpoint.unchanged()?;
             return Ok(Outcome::Clean);
         }
         let slice = Slice::new(&checkpoint, self)?;
         let Some(output) = named else {
             say::stream(|out| self.write(format, &slice, true, out))?;
+            checkpoint.unchanged()?;
             return Ok(Outcome::Clean);
         };
-        files::replace(output, |out| self.write(format, &slice, false, out))?;
+        files::replace(output, |out| {
+            self.write(format, &slice, false, out)?;
+            Ok(checkpoint.unchanged()?)
+        })?;
         self.tell_written(output, slice.tensor.dtype.name(), slice.plan.shape())?;
         Ok(Outcome::Clean)
     }

@@ -108,6 +108,9 @@ pub(crate) struct ConvertArgs {
     /// Write tensors again under the other names that the metadata records (--share), as npz and GGUF always do
     #[arg(long, conflicts_with = "share")]
     restore_shared: bool,
+    /// Replace files that are there (never a diffusers folder)
+    #[arg(short, long)]
+    force: bool,
     /// Wait until the bytes are on the disk
     #[arg(long)]
     sync: bool,
@@ -217,6 +220,9 @@ impl Run for ConvertArgs {
     fn run(&self) -> Result<Outcome, Failure> {
         let started = Instant::now();
         let kind = self.kind()?;
+        for path in self.targets(kind) {
+            files::check_free(&path, self.force)?;
+        }
         let unknown_objects = if self.drop_unknown {
             UnknownObjects::Drop
         } else {
@@ -364,6 +370,36 @@ impl ConvertArgs {
                 wrong("--order, --align and --reserve are for safetensors")
             }
             kind => Ok(kind),
+        }
+    }
+
+    /// What is looked for before anything is written: the file, or those by which shards are found. A diffusers folder is never
+    /// written over another, which its writer says.
+    fn targets(&self, kind: Kind) -> Vec<PathBuf> {
+        if self.to_stdout() || kind == Kind::Diffusers {
+            return Vec::new();
+        }
+        if self.shard_size.is_none() {
+            return vec![self.dst.clone()];
+        }
+        let (folder, base) = self.shards();
+        let endings = [".safetensors", ".safetensors.index.json"];
+        let named = endings.map(|ending| folder.join(format!("{base}{ending}")));
+        named.to_vec()
+    }
+
+    /// The folder of shards, and what their names begin with: `shards/model.safetensors` names the shards, `shards` alone leaves
+    /// them their usual name.
+    fn shards(&self) -> (&Path, String) {
+        match self.dst.extension() {
+            Some(ending) if ending == "safetensors" => {
+                let folder = self.dst.parent();
+                let folder = folder.filter(|folder| !folder.as_os_str().is_empty());
+                let base = self.dst.file_stem().unwrap_or_default();
+                let base = base.to_string_lossy().into_owned();
+                (folder.unwrap_or(Path::new(".")), base)
+            }
+            _ => (&self.dst, "model".to_owned()),
         }
     }
 
@@ -516,25 +552,7 @@ impl ConvertArgs {
             let report = write_safetensors(source, &self.dst, options, progress)?;
             return Ok(self.one_file(report));
         };
-        // `shards/model.safetensors` names the shards, `shards` alone leaves them their usual name.
-        let (folder, base) = match self.dst.extension() {
-            Some(ending) if ending == "safetensors" => {
-                let folder = self
-                    .dst
-                    .parent()
-                    .filter(|folder| !folder.as_os_str().is_empty())
-                    .unwrap_or(Path::new("."));
-                (
-                    folder,
-                    self.dst
-                        .file_stem()
-                        .unwrap_or_default()
-                        .to_string_lossy()
-                        .into_owned(),
-                )
-            }
-            _ => (self.dst.as_path(), "model".to_owned()),
-        };
+        let (folder, base) = self.shards();
         let sharded = write_sharded(source, folder, &base, shard_bytes, options, progress)?;
         Ok(Written {
             report: sharded.report,

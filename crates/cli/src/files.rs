@@ -196,6 +196,10 @@ pub(crate) fn run(command: &FileCommand) -> ExitCode {
     interrupt::listen();
     let command = command.command();
     let codes = command.codes();
+    let is_text = |argument: std::ffi::OsString| argument.to_str().is_some();
+    if command.wants_json() && !std::env::args_os().all(is_text) {
+        say::note("note: a path is no UTF-8 text; JSON has U+FFFD in place of what is not");
+    }
     match command.run() {
         Ok(Outcome::Clean) => ExitCode::SUCCESS,
         Ok(Outcome::Found) if codes == Codes::Finding => ExitCode::from(1),
@@ -456,6 +460,18 @@ pub(crate) fn check_other(written: &Path, read: &Path) -> Result<(), Failure> {
         ))),
         _ => Ok(()),
     }
+}
+
+/// An error if what is written would replace something, unless that was asked for: one rule for all commands.
+pub(crate) fn check_free(written: &Path, force: bool) -> Result<(), Failure> {
+    // What is no file, the writer refuses whatever is asked for.
+    if force || written.as_os_str() == "-" || !written.is_file() {
+        return Ok(());
+    }
+    Err(Failure::Usage(format!(
+        "{} is there already; replace it with --force",
+        shown_path(written)
+    )))
 }
 
 /// A path in a message, without what could command a terminal.

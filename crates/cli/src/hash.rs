@@ -5,7 +5,8 @@ use std::ops::ControlFlow;
 use std::path::Path;
 
 use clap::{Args, ValueEnum};
-use safelight_store::{HashOptions, Hashes, hash_reader, location};
+use safelight_store::location::{self, Location};
+use safelight_store::{HashOptions, Hashes, hash_reader};
 use serde_json::json;
 
 use crate::error::Failure;
@@ -142,12 +143,15 @@ impl HashArgs {
                     "{file}: no intact safetensors file, so it has no {kind}"
                 ))
             })?;
-            let line = sum_line(&hash, &files::name(path));
+            let line = sum_line(&hash, &name_bytes(path));
             // What reads a pipe needs the name as it is; a terminal must not be commanded by it.
-            return say::answer(&match std::io::stdout().is_terminal() {
-                true => format!("{}\n", say::tame(&line, usize::MAX)),
-                false => format!("{line}\n"),
-            });
+            return match std::io::stdout().is_terminal() {
+                true => {
+                    let line = String::from_utf8_lossy(&line);
+                    say::answer(&format!("{}\n", say::tame(&line, usize::MAX)))
+                }
+                false => say::answer_bytes(&[&line[..], b"\n"].concat()),
+            };
         }
         let mut text = format!("{}\n", shown_path(path));
         for kind in wanted {
@@ -174,14 +178,29 @@ impl HashArgs {
     }
 }
 
+/// A path as the system has it, which need not be text; a URL without its secrets.
+fn name_bytes(path: &Path) -> Vec<u8> {
+    #[cfg(unix)]
+    if let Location::Path(path) = Location::of(path) {
+        use std::os::unix::ffi::OsStrExt as _;
+        return path.as_os_str().as_bytes().to_vec();
+    }
+    files::name(path).into_bytes()
+}
+
 /// A line of sha256sum; as there, a backslash in front of it says that the name's backslashes and line ends are escaped.
-fn sum_line(hash: &str, name: &str) -> String {
-    let escaped = name
-        .replace('\\', "\\\\")
-        .replace('\n', "\\n")
-        .replace('\r', "\\r");
-    let mark = if escaped == name { "" } else { "\\" };
-    format!("{mark}{hash}  {escaped}")
+fn sum_line(hash: &str, name: &[u8]) -> Vec<u8> {
+    let escaped: Vec<u8> = name
+        .iter()
+        .flat_map(|byte| match byte {
+            b'\\' => b"\\\\".to_vec(),
+            b'\n' => b"\\n".to_vec(),
+            b'\r' => b"\\r".to_vec(),
+            byte => vec![*byte],
+        })
+        .collect();
+    let mark: &[u8] = if escaped == name { b"" } else { b"\\" };
+    [mark, hash.as_bytes(), b"  ", &escaped].concat()
 }
 
 #[cfg(test)]
@@ -190,8 +209,9 @@ mod tests {
 
     #[test]
     fn lines_are_those_of_sha256sum() {
-        assert_eq!(sum_line("ab", "a b.bin"), "ab  a b.bin");
-        assert_eq!(sum_line("ab", "b\\c"), "\\ab  b\\\\c");
-        assert_eq!(sum_line("ab", "b\nc\r"), "\\ab  b\\nc\\r");
+        assert_eq!(sum_line("ab", b"a b.bin"), b"ab  a b.bin");
+        assert_eq!(sum_line("ab", b"b\\c"), b"\\ab  b\\\\c");
+        assert_eq!(sum_line("ab", b"b\nc\r"), b"\\ab  b\\nc\\r");
+        assert_eq!(sum_line("ab", b"\xff"), b"ab  \xff");
     }
 }

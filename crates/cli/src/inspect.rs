@@ -16,6 +16,8 @@ use crate::{choose, models, picture, say, scan};
 
 /// Longer metadata values are cut in text; JSON has them whole.
 const VALUE_LENGTH_MAX: usize = 300;
+/// Where values stand: behind the longest of the names and two spaces.
+const VALUE_INDENT: usize = 14;
 /// As many keys of metadata as text shows.
 const METADATA_MAX: usize = 24;
 /// As many of the largest tensors.
@@ -285,7 +287,12 @@ fn model_text(
         row("hash", format!("{} (SHA-256 {hash})", short(hash)));
     }
     if let Some(info) = &entry.info {
-        row("told by", say::tame(&info.saw, VALUE_LENGTH_MAX));
+        for (idx, line) in say::lines(&say::tame(&info.saw, VALUE_LENGTH_MAX), VALUE_INDENT)
+            .into_iter()
+            .enumerate()
+        {
+            row(if idx == 0 { "told by" } else { "" }, line);
+        }
         for part in &info.parts {
             let dtypes: Vec<_> = part
                 .dtypes
@@ -334,20 +341,16 @@ fn model_text(
             row(head, format!("{name}  {what}"));
         }
     }
-    row(
-        "usable",
-        match &entry.problem {
-            None => "yes".into(),
-            Some(problem) => format!(
-                "no: {}",
-                problem
-                    .lines()
-                    .map(|line| say::tame(line, 400))
-                    .collect::<Vec<_>>()
-                    .join("\n    ")
-            ),
-        },
-    );
+    let usable = match &entry.problem {
+        None => vec!["yes".to_owned()],
+        Some(problem) => format!("no: {problem}")
+            .lines()
+            .flat_map(|line| say::lines(&say::tame(line, 400), VALUE_INDENT))
+            .collect(),
+    };
+    for (idx, line) in usable.into_iter().enumerate() {
+        row(if idx == 0 { "usable" } else { "" }, line);
+    }
     text += &say::table(&rows, &[]);
     for (idx, (key, value)) in metadata.iter().take(METADATA_MAX).enumerate() {
         let head = if idx == 0 { "metadata\n" } else { "" };

@@ -115,7 +115,7 @@ fn to_text(path: &Path, report: &LintReport, wanted: &[&Finding], left_out: usiz
     let file = shown_path(path);
     let mut text = String::new();
     for finding in wanted {
-        text += &format!("{file}: {finding}\n");
+        text += &say::hanging(&format!("{file}: {finding}"));
     }
     if left_out > 0 {
         text += &format!("{file}: {left_out} more are not listed\n");

@@ -74,6 +74,9 @@ pub(crate) struct MergeArgs {
     /// Files of at most this size, such as 5GB, and an index
     #[arg(long, value_name = "SIZE", value_parser = size)]
     shard_size: Option<u64>,
+    /// Replace files that are there
+    #[arg(short, long)]
+    force: bool,
     /// Wait until the bytes are on the disk
     #[arg(long)]
     sync: bool,
@@ -104,6 +107,11 @@ impl Run for MergeArgs {
     fn run(&self) -> Result<Outcome, Failure> {
         let started = Instant::now();
         let method = self.method()?;
+        files::check_free(&self.output, self.force)?;
+        if self.shard_size.is_some() {
+            let index = self.output.with_extension("safetensors.index.json");
+            files::check_free(&index, self.force)?;
+        }
         let limits = files::all_limits();
         let sources: Vec<Arc<dyn Source>> = self
             .inputs

@@ -7,17 +7,19 @@ use std::path::{Path, PathBuf};
 use clap::{Args, Subcommand, ValueHint};
 use safelight_format::{Metadata, shown};
 use safelight_store::StoreError;
-use safelight_store::edit::{EditOptions, Edited, How, Strategy, set_metadata};
+use safelight_store::edit::{EditOptions, Edited, How, Strategy, WhyCopied, set_metadata_with};
 use serde_json::json;
+use unicode_width::UnicodeWidthStr as _;
 
 use crate::error::Failure;
 use crate::files::{self, Outcome, Run, shown_path};
+use crate::progress::BytesProgress;
 use crate::say;
 
 pub(crate) const HELP: &str = "\
 Values are text. `KEY=@FILE` takes the text from a file (`KEY=@-` from standard input); `KEY=@@text` sets the text
-`@text`. Without spare room in the header the file is copied; the copy has room, so that the next edit is made in place.
-Of shards, each file is edited.
+`@text`. The header is changed in place if it has room (an undo record makes that safe to interrupt). Without room the file is
+copied, and the answer says so; the copy has room, so that the next edit is made in place. Of shards, each file is edited.
 
 Examples:
   safelight meta get model.safetensors
@@ -26,10 +28,13 @@ Examples:
   safelight meta rm model.safetensors ss_tag_frequency
 
 JSON: get prints {file, metadata {KEY: TEXT}}, or {file, key, value} if a KEY is given; set and rm print {file, set [KEY],
-removed [KEY], files [{file, how, bytes}]}, where how is \"in place\", \"cloned\", \"copied\" or \"unchanged\".";
+removed [KEY], files [{file, how, why, bytes}]}, where how is \"in place\", \"cloned\", \"copied\" or \"unchanged\", and why (null unless copied) says what for.";
 
 /// More text than this makes headers that no reader accepts.
 const VALUE_BYTES_MAX: u64 = 100_000_000;
+
+/// A list shows the beginning of longer values.
+const VALUE_LENGTH_MAX: usize = 300;
 
 /// The arguments of `meta`.
 #[derive(Debug, Args)]
@@ -250,7 +255,15 @@ fn change(
     let members = files::members(file)?;
     let mut edits: Vec<(PathBuf, Edited)> = Vec::new();
     for member in members {
-        let edited = set_metadata(&member, changes, &how.options()).map_err(|error| {
+        let progress = BytesProgress::new(how.json, "copying", 0);
+        let edited = set_metadata_with(&member, changes, &how.options(), &|done, all| {
+            progress.at(done, all)
+        });
+        drop(progress);
+        let edited = edited.map_err(|error| {
+            if let StoreError::Stopped { .. } = error {
+                return Failure::Interrupted { saved: edits.len() };
+            }
             let no_room = matches!(error, StoreError::NoRoom { .. });
             match no_room {
                 true => Failure::Usage(format!("{error}: leave out --in-place")),
@@ -266,7 +279,7 @@ fn change(
     let (set, removed) = (keys(true), keys(false));
     if how.json {
         let files = edits.iter().map(|(path, edited)| {
-            json!({ "file": path.to_string_lossy(), "how": how_word(edited.how), "bytes": edited.file_bytes })
+            json!({ "file": path.to_string_lossy(), "how": how_word(edited.how), "why": edited.why_copied.map(why_copied), "bytes": edited.file_bytes })
         });
         let files: Vec<_> = files.collect();
         return say::answer_json_line(&json!({
@@ -286,9 +299,26 @@ fn change(
             How::Cloned => format!("{what}, in a clone that shares its data with the old file"),
             How::Copied => format!("{what}, in a copy of {}", say::bytes(edited.file_bytes)),
         };
-        format!("{}: {done}\n", shown_path(path))
+        let why = edited.why_copied.map(why_copied);
+        let why = why.map_or(String::new(), |why| format!(": {why}"));
+        say::hanging(&format!("{}: {done}{why}", shown_path(path)))
     });
     say::answer(&lines.collect::<String>())
+}
+
+/// Why a file was copied though a header is smaller.
+fn why_copied(why: WhyCopied) -> String {
+    match why {
+        WhyCopied::Asked => "asked for".to_owned(),
+        WhyCopied::NoRoom {
+            need_bytes,
+            room_bytes,
+        } => format!("the header needs {need_bytes} bytes and had room for {room_bytes}"),
+        WhyCopied::NoLocks => {
+            "this file system has no locks, so nothing is changed in place".to_owned()
+        }
+        _ => "more than the header changes".to_owned(),
+    }
 }
 
 fn how_word(how: How) -> &'static str {
@@ -317,8 +347,12 @@ fn no_such_key(file: &Path, key: &str, metadata: &Metadata) -> Failure {
 fn listed(metadata: &Metadata) -> String {
     let line = |(key, value): (&String, &String)| {
         let key = shown(key).to_string();
-        let columns = say::columns().saturating_sub(key.chars().count() + 3);
-        format!("{key}: {}\n", say::tame(value, columns.clamp(20, 300)))
+        let value = say::tame(value, VALUE_LENGTH_MAX);
+        let columns = say::columns().saturating_sub(key.width() + 2);
+        match value.width() > columns {
+            true => say::hanging(&format!("{key}: {value}")),
+            false => format!("{key}: {value}\n"),
+        }
     };
     metadata.iter().map(line).collect()
 }

@@ -60,11 +60,7 @@ impl Run for RepairArgs {
         let file = files::on_disk(&self.file)?;
         if let Some(output) = &self.output {
             files::check_other(output, &file)?;
-            if output.exists() && !self.force {
-                let output = shown_path(output);
-                let what = format!("{output} is there already; replace it with --force");
-                return Err(Failure::Usage(what));
-            }
+            files::check_free(output, self.force)?;
         }
         let repair = Repair::plan(&file, &files::limits())?;
         let target = match self.in_place {
@@ -129,7 +125,7 @@ impl RepairArgs {
             text += &format!("{file}: nothing to repair\n");
         }
         for change in &repair.changes {
-            text += &format!("changed: {change}\n");
+            text += &say::hanging(&format!("changed: {change}"));
         }
         let listed = if self.long {
             repair.dropped.len()
@@ -137,7 +133,7 @@ impl RepairArgs {
             LISTED_MAX
         };
         for dropped in repair.dropped.iter().take(listed) {
-            text += &format!("dropped: {dropped}\n");
+            text += &say::hanging(&format!("dropped: {dropped}"));
         }
         if repair.dropped.len() > listed {
             let more = repair.dropped.len() - listed;
@@ -145,21 +141,21 @@ impl RepairArgs {
         }
         if repair.opaque_count() > 0 {
             let count = repair.opaque_count();
-            text += &format!(
-                "kept as bytes: {count} of unknown dtypes; --unknown-dtypes of ls, cat and verify reads them\n"
-            );
+            text += &say::hanging(&format!(
+                "kept as bytes: {count} of unknown dtypes; --unknown-dtypes of ls, cat and verify reads them"
+            ));
         }
         match output {
             Some(output) => {
-                text += &format!(
-                    "{}: {count} tensor{s}, {bytes}, written\n",
+                text += &say::hanging(&format!(
+                    "{}: {count} tensor{s}, {bytes}, written",
                     shown_path(output)
-                );
+                ));
             }
             None if repair.is_needed() => {
-                text += &format!(
-                    "{file}: {count} tensor{s}, {bytes}, can be kept; name a file with -o, or say --in-place\n"
-                );
+                text += &say::hanging(&format!(
+                    "{file}: {count} tensor{s}, {bytes}, can be kept; name a file with -o, or say --in-place"
+                ));
             }
             None => {}
         }

@@ -10,8 +10,13 @@ use crate::error::Failure;
 
 /// Prints an answer. That the reader went away (`| head`) is no failure.
 pub(crate) fn answer(text: &str) -> Result<(), Failure> {
+    answer_bytes(text.as_bytes())
+}
+
+/// As [`answer`], of what need not be text: file names.
+pub(crate) fn answer_bytes(bytes: &[u8]) -> Result<(), Failure> {
     let mut out = io::stdout().lock();
-    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+    match out.write_all(bytes).and_then(|()| out.flush()) {
         Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(Failure::Machine(format!(
             "can't write to standard output: {error}"
         ))),
@@ -112,6 +117,56 @@ pub(crate) fn middle_cut(text: &str, columns_max: usize) -> String {
     cut.push('…');
     cut.extend(take(&mut text.chars().rev(), back).into_iter().rev());
     cut
+}
+
+/// What a line is wrapped at where nobody says how many columns there are.
+const COLUMNS: usize = 80;
+
+/// A paragraph in as many lines as it needs for the terminal's columns (or 80), all but the first one indented. Words stay whole,
+/// however long: a path or a name can be copied.
+pub(crate) fn hanging(text: &str) -> String {
+    hanging_at(text, columns_or_default())
+}
+
+fn hanging_at(text: &str, columns_max: usize) -> String {
+    let mut lines = lines_at(text, columns_max, 2).into_iter();
+    let mut hanging = lines.next().unwrap_or_default() + "\n";
+    lines.for_each(|line| hanging += &format!("  {line}\n"));
+    hanging
+}
+
+/// The lines of a paragraph that stands `indent` columns from the left.
+pub(crate) fn lines(text: &str, indent: usize) -> Vec<String> {
+    lines_at(text, columns_or_default().saturating_sub(indent), 0)
+}
+
+fn columns_or_default() -> usize {
+    match columns() {
+        usize::MAX => COLUMNS,
+        columns => columns,
+    }
+}
+
+/// Words in lines of so many columns, all but the first one shorter by `indent`.
+fn lines_at(text: &str, columns_max: usize, indent: usize) -> Vec<String> {
+    let mut lines: Vec<String> = Vec::new();
+    let mut room = 0;
+    for word in text.split(' ') {
+        let width = word.width();
+        match lines.last_mut() {
+            Some(line) if width < room => {
+                line.push(' ');
+                line.push_str(word);
+                room -= width + 1;
+            }
+            last => {
+                let indent = if last.is_some() { indent } else { 0 };
+                room = columns_max.saturating_sub(indent + width);
+                lines.push(word.to_owned());
+            }
+        }
+    }
+    lines
 }
 
 /// As [`table`], with what stands in `shrinks` cut in the middle where a line would have more than `columns_max` columns.
@@ -310,6 +365,19 @@ mod tests {
         ];
         let text = fitting_table(&mut rows, &[1], 0, 14);
         assert_eq!(text, "a.ve….name  12\nb            3\n");
+    }
+
+    #[test]
+    fn long_lines_hang() {
+        assert_eq!(hanging_at("a b c", 80), "a b c\n");
+        assert_eq!(hanging_at("", 80), "\n");
+        let text = "file: one two three four";
+        assert_eq!(hanging_at(text, 11), "file: one\n  two three\n  four\n");
+        let text = "a/very/long/path: is/no/better here";
+        assert_eq!(
+            hanging_at(text, 12),
+            "a/very/long/path:\n  is/no/better\n  here\n"
+        );
     }
 
     #[test]

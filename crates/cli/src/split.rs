@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use clap::{ArgGroup, Args, ValueHint};
 use safelight_format::{Order, TensorSpec, shown};
 use safelight_store::location::Location;
-use safelight_store::{Checkpoint, Place, SaveOptions, Writer, replace_file};
+use safelight_store::{Checkpoint, Place, SaveOptions, Writer, listed_shards, replace_file};
 use serde_json::{Map, Value, json};
 
 use crate::error::Failure;
@@ -56,7 +56,7 @@ pub(crate) struct SplitArgs {
     /// Begin the shards' names with this [default: the file's name]
     #[arg(long, value_name = "NAME")]
     stem: Option<String>,
-    /// Replace files that are there
+    /// Replace files that are there, and an earlier split of that name as a whole
     #[arg(short, long)]
     force: bool,
     /// Print JSON
@@ -148,6 +148,8 @@ struct Names {
     made: Vec<PathBuf>,
     shards: Vec<PathBuf>,
     index: PathBuf,
+    /// The shards of the save that is replaced.
+    old: Vec<PathBuf>,
 }
 
 impl SplitArgs {
@@ -235,6 +237,16 @@ impl SplitArgs {
         let name = files::name(&self.file);
         let name = Path::new(name.trim_end_matches("?…")).file_name();
         let name = name.unwrap_or_default().to_string_lossy();
+        let is_text = self
+            .file
+            .file_name()
+            .is_none_or(|name| name.to_str().is_some());
+        if self.stem.is_none() && !is_text {
+            return Err(Failure::Usage(format!(
+                "{}: this name is no UTF-8 text, and an index can only name shards that are; choose a --stem",
+                shown_path(&self.file)
+            )));
+        }
         let stem = match &self.stem {
             Some(stem) if stem.is_empty() || stem.contains(['/', '\\', '\0']) => {
                 let what = "--stem is the beginning of a file's name, without folders";
@@ -246,22 +258,33 @@ impl SplitArgs {
                 name.strip_suffix(".safetensors").unwrap_or(name).to_owned()
             }
         };
-        let shard = |at: usize| folder.join(format!("{stem}-{at:05}-of-{count:05}.safetensors"));
+        let index = folder.join(format!("{stem}.safetensors.index.json"));
+        let old = listed_shards(&index, &stem)?;
+        // As long as the old index stands, nobody writes to what it names.
+        let shards = (1..).find_map(|generation: u32| {
+            let infix = match generation {
+                1 => String::new(),
+                _ => format!("-r{generation}"),
+            };
+            let shard = |at| format!("{stem}{infix}-{at:05}-of-{count:05}.safetensors");
+            let shards: Vec<PathBuf> = (1..=count).map(|at| folder.join(shard(at))).collect();
+            let is_free =
+                |shard: &PathBuf| old.iter().all(|old| old.file_name() != shard.file_name());
+            shards.iter().all(is_free).then_some(shards)
+        });
         let mut names = Names {
             made: Vec::new(),
-            shards: (1..=count).map(shard).collect(),
-            index: folder.join(format!("{stem}.safetensors.index.json")),
+            shards: shards.expect("an index names less than all names"),
+            index,
+            old,
         };
         let all = || names.shards.iter().chain([&names.index]);
         for (path, file) in all().flat_map(|path| checkpoint.files().map(move |file| (path, file)))
         {
             files::check_other(path, Path::new(file))?;
         }
-        if let (false, Some(there)) = (self.force, all().find(|path| path.exists())) {
-            return Err(Failure::Usage(format!(
-                "{} is there already; choose another --output, or replace it with --force",
-                shown_path(there)
-            )));
+        for path in all() {
+            files::check_free(path, self.force)?;
         }
         if !folder.as_os_str().is_empty() {
             names.made = missing(&folder);
@@ -300,7 +323,9 @@ fn write(
         write_index(shards, names, written.total_size)?;
         Ok(written)
     });
-    if written.is_err() {
+    if written.is_ok() {
+        remove_old(checkpoint, names);
+    } else {
         for path in new
             .iter()
             .filter(|path| names.shards[..done].contains(**path))
@@ -313,6 +338,35 @@ fn write(
         }
     }
     written
+}
+
+/// Removes the shards that only the old index named, now that the new one is in its place: two saves of one model in a folder
+/// can't be told apart. What was split stays.
+fn remove_old(checkpoint: &Checkpoint, names: &Names) {
+    let sources: Vec<PathBuf> = checkpoint
+        .files()
+        .filter_map(|file| Path::new(file).canonicalize().ok())
+        .collect();
+    let mut kept = 0;
+    for path in &names.old {
+        let Ok(found) = path.canonicalize() else {
+            continue; // it is gone already
+        };
+        if sources.contains(&found) {
+            kept += 1;
+            continue;
+        }
+        if let Err(error) = std::fs::remove_file(path) {
+            let path = shown_path(path);
+            say::note(&format!("note: can't remove the old shard {path}: {error}"));
+        }
+    }
+    if kept > 0 {
+        let shards = say::plural(kept, "shard");
+        say::note(&format!(
+            "note: the {shards} that this was made from stay beside the new ones; no index names them any more"
+        ));
+    }
 }
 
 fn write_shards(

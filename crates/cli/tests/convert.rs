@@ -276,6 +276,7 @@ fn models_are_merged() {
         "a.safetensors",
         "b.safetensors",
         "c.safetensors",
+        "--force",
         "-o",
         "m.safetensors",
     ]);
@@ -297,7 +298,7 @@ fn models_are_merged() {
             "a.safetensors",
             "b.safetensors",
             "-o",
-            "m.safetensors",
+            "x.safetensors",
         ],
         2,
         &["`w` in", "--weighted"],
@@ -460,6 +461,7 @@ fn casts_of_wide_numbers_are_told_as_they_are() {
             "convert",
             "d.safetensors",
             "out.safetensors",
+            "--force",
             "--dtype",
             dtype,
             "--json",
@@ -491,6 +493,7 @@ fn merges_tell_of_numbers_that_became_infinite() {
     }
     let difference = [
         "merge",
+        "--force",
         "--add-difference",
         "a.safetensors",
         "a.safetensors",
@@ -520,7 +523,7 @@ fn merges_tell_of_numbers_that_became_infinite() {
             &[("w", &values)],
         );
     }
-    let slerp = "merge --slerp p.safetensors q.safetensors -o m.safetensors";
+    let slerp = "merge -f --slerp p.safetensors q.safetensors -o m.safetensors";
     place.works(&slerp.split(' ').collect::<Vec<_>>());
     assert_eq!(
         read(&place.path("m.safetensors"), "w"),

@@ -48,8 +48,15 @@ fn ctrl_c_leaves_the_old_file() {
             "to.safetensors",
             "--dtype",
             "f8_e4m3",
+            "--force",
         ][..],
-        &["convert", "from.safetensors", "to.npz", "--deflate"],
+        &[
+            "convert",
+            "from.safetensors",
+            "to.npz",
+            "--deflate",
+            "--force",
+        ],
     ] {
         let interrupted = [200, 130, 90, 60, 40, 25, 15, 8]
             .into_iter()
@@ -100,7 +107,14 @@ fn no_room_leaves_the_old_file() {
     let limited = |script: &str, target: &str| {
         let safelight = env!("CARGO_BIN_EXE_safelight");
         let mut command = Command::new("sh");
-        command.args(["-c", script, safelight, "convert", "from.safetensors"]);
+        command.args([
+            "-c",
+            script,
+            safelight,
+            "convert",
+            "--force",
+            "from.safetensors",
+        ]);
         let command = command.arg(target).current_dir(place.path("."));
         Ran::of(command.output().unwrap())
     };

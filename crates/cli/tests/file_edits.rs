@@ -5,7 +5,8 @@ mod common;
 use std::fs;
 
 use common::{Place, model, raw};
-use safelight_store::Checkpoint;
+use safelight_format::{Dtype, TensorView};
+use safelight_store::{Checkpoint, SaveOptions, save};
 
 #[test]
 fn meta_edits() {
@@ -68,6 +69,230 @@ fn meta_edits() {
     assert_eq!(data("layers.1.weight"), before);
     place.works(&["verify", "m.safetensors", "--strict"]);
     assert_eq!(place.everything(), ["m.safetensors", "text"]);
+}
+
+/// A file of 60 kB of metadata with room for more of it.
+fn roomy(place: &Place) {
+    model(place, "from.safetensors");
+    place.write("long", "x".repeat(60_000).as_bytes());
+    place.works(&["meta", "set", "from.safetensors", "k=@long"]);
+    let how = ["--reserve", "64KiB"];
+    place.works(
+        &[
+            &["convert", "-q", "from.safetensors", "m.safetensors"],
+            &how[..],
+        ]
+        .concat(),
+    );
+}
+
+#[test]
+fn metadata_are_edited_in_place_where_there_is_room() {
+    let place = Place::new();
+    roomy(&place);
+    for set in ["a=1", "z=2", "k=3"] {
+        let ran = place.works(&["meta", "set", "m.safetensors", set]);
+        assert!(ran.stdout.contains("1 key set, in place"), "{}", ran.stdout);
+    }
+    let ran = place.works(&[
+        "meta",
+        "set",
+        "m.safetensors",
+        "a=@long",
+        "b=@long",
+        "c=@long",
+    ]);
+    let text = ran.stdout.replace("\n ", "");
+    assert!(
+        text.contains("in a copy of") && text.contains("bytes and had room for"),
+        "{text}"
+    );
+    let answer = place.works(&["meta", "set", "m.safetensors", "--copy", "--json", "z=1"]);
+    let why = &answer.json()["files"][0]["why"];
+    assert!(why == "asked for" || why.is_null(), "{why}");
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn ctrl_c_ends_a_copy_for_metadata() {
+    let place = Place::new();
+    let bytes = vec![1; 300_000_000];
+    let tensor = TensorView {
+        name: "a",
+        dtype: Dtype::U8,
+        shape: &[300_000_000],
+        bytes: &bytes,
+    };
+    let path = place.path("m.safetensors");
+    save(&path, &[tensor], None, &SaveOptions::default()).unwrap();
+    let modified = || fs::metadata(&path).unwrap().modified().unwrap();
+    let interrupted = [300, 150, 80, 50, 30, 20, 12, 8]
+        .into_iter()
+        .any(|delay_ms| {
+            let before = modified();
+            let arguments = [
+                "meta",
+                "set",
+                "--copy",
+                "m.safetensors",
+                &format!("k={delay_ms}"),
+            ];
+            let piped = std::process::Stdio::piped;
+            let mut child = place
+                .command(&arguments)
+                .stdout(piped())
+                .stderr(piped())
+                .spawn()
+                .unwrap();
+            std::thread::sleep(std::time::Duration::from_millis(delay_ms));
+            let id = child.id().to_string();
+            let is_running = child.try_wait().unwrap().is_none();
+            if is_running {
+                let kill = std::process::Command::new("kill")
+                    .args(["-INT", &id])
+                    .status();
+                kill.unwrap();
+            }
+            let ran = common::Ran::of(child.wait_with_output().unwrap());
+            assert_eq!(place.everything(), ["m.safetensors"], "{}", ran.stderr);
+            if ran.code != Some(130) {
+                return false; // it was done first, or did not listen yet
+            }
+            assert!(ran.stderr.contains("interrupted"), "{}", ran.stderr);
+            assert_eq!(modified(), before);
+            true
+        });
+    assert!(interrupted, "the copy was always faster than the signal");
+}
+
+#[test]
+fn an_earlier_split_is_replaced_as_a_whole() {
+    let place = Place::new();
+    model(&place, "m.safetensors");
+    place.write("sh/m-00001-of-00009.safetensors", b"nobody names this");
+    place.works(&["split", "m.safetensors", "--count", "3", "-o", "sh"]);
+    let shards = |place: &Place| {
+        let all = place.everything();
+        all.into_iter()
+            .filter(|name| name.ends_with(".safetensors") && name.starts_with("sh/"))
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(shards(&place).len(), 4);
+    let again = ["split", "m.safetensors", "--count", "2", "-o", "sh"];
+    place.refuses(&again, 2, &["is there already", "--force"]);
+    place.works(&[&again[..], &["--force"]].concat());
+    assert_eq!(
+        shards(&place),
+        [
+            "sh/m-00001-of-00002.safetensors",
+            "sh/m-00001-of-00009.safetensors",
+            "sh/m-00002-of-00002.safetensors"
+        ]
+    );
+    fs::remove_file(place.path("sh/m-00001-of-00009.safetensors")).unwrap();
+    // As many shards: those that the index names are not written to before it is replaced.
+    place.works(&[&again[..], &["-f"]].concat());
+    assert_eq!(
+        shards(&place),
+        [
+            "sh/m-r2-00001-of-00002.safetensors",
+            "sh/m-r2-00002-of-00002.safetensors"
+        ]
+    );
+    place.works(&["verify", "sh"]);
+    place.works(&["ls", "sh/*.safetensors"]);
+    // What is split stays.
+    let ran = place.works(&["split", "sh/m.safetensors.index.json", "--count", "3", "-f"]);
+    assert!(
+        ran.stderr.contains("2 shards that this was made from stay"),
+        "{}",
+        ran.stderr
+    );
+    assert_eq!(shards(&place).len(), 5);
+}
+
+#[test]
+fn nothing_is_replaced_unless_asked_for() {
+    let place = Place::new();
+    model(&place, "m.safetensors");
+    for (arguments, written) in [
+        (
+            &["convert", "-q", "m.safetensors", "out.safetensors"][..],
+            "out.safetensors",
+        ),
+        (&["convert", "-q", "m.safetensors", "out.npz"], "out.npz"),
+        (
+            &[
+                "convert",
+                "-q",
+                "m.safetensors",
+                "shards",
+                "--shard-size",
+                "200",
+            ],
+            "shards/model.safetensors.index.json",
+        ),
+        (
+            &["merge", "-q", "m.safetensors", "-o", "merged.safetensors"],
+            "merged.safetensors",
+        ),
+        (
+            &[
+                "cat",
+                "m.safetensors",
+                "step",
+                "-f",
+                "npy",
+                "-o",
+                "step.npy",
+            ],
+            "step.npy",
+        ),
+    ] {
+        place.works(arguments);
+        let words = [written, "is there already; replace it with --force"];
+        place.refuses(arguments, 2, &words);
+        place.works(&[arguments, &["--force"]].concat());
+    }
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn names_that_are_no_text() {
+    use std::ffi::OsStr;
+    use std::os::unix::ffi::OsStrExt as _;
+    let place = Place::new();
+    let path = model(&place, "m.safetensors");
+    let odd = OsStr::from_bytes(b"\xff w.safetensors");
+    fs::rename(path, place.path(".").join(odd)).unwrap();
+    let run = |arguments: &[&str]| place.command(arguments).arg(odd).output().unwrap();
+    let output = run(&["hash", "-k", "sha256"]);
+    assert!(
+        output.stdout.ends_with(b"  \xff w.safetensors\n"),
+        "{output:?}"
+    );
+    let sums = fs::write(place.path("sums"), &output.stdout);
+    sums.unwrap();
+    let check = std::process::Command::new("sha256sum")
+        .args(["-c", "sums"])
+        .current_dir(place.path("."))
+        .output();
+    if let Ok(check) = check {
+        assert!(check.status.success(), "{check:?}");
+    }
+    let output = run(&["hash", "--json"]);
+    assert!(
+        String::from_utf8_lossy(&output.stderr).contains("no UTF-8 text"),
+        "{output:?}"
+    );
+    let output = run(&["split", "--count", "2"]);
+    assert_eq!(output.status.code(), Some(2), "{output:?}");
+    assert!(
+        String::from_utf8_lossy(&output.stderr).contains("--stem"),
+        "{output:?}"
+    );
+    let output = run(&["split", "--count", "2", "--stem", "w"]);
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
 }
 
 #[test]

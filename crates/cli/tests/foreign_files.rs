@@ -29,7 +29,7 @@ fn files_are_converted_and_listed() {
     let place = Place::new();
     for (file, expected) in FILES {
         fs::copy(golden(file), place.path(file)).unwrap();
-        place.works(&["convert", file, "out.safetensors"]);
+        place.works(&["convert", file, "out.safetensors", "--force"]);
         let made = Checkpoint::open(&place.path("out.safetensors")).unwrap();
         let expected = Checkpoint::open(&golden(expected)).unwrap();
         for tensor in expected.tensors() {
@@ -53,7 +53,7 @@ fn files_are_converted_and_listed() {
     }
     let order = place.works(&["meta", "get", "out.safetensors"]);
     assert!(!order.stdout.contains("keras"), "the last one was Flax's");
-    place.works(&["convert", "model.keras", "out.safetensors"]);
+    place.works(&["convert", "model.keras", "out.safetensors", "-f"]);
     let config = place.works(&["meta", "get", "out.safetensors", "keras.config"]);
     assert!(config.stdout.contains("Dense"), "{}", config.stdout);
 }

@@ -43,7 +43,7 @@ impl Case {
     }
 }
 
-const CASES: [Case; 14] = [
+const CASES: [Case; 15] = [
     Case {
         name: "save over",
         for_all_readers: true,
@@ -84,6 +84,11 @@ const CASES: [Case; 14] = [
         name: "metadata in place",
         for_all_readers: false,
         change: |path| set(path, Strategy::InPlace, true, &"2".repeat(9000)),
+    },
+    Case {
+        name: "metadata in several pages",
+        for_all_readers: false,
+        change: |path| set(path, Strategy::Auto, true, &"2".repeat(9000)),
     },
     Case {
         name: "metadata by a copy",

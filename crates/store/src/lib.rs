@@ -67,7 +67,7 @@ pub use lint_index::lint_targets;
 pub use load::LoadOptions;
 pub use map::map;
 pub use save::{SaveOptions, save, save_to};
-pub use sharded::{ShardSet, ShardedSave, save_sharded};
+pub use sharded::{ShardSet, ShardedSave, listed_shards, save_sharded};
 pub use shards::model_files;
 pub use slices::{EachPiece, SliceRead};
 pub use source::{Bytes, ReadAt, WatchedFile};

@@ -272,6 +272,24 @@ impl Drop for ShardSet {
     }
 }
 
+/// The files beside an index that it names and that are called as shards of `base` are (`BASE…-00001-of-0000N.safetensors`): what a
+/// save that replaces the index may delete after it. None if there is no index, or one that is no index at all.
+///
+/// # Errors
+/// [`StoreError::Io`] if there is an index that cannot be read.
+pub fn listed_shards(index: &Path, base: &str) -> Result<Vec<PathBuf>, StoreError> {
+    let text = match fs::read(index) {
+        Ok(text) => text,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(StoreError::io("read", index)(error)),
+    };
+    let listed = index_file::parse(&text).map(|index| index.weight_map);
+    let names = listed.unwrap_or_default().into_iter().map(|(_, name)| name);
+    let names: BTreeSet<String> = names.filter(|name| is_shard_name(name, base)).collect();
+    let folder = folder_of(index);
+    Ok(names.into_iter().map(|name| folder.join(name)).collect())
+}
+
 fn shard_names(base: &str, generation: usize, shard_count: usize) -> Vec<String> {
     if shard_count == 1 {
         return vec![format!("{base}.safetensors")];

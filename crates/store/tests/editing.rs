@@ -4,11 +4,12 @@ mod common;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
+use std::ops::ControlFlow;
 use std::path::Path;
 
 use common::{Folder, raw_file};
 use safelight_format::{Dtype, Metadata, Order, TensorView};
-use safelight_store::edit::{self, EditOptions, How, Strategy};
+use safelight_store::edit::{self, EditOptions, How, Strategy, WhyCopied};
 use safelight_store::{Checkpoint, SaveOptions, StoreError, save};
 use safetensors::SafeTensors;
 
@@ -201,6 +202,69 @@ fn reserved_room_is_used_and_nothing_else_is_touched() {
         "data keeps its place within a page"
     );
     assert_eq!(grown[grown.len() - 500..], after[after.len() - 500..]);
+}
+
+#[test]
+fn headers_with_room_are_changed_in_place_however_much_of_them_changes() {
+    let folder = Folder::new();
+    let path = folder.join("model");
+    // Keys are sorted: one in front moves what is behind it, which is more than a page.
+    let old = metadata(&[("k", &"x".repeat(60_000))]);
+    write(&path, Some(&old), 64 * 1024);
+    let before = fs::metadata(&path).unwrap().len();
+    for (list, how) in [
+        (&["a=1"][..], How::InPlace),
+        (&["z=1"], How::InPlace),
+        (&["a", "k"], How::InPlace),
+    ] {
+        let edited = edit::set_metadata(&path, &changes(list), &options(Strategy::Auto)).unwrap();
+        assert_eq!((edited.how, edited.why_copied), (how, None), "{list:?}");
+        assert_eq!(edited.file_bytes, before);
+    }
+    check(&folder, &path, Some(&metadata(&[("z", "1")])), ABC);
+    let list = changes(&[&format!("b={}", "y".repeat(200_000))]);
+    let edited = edit::set_metadata(&path, &list, &options(Strategy::Auto)).unwrap();
+    let why = edited.why_copied;
+    assert!(
+        matches!(why, Some(WhyCopied::NoRoom { need_bytes: 200_000.., room_bytes }) if room_bytes < 200_000),
+        "{why:?}"
+    );
+    let edited = edit::set_metadata(&path, &changes(&["c=1"]), &options(Strategy::Copy)).unwrap();
+    assert_eq!(edited.why_copied, Some(WhyCopied::Asked));
+}
+
+#[test]
+fn a_copy_that_is_broken_off_changes_nothing() {
+    let folder = Folder::new();
+    let path = folder.join("model");
+    let big = vec![7u8; 40_000_000];
+    let tensors = [u8s("a", &big, &[40_000_000])];
+    save(&path, &tensors, None, &SaveOptions::default()).unwrap();
+    let before = fs::read(&path).unwrap();
+    let long = changes(&[&format!("k={}", "v".repeat(10_000))]);
+    for strategy in [Strategy::Auto, Strategy::Copy] {
+        let calls = std::cell::Cell::new(0);
+        let progress = |done, all| {
+            calls.set(calls.get() + 1);
+            assert!(done < all && all >= 40_000_000, "{done} of {all}");
+            ControlFlow::Break(())
+        };
+        let edited = edit::set_metadata_with(&path, &long, &options(strategy), &progress);
+        assert!(
+            matches!(edited, Err(StoreError::Stopped { .. })),
+            "{edited:?}"
+        );
+        assert_eq!(calls.get(), 1);
+        assert!(fs::read(&path).unwrap() == before);
+        assert_eq!(folder.list(), ["model"]);
+    }
+    let last = std::cell::Cell::new((0, 1));
+    let progress = |done, all| {
+        last.set((done, all));
+        ControlFlow::Continue(())
+    };
+    edit::set_metadata_with(&path, &long, &options(Strategy::Auto), &progress).unwrap();
+    assert_eq!(last.get().0, last.get().1);
 }
 
 #[test]

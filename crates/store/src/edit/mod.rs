@@ -9,7 +9,8 @@
 //! |---|---|---|---|---|
 //! | [`Strategy::Copy`] | a new file beside the old, renamed into its place | the old or the new file | the same | the same |
 //! | [`Strategy::Auto`], change within one page | one write into the page | the old or the new file | the same | old or new, once this library has opened it |
-//! | [`Strategy::Auto`], larger change | as [`Strategy::Copy`] | the old or the new file | the same | the same |
+//! | [`Strategy::Auto`], a header that fits and more than one page of it changes | as [`Strategy::InPlace`] | as there | as there | as there |
+//! | [`Strategy::Auto`], more than one page of tensors, or a header that does not fit | as [`Strategy::Copy`] | the old or the new file | the same | the same |
 //! | [`Strategy::InPlace`] | old bytes into an undo record, then writes | possibly a part of the change, until this library opens the file | the old or the new file | old or new, once this library has opened it |
 //!
 //! A page is 4096 bytes from a multiple of 4096 on: the kernel copies a write into its page cache
@@ -33,7 +34,7 @@ mod text;
 use std::collections::BTreeMap;
 use std::fs::{File, Metadata as FileMetadata};
 use std::io;
-use std::ops::Range;
+use std::ops::{ControlFlow, Range};
 use std::path::{Path, PathBuf};
 
 use safelight_format::{
@@ -56,7 +57,8 @@ const PAGE_BYTES: u64 = 4096;
 /// How a change reaches the file; the [module](self) says what each one guarantees.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Strategy {
-    /// In place if the change lies within one page, else by a copy: safe for all readers.
+    /// In place if the change lies within one page (safe for all readers) or is a header's that has room for it (with an undo
+    /// record), else by a copy.
     #[default]
     Auto,
     /// In place, with an undo record, or not at all.
@@ -102,7 +104,38 @@ pub struct Edited {
     pub how: How,
     /// The file's size now.
     pub file_bytes: u64,
+    /// Why the file was copied, if it was.
+    pub why_copied: Option<WhyCopied>,
 }
+
+/// Why an edit copied the file instead of changing it in place.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum WhyCopied {
+    /// [`Strategy::Copy`] was asked for.
+    Asked,
+    /// The header has no room.
+    NoRoom {
+        /// How long the header would be at least.
+        need_bytes: u64,
+        /// How long it is.
+        room_bytes: u64,
+    },
+    /// The file system has no locks, without which nothing is edited in place.
+    NoLocks,
+    /// Tensors change, come or go: more than one page.
+    Tensors,
+}
+
+/// What hears how many bytes of a copy are done, and of how many; [`ControlFlow::Break`] ends the edit, with the file as it was.
+pub type CopyProgress<'p> = &'p dyn Fn(u64, u64) -> ControlFlow<()>;
+
+fn go_on(_: u64, _: u64) -> ControlFlow<()> {
+    ControlFlow::Continue(())
+}
+
+/// What is copied between two calls of a [`CopyProgress`].
+const COPY_STEP_BYTES: u64 = 16 * 1024 * 1024;
 
 /// How a change was made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -145,7 +178,21 @@ pub fn set_metadata(
     changes: &BTreeMap<String, Option<String>>,
     options: &EditOptions,
 ) -> Result<Edited, StoreError> {
-    let editor = Editor::open(path, options, options.opaque_dtypes)?;
+    set_metadata_with(path, changes, options, &go_on)
+}
+
+/// As [`set_metadata`]; `progress` hears of the copy, if one has to be made.
+///
+/// # Errors
+/// As there, and [`StoreError::Stopped`] if `progress` broke it off: then nothing has changed.
+pub fn set_metadata_with(
+    path: &Path,
+    changes: &BTreeMap<String, Option<String>>,
+    options: &EditOptions,
+    progress: CopyProgress<'_>,
+) -> Result<Edited, StoreError> {
+    let mut editor = Editor::open(path, options, options.opaque_dtypes)?;
+    editor.progress = progress;
     let mut metadata = editor.header.metadata().cloned().unwrap_or_default();
     for (key, change) in changes {
         match change {
@@ -166,8 +213,9 @@ pub fn set_metadata(
 }
 
 /// A file that is open for changes, locked against other editors.
-pub(crate) struct Editor {
+pub(crate) struct Editor<'p> {
     file: File,
+    progress: CopyProgress<'p>,
     /// As the caller calls it.
     path: PathBuf,
     /// Links followed.
@@ -182,8 +230,12 @@ pub(crate) struct Editor {
     parse: ParseOptions,
 }
 
-impl Editor {
-    fn open(path: &Path, options: &EditOptions, opaque_dtypes: bool) -> Result<Editor, StoreError> {
+impl<'p> Editor<'p> {
+    fn open(
+        path: &Path,
+        options: &EditOptions,
+        opaque_dtypes: bool,
+    ) -> Result<Editor<'p>, StoreError> {
         let record::Locked {
             file,
             target,
@@ -209,6 +261,7 @@ impl Editor {
         let header = header.map_err(bad)?;
         Ok(Editor {
             file,
+            progress: &go_on,
             path: path.to_owned(),
             target,
             locked,
@@ -234,6 +287,7 @@ impl Editor {
         Edited {
             how: How::Unchanged,
             file_bytes: self.file_bytes,
+            why_copied: None,
         }
     }
 
@@ -262,7 +316,12 @@ impl Editor {
         let json = self.roomy(entries, options)?;
         let data_start = self.header.data_start();
         let copies = [(data_start, self.file_bytes - data_start)];
-        self.write_copy(&json, &copies, &[], options)
+        let mut edited = self.write_copy(&json, &copies, &[], options)?;
+        edited.why_copied = Some(WhyCopied::NoRoom {
+            need_bytes: entries.least_bytes() as u64,
+            room_bytes: self.json().len() as u64,
+        });
+        Ok(edited)
     }
 
     fn no_room(&self, entries: &Entries) -> StoreError {
@@ -310,13 +369,20 @@ impl Editor {
     ) -> Result<Edited, StoreError> {
         let end = at + bytes.len() as u64;
         let one_page = at / PAGE_BYTES == end.saturating_sub(1) / PAGE_BYTES;
-        let in_place = match options.strategy {
-            Strategy::Auto => one_page && self.locked,
-            Strategy::InPlace => true,
-            Strategy::Copy => false,
+        let is_header = end <= self.header.data_start();
+        let why_copied = match options.strategy {
+            Strategy::Copy => Some(WhyCopied::Asked),
+            Strategy::InPlace => None,
+            Strategy::Auto if !self.locked => Some(WhyCopied::NoLocks),
+            Strategy::Auto if one_page || is_header => None,
+            Strategy::Auto => Some(WhyCopied::Tensors),
         };
-        if !in_place {
-            return self.overwrite_copy(at, bytes, options);
+        if why_copied.is_some() {
+            let edited = self.overwrite_copy(at, bytes, options)?;
+            return Ok(Edited {
+                why_copied,
+                ..edited
+            });
         }
         self.check_locked()?;
         let write = || sys::write_at(&self.file, bytes, at, &self.target);
@@ -328,6 +394,7 @@ impl Editor {
         Ok(Edited {
             how: How::InPlace,
             file_bytes: self.file_bytes,
+            why_copied: None,
         })
     }
 
@@ -367,13 +434,11 @@ impl Editor {
             sys::write_at(file, bytes, at, target)
         } else {
             let end = at + bytes.len() as u64;
+            let mut copy = self.copying(&temporary, self.file_bytes - bytes.len() as u64);
             sys::allocate(file, self.file_bytes, target)
-                .and_then(|()| sys::copy_range((&self.file, 0), (file, 0), at, target))
+                .and_then(|()| copy(0, 0, at))
                 .and_then(|()| sys::write_at(file, bytes, at, target))
-                .and_then(|()| {
-                    let rest = self.file_bytes - end;
-                    sys::copy_range((&self.file, end), (file, end), rest, target)
-                })
+                .and_then(|()| copy(end, end, self.file_bytes - end))
         };
         filled.map_err(|error| self.copy_failed(error))?;
         self.publish(temporary, cloned, self.file_bytes, options)
@@ -395,6 +460,7 @@ impl Editor {
         let temporary = Temporary::for_target(&self.path)?;
         let (file, target) = (&temporary.file, &temporary.target);
         let fill = || -> io::Result<()> {
+            let mut copy = self.copying(&temporary, copied);
             // Reserved blocks would stay taken beside those that are shared (Btrfs frees no part of a reservation).
             if sys::clone(&self.file, file, target) {
                 sys::set_length(file, 0, target)?;
@@ -404,7 +470,7 @@ impl Editor {
             sys::write_at(file, &prefix, 0, target)?;
             let mut at = prefix.len() as u64;
             for &(from, byte_count) in copies {
-                sys::copy_range((&self.file, from), (file, at), byte_count, target)?;
+                copy(from, at, byte_count)?;
                 at += byte_count;
             }
             for bytes in more {
@@ -415,6 +481,30 @@ impl Editor {
         };
         fill().map_err(|error| self.copy_failed(error))?;
         self.publish(temporary, false, file_bytes, options)
+    }
+
+    /// What copies a range (from, to, length) of the file into a new one, piece by piece, and tells how far it is of `all`.
+    fn copying<'t>(
+        &'t self,
+        to: &'t Temporary,
+        all: u64,
+    ) -> impl FnMut(u64, u64, u64) -> io::Result<()> + use<'t, 'p> {
+        let mut done_before = 0;
+        move |from_at, to_at, byte_count| {
+            let mut offset = 0;
+            while offset < byte_count {
+                let bytes = COPY_STEP_BYTES.min(byte_count - offset);
+                let (from, into) = ((&self.file, from_at + offset), (&to.file, to_at + offset));
+                sys::copy_range(from, into, bytes, &to.target)?;
+                offset += bytes;
+                if (self.progress)(done_before + offset, all).is_break() {
+                    let file = path_text(&self.path);
+                    return Err(io::Error::other(StoreError::Stopped { file }));
+                }
+            }
+            done_before += byte_count;
+            Ok(())
+        }
     }
 
     fn publish(
@@ -431,11 +521,21 @@ impl Editor {
         };
         temporary.publish(publish).map_err(self.io("write"))?;
         let how = if cloned { How::Cloned } else { How::Copied };
-        Ok(Edited { how, file_bytes })
+        Ok(Edited {
+            how,
+            file_bytes,
+            why_copied: Some(match options.strategy {
+                Strategy::Copy => WhyCopied::Asked,
+                _ => WhyCopied::Tensors,
+            }),
+        })
     }
 
     /// Says that the file shrank rather than that "the end was met".
     fn copy_failed(&self, error: io::Error) -> StoreError {
+        if let Some(StoreError::Stopped { file }) = StoreError::inside(&error) {
+            return StoreError::Stopped { file: file.clone() };
+        }
         match self.check_same() {
             Err(changed) => changed,
             Ok(()) => StoreError::io("write", &self.path)(error),

@@ -148,7 +148,7 @@ pub fn drop_tensors(
     editor.write_copy(&json, &copies, &[], options)
 }
 
-impl Editor {
+impl Editor<'_> {
     fn find(&self, name: &str) -> Result<TensorInfo<'_>, StoreError> {
         let missing = || StoreError::NoSuchTensor {
             file: path_text(&self.path),
@@ -194,6 +194,10 @@ impl Editor {
         };
         self.with_undo(range, options, change)?;
         let how = How::InPlace;
-        Ok(Edited { how, file_bytes })
+        Ok(Edited {
+            how,
+            file_bytes,
+            why_copied: None,
+        })
     }
 }
