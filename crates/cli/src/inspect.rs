@@ -203,20 +203,17 @@ fn model(path: &Path, args: &InspectArgs) -> Result<Answer, Failure> {
             .map_err(|error| Failure::Model(error.to_string()))
     };
     let mut entry = Entry::at(path, path.parent().unwrap_or(Path::new("")));
-    if entry.info.is_none() {
-        // A safetensors file that is no model of ours still has tensors to show.
-        open()?;
-    }
+    // A safetensors file that is no model of ours still has tensors to show.
+    let opened = match entry.info.is_none() || entry.layout != Layout::Folder {
+        true => Some(open()?),
+        false => None,
+    };
     if args.no_hash {
         entry.sha256 = choose::hash_cache().get(path).map(str::to_owned);
     } else {
         entry.find_hash(&mut choose::hash_cache());
     }
-    let checkpoint = if entry.layout == Layout::Folder {
-        None
-    } else {
-        open().ok()
-    };
+    let checkpoint = opened.filter(|_| entry.layout != Layout::Folder);
     let tensors: Vec<TensorInfo<'_>> = checkpoint.iter().flat_map(|file| file.tensors()).collect();
     let metadata: BTreeMap<&str, &str> = checkpoint
         .iter()
