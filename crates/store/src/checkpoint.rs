@@ -278,6 +278,23 @@ impl Checkpoint {
         problems
     }
 
+    pub(crate) fn shard_files(&self) -> &[ShardFile] {
+        &self.files
+    }
+
+    /// All tensors with the positions of their files, in the order of [`Checkpoint::tensors`].
+    pub(crate) fn listed(&self) -> impl Iterator<Item = (usize, TensorInfo<'_>)> {
+        let files = self.files.iter().enumerate();
+        let all = files.flat_map(|(position, file)| {
+            let tensors = file.header.tensors().iter();
+            tensors.map(move |tensor| (position, tensor))
+        });
+        all.filter(|(position, tensor)| match &self.weight_map {
+            Some(weight_map) => weight_map.get(tensor.name) == Some(position),
+            None => true,
+        })
+    }
+
     pub(crate) fn files_mut(&mut self) -> &mut [ShardFile] {
         &mut self.files
     }

@@ -20,7 +20,7 @@ use crate::source::{FileSource, ReadAt as _, Source};
 use crate::sys;
 
 /// What a thread reads at a time: a few huge pages, and few enough system calls. A multiple of every page size.
-const CHUNK_BYTES: usize = 8 * 1024 * 1024;
+pub(crate) const CHUNK_BYTES: usize = 8 * 1024 * 1024;
 
 /// How whole files are brought into memory.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -189,7 +189,7 @@ fn touch(bytes: &[u8]) {
 }
 
 /// Lets up to `threads` threads do `step` again and again, until one says `false` or an error.
-fn in_parallel(
+pub(crate) fn in_parallel(
     threads: usize,
     byte_count: u64,
     step: impl Fn() -> Result<bool, StoreError> + Sync,
