@@ -300,7 +300,7 @@ fn converting_tells_what_was_beside_the_tensors() {
             "would have set the state of torch._utils._rebuild_parameter",
         ),
     ] {
-        let ran = place.works(&["convert", name, "out.safetensors"]);
+        let ran = place.works(&["convert", "--force", name, "out.safetensors"]);
         for words in [
             what,
             "warning: ",
@@ -314,7 +314,7 @@ fn converting_tells_what_was_beside_the_tensors() {
                 ran.stderr
             );
         }
-        let ran = place.works(&["convert", name, "out.safetensors", "--json"]);
+        let ran = place.works(&["convert", "--force", name, "out.safetensors", "--json"]);
         let notes = ran.json()["notes"].to_string();
         assert!(
             notes.contains(what) && notes.contains("safelight scan"),
@@ -336,7 +336,7 @@ fn converting_tells_what_was_beside_the_tensors() {
         "script.pt",
     ] {
         place.write(name, &golden(name));
-        let ran = place.works(&["convert", name, "out.safetensors"]);
+        let ran = place.works(&["convert", "--force", name, "out.safetensors"]);
         assert_eq!(ran.stderr, "", "{name}");
     }
 }
@@ -356,14 +356,14 @@ fn pickles_are_refused_by_the_name_of_what_they_ask_for() {
     ] {
         place.write(name, bytes);
         for arguments in [
-            &["convert", name, "out.safetensors"][..],
+            &["convert", "--force", name, "out.safetensors"][..],
             &["inspect", name],
         ] {
             place.refuses(arguments, 3, &["`os.system`", "do not load this file"]);
         }
     }
     place.write("words.txt", b"cos\nwe know, it is a text\n");
-    let ran = place.run(&["convert", "words.txt", "out.safetensors"]);
+    let ran = place.run(&["convert", "--force", "words.txt", "out.safetensors"]);
     assert_eq!(ran.code, Some(3));
     assert!(!ran.stderr.contains("pickle"), "{}", ran.stderr);
 }
