@@ -205,7 +205,7 @@ fn free_bytes(folder: &Path) -> u64 {
 fn copies_share_blocks(folder: &Path) {
     const BYTES: u64 = 48_000_000;
     let path = folder.join("model");
-    let bytes: Vec<u8> = (0..BYTES).map(|at| (at * 31 >> 5) as u8).collect();
+    let bytes: Vec<u8> = (0..BYTES).map(|at| ((at * 31) >> 5) as u8).collect();
     let tensors = [tensor("a", &bytes, &[BYTES]), tensor("b", b"bbbb", &[4])];
     save(&path, &tensors, None, &SaveOptions::default()).unwrap();
     let before = fs::read(&path).unwrap();
