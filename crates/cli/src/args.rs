@@ -2,9 +2,11 @@
 
 use std::path::PathBuf;
 
+use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{ArgAction, Args, CommandFactory, Parser, Subcommand, ValueHint};
 use safelight_diffusion::noise::NoiseSource;
 use safelight_diffusion::pipeline::MaskedContent;
+use safelight_diffusion::precision::Precision;
 use safelight_diffusion::sampler::{Flavour, STEPS_MAX, Sampler};
 use safelight_diffusion::schedule::Schedule;
 
@@ -166,9 +168,9 @@ pub(crate) struct ModelArgs {
     /// Take the VAE from this file
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub(crate) vae: Option<PathBuf>,
-    /// Compute in this precision
-    #[arg(long, default_value = "f32", value_parser = ["f32"])]
-    pub(crate) precision: String,
+    /// Compute products in this precision: bf16 halves, int8 quarters the weights' memory
+    #[arg(long, default_value = "f32", value_parser = PossibleValuesParser::new(Precision::ALL.map(Precision::name)).try_map(|name| name.parse::<Precision>()))]
+    pub(crate) precision: Precision,
     /// Use this many threads [default: as many as the machine has cores]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024), allow_negative_numbers = true)]
     pub(crate) threads: Option<u16>,

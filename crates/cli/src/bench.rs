@@ -61,7 +61,7 @@ pub(crate) fn run(args: &BenchArgs) -> Result<(), Failure> {
             })
             .collect();
         return say::answer_json(&json!({
-            "model": name, "width": latent.1 * factor, "height": latent.0 * factor, "precision": args.model.precision,
+            "model": name, "width": latent.1 * factor, "height": latent.0 * factor, "precision": args.model.precision.name(),
             "cpu": level.name(), "threads": threads, "repeat": args.repeat, "parts": parts,
         }));
     }
@@ -101,7 +101,8 @@ fn subject(args: &BenchArgs, progress: &mut Progress) -> Result<Subject, Failure
     if args.family.is_some() {
         progress.stage("making random weights");
         let started = Instant::now();
-        let model = Model::random_sd15(0).map_err(|error| Failure::Machine(error.to_string()))?;
+        let model = Model::random_sd15(0, args.model.precision)
+            .map_err(|error| Failure::Machine(error.to_string()))?;
         return Ok(Subject {
             name: "random weights of SD 1.5".into(),
             size: None,

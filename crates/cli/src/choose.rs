@@ -91,6 +91,7 @@ pub(crate) fn hash_meanwhile(entry: &Entry, vae: Option<&Path>) -> JoinHandle<Ha
 pub(crate) fn load(entry: &Entry, args: &ModelArgs) -> Result<Model, Failure> {
     let options = LoadOptions {
         vae: args.vae.clone(),
+        precision: args.precision,
         ..LoadOptions::default()
     };
     entry

@@ -11,6 +11,7 @@ use safelight_diffusion::load::Model;
 use safelight_diffusion::pipeline::{
     GenerateError, Inpaint, Job, Mask, Outpaint, Phase, Picture, Request, RgbImage, memory_bytes,
 };
+use safelight_diffusion::precision::Precision;
 use safelight_diffusion::prompt;
 use safelight_diffusion::sampler::{Flavour, Sampler};
 use serde_json::{Value, json};
@@ -119,7 +120,7 @@ fn run(args: &GenerateArgs, job: Job) -> Result<(), Failure> {
     machine::prepare(args.model.threads)?;
     let mut entry = choose::entry(&args.model, args.quiet)?;
     let request = request(args, job, &entry)?;
-    refuse_giants(&entry, &request)?;
+    refuse_giants(&entry, &request, args.model.precision)?;
     let output = Output::new(args.output.as_deref())?;
     args.trace
         .as_deref()
@@ -237,11 +238,11 @@ fn request(args: &GenerateArgs, job: Job, entry: &Entry) -> Result<Request, Fail
 }
 
 /// Refuses what would not fit into memory, before anything is read.
-fn refuse_giants(entry: &Entry, request: &Request) -> Result<(), Failure> {
+fn refuse_giants(entry: &Entry, request: &Request, precision: Precision) -> Result<(), Failure> {
     let Some(info) = &entry.info else {
         return Ok(());
     };
-    let needed = memory_bytes(info, request).map_err(|error| failure(&error, 0))?;
+    let needed = memory_bytes(info, request, precision).map_err(|error| failure(&error, 0))?;
     let (available, whose) = machine::memory_bytes();
     if needed <= available {
         return Ok(());

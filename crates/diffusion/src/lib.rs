@@ -1,6 +1,6 @@
 //! Stable Diffusion: weights and a request in, pictures out.
 //!
-//! The modules stand in walking order: building blocks, the text's way into numbers, the three networks, the noise and how it
+//! The modules stand in walking order: precisions, building blocks, the text's way into numbers, the three networks, the noise and how it
 //! is taken away, the prompt's grammar, what a picture says of itself, loading, and the four jobs.
 //!
 //! ```no_run
@@ -14,6 +14,8 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 #![forbid(unsafe_code)]
+
+pub mod precision;
 
 pub mod nn;
 

@@ -11,9 +11,10 @@ use std::sync::{Arc, OnceLock};
 
 use rayon::prelude::*;
 use safelight_format::{Dtype, decode_f32};
-use safelight_tensor::{Conv2d, Linear, Norm, Padding, Tensor};
+use safelight_tensor::{Conv2d, Linear, Norm, Padding, Precision, Tensor};
 
 use crate::load::{LoadError, Problem};
+use crate::precision;
 
 /// f32 bytes that one wave of [`Builder::fill`] may hold before packing: a few of the largest SD 1.5 tensors.
 const WAVE_BYTES: usize = 192 << 20;
@@ -101,17 +102,40 @@ pub struct Builder<'w> {
     jobs: Vec<(usize, Job<'w>)>,
     problems: Vec<Problem>,
     parameter_count: u64,
+    precision: Precision,
+    /// Beginnings of names of layers that are finer.
+    at_least: Vec<(String, Precision)>,
 }
 
 impl<'w> Builder<'w> {
-    /// A builder that will read from `weights`.
+    /// A builder that will read from `weights`, for products in `f32`.
     pub fn new(weights: &'w dyn Weights) -> Builder<'w> {
+        Builder::with_precision(weights, Precision::F32)
+    }
+
+    /// The same for products in `precision`, or finer where [`precision::of_layer`] says so.
+    pub fn with_precision(weights: &'w dyn Weights, precision: Precision) -> Builder<'w> {
         Builder {
             weights,
+            precision,
+            at_least: Vec::new(),
             jobs: Vec::new(),
             problems: Vec::new(),
             parameter_count: 0,
         }
+    }
+
+    /// Keeps layers to come whose names begin so at least as fine as said.
+    pub fn at_least(&mut self, beginning: &str, precision: Precision) {
+        self.at_least.push((beginning.to_string(), precision));
+    }
+
+    /// What the products of layer `name` are to be computed in.
+    fn precision_of(&self, name: &str) -> Precision {
+        let mut rules = self.at_least.iter();
+        let rule = rules.find(|(beginning, _)| name.starts_with(beginning));
+        let least = rule.map_or(Precision::Int8, |(_, precision)| *precision);
+        precision::of_layer(name, self.precision).max(least)
     }
 
     /// `y = x · Wᵀ + b`, also where the file stores it as a 1×1 convolution `[outputs, inputs, 1, 1]`.
@@ -122,6 +146,7 @@ impl<'w> Builder<'w> {
         inputs: usize,
         bias: bool,
     ) -> Leaf<Linear> {
+        let precision = self.precision_of(name);
         let (weight, bias) = (
             format!("{name}.weight"),
             bias.then(|| format!("{name}.bias")),
@@ -139,7 +164,9 @@ impl<'w> Builder<'w> {
         self.job(outputs * inputs, move |weights| {
             let weight = read_finite(weights, &weight, outputs * inputs)?;
             let bias = read_bias(weights, bias.as_deref(), outputs)?;
-            let _ = slot.set(Linear::new(&weight, outputs, inputs, bias.as_deref()));
+            let bias = bias.as_deref();
+            let layer = Linear::with_precision(&weight, outputs, inputs, bias, precision);
+            let _ = slot.set(layer);
             Ok(())
         });
         leaf
@@ -154,6 +181,7 @@ impl<'w> Builder<'w> {
             stride,
             padding,
         } = shape;
+        let precision = self.precision_of(name);
         let (weight, bias) = (format!("{name}.weight"), format!("{name}.bias"));
         let dims = [outputs, inputs, kernel, kernel];
         let count = dims.iter().product();
@@ -163,7 +191,9 @@ impl<'w> Builder<'w> {
         self.job(count, move |weights| {
             let weight = read_finite(weights, &weight, count)?;
             let bias = read_finite(weights, &bias, outputs)?;
-            let _ = slot.set(Conv2d::new(&weight, dims, Some(&bias), stride, padding));
+            let bias = Some(bias.as_slice());
+            let layer = Conv2d::with_precision(&weight, dims, bias, stride, padding, precision);
+            let _ = slot.set(layer);
             Ok(())
         });
         leaf
@@ -543,6 +573,34 @@ mod tests {
             (table.rows(), table.width(), table.row(4)),
             (5, 3, vec![1.5; 3])
         );
+    }
+
+    #[test]
+    fn layers_are_as_fine_as_asked_and_as_the_rules_say() {
+        let weights = Constant {
+            value: 1.0,
+            broken: "",
+        };
+        let mut builder = Builder::with_precision(&weights, Precision::Int8);
+        builder.at_least("last.", Precision::Bf16);
+        let names = [
+            "first.conv1",
+            "last.conv1",
+            "time_embedding.linear_1",
+            "small",
+        ];
+        let layers = names.map(|name| {
+            let inputs = if name == "small" { 8 } else { 64 };
+            builder.linear(name, 64, inputs, true)
+        });
+        builder.fill().unwrap();
+        let expected = [
+            Precision::Int8,
+            Precision::Bf16,
+            Precision::F32,
+            Precision::F32,
+        ];
+        assert_eq!(layers.map(|layer| layer.precision()), expected);
     }
 
     #[test]

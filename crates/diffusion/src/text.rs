@@ -2,7 +2,7 @@
 //!
 //! Tokens come from [`crate::tokenizer`]; emphasis and chunks of long prompts are [`crate::prompt`]'s.
 
-use safelight_tensor::{Activation, Epilogue, Linear, Norm, Tensor, ops};
+use safelight_tensor::{Activation, Epilogue, Linear, Norm, Precision, Tensor, ops};
 
 use crate::load::{LoadError, Problem};
 use crate::nn::{Builder, Leaf, Table, Trace, Weights};
@@ -126,7 +126,19 @@ impl TextEncoder {
     /// # Errors
     /// If a tensor is missing, misshapen, unreadable or not finite.
     pub fn load(weights: &dyn Weights, config: TextConfig) -> Result<TextEncoder, LoadError> {
-        let mut builder = Builder::new(weights);
+        TextEncoder::load_in(weights, config, Precision::F32)
+    }
+
+    /// Reads the network for products in `precision`, or finer as [`crate::precision`] has it.
+    ///
+    /// # Errors
+    /// As [`TextEncoder::load`].
+    pub fn load_in(
+        weights: &dyn Weights,
+        config: TextConfig,
+        precision: Precision,
+    ) -> Result<TextEncoder, LoadError> {
+        let mut builder = Builder::with_precision(weights, precision);
         let text = TextEncoder::describe(&mut builder, config);
         builder.fill()?;
         Ok(text)

@@ -3,7 +3,7 @@
 //! Fields carry diffusers' names. Latents here are the network's own; the scale factor that samplers work in is
 //! applied by [`crate::pipeline`].
 
-use safelight_tensor::{Conv2d, Epilogue, Linear, Norm, Padding, Tensor, ops};
+use safelight_tensor::{Conv2d, Epilogue, Linear, Norm, Padding, Precision, Tensor, ops};
 
 use crate::load::{LoadError, Problem};
 use crate::nn::{Builder, ConvShape, Leaf, Trace, Weights};
@@ -206,7 +206,19 @@ impl Vae {
     /// # Errors
     /// If a tensor is missing, misshapen, unreadable or not finite.
     pub fn load(weights: &dyn Weights, config: VaeConfig) -> Result<Vae, LoadError> {
-        let mut builder = Builder::new(weights);
+        Vae::load_in(weights, config, Precision::F32)
+    }
+
+    /// Reads the network for products in `precision`, or finer as [`crate::precision`] has it.
+    ///
+    /// # Errors
+    /// As [`Vae::load`].
+    pub fn load_in(
+        weights: &dyn Weights,
+        config: VaeConfig,
+        precision: Precision,
+    ) -> Result<Vae, LoadError> {
+        let mut builder = Builder::with_precision(weights, precision);
         let vae = Vae::describe(&mut builder, config);
         builder.fill()?;
         Ok(vae)

@@ -10,6 +10,7 @@ use safelight_diffusion::pipeline::{
     GenerateError, Inpaint, Job, Mask, MaskedContent, Outpaint, Phase, Picture, Request, RgbImage,
     memory_bytes,
 };
+use safelight_diffusion::precision::Precision;
 use safelight_diffusion::sampler::diffusers::{SchedulerConfig, Spacing};
 use safelight_diffusion::sampler::{Flavour, Sampler};
 use safelight_diffusion::schedule::Schedule;
@@ -432,16 +433,16 @@ fn broken_numbers_are_found_where_they_arise() {
 #[test]
 fn memory_grows_with_the_picture() {
     let model = model("sd", 1);
-    let at = |side| {
-        memory_bytes(
-            &model.info,
-            &Request {
-                size: Some((side, side)),
-                ..Request::default()
-            },
-        )
-        .unwrap()
+    let needs = |side, precision| {
+        let request = Request {
+            size: Some((side, side)),
+            ..Request::default()
+        };
+        memory_bytes(&model.info, &request, precision).unwrap()
     };
+    let at = |side| needs(side, Precision::F32);
+    assert!(needs(64, Precision::Bf16) < at(64));
+    assert!(needs(64, Precision::Int8) < needs(64, Precision::Bf16));
     let weights: u64 = model
         .info
         .parts
@@ -454,7 +455,7 @@ fn memory_grows_with_the_picture() {
         size: Some((100_000, 64)),
         ..Request::default()
     };
-    assert!(memory_bytes(&model.info, &request).is_err());
+    assert!(memory_bytes(&model.info, &request, Precision::F32).is_err());
 }
 
 #[test]
@@ -465,7 +466,7 @@ fn long_prompts_are_counted_and_endless_ones_refused() {
             prompt,
             ..small(Job::Txt2Img)
         };
-        memory_bytes(&model.info, &request)
+        memory_bytes(&model.info, &request, Precision::F32)
     };
     let short = needs("a cat".into()).expect("a short prompt");
     assert!(needs("cat ".repeat(75 * 64)).expect("64 chunks") > short + 63 * 77 * 4);

@@ -3,7 +3,7 @@
 use std::fmt;
 
 use safelight_kernels::norm::Affine;
-use safelight_kernels::{ConvShape, Extent, PackedConv, PackedLinear, Padding};
+use safelight_kernels::{ConvShape, Extent, PackedConv, PackedLinear, Padding, Precision};
 
 /// A fully connected layer, `y = x·Wᵀ + b`, over the last dimension.
 pub struct Linear {
@@ -22,6 +22,20 @@ impl Linear {
         in_features: usize,
         bias: Option<&[f32]>,
     ) -> Self {
+        Self::with_precision(weight, out_features, in_features, bias, Precision::F32)
+    }
+
+    /// The same with products in `precision`, or finer where [`Precision::for_layer`] says so.
+    ///
+    /// # Panics
+    /// If a length does not match.
+    pub fn with_precision(
+        weight: &[f32],
+        out_features: usize,
+        in_features: usize,
+        bias: Option<&[f32]>,
+        precision: Precision,
+    ) -> Self {
         let got = weight.len();
         assert_eq!(
             got,
@@ -29,7 +43,8 @@ impl Linear {
             "Linear [{out_features}, {in_features}]: weight has {got} values"
         );
         check_bias("Linear", bias, out_features);
-        let weight = PackedLinear::new(weight, out_features, in_features);
+        let precision = precision.for_layer(in_features, out_features);
+        let weight = PackedLinear::with_precision(weight, out_features, in_features, precision);
         Linear {
             weight,
             bias: bias.map(<[f32]>::to_vec),
@@ -44,6 +59,11 @@ impl Linear {
     /// Values a row comes out with.
     pub fn out_features(&self) -> usize {
         self.weight.out_features()
+    }
+
+    /// What its products are computed in.
+    pub fn precision(&self) -> Precision {
+        self.weight.precision()
     }
 
     /// Memory the packed weights take.
@@ -81,6 +101,21 @@ impl Conv2d {
         stride: usize,
         padding: Padding,
     ) -> Self {
+        Self::with_precision(weight, shape, bias, stride, padding, Precision::F32)
+    }
+
+    /// The same with products in `precision`, or finer where [`Precision::for_layer`] says so.
+    ///
+    /// # Panics
+    /// If a length does not match or `stride` is 0.
+    pub fn with_precision(
+        weight: &[f32],
+        shape: [usize; 4],
+        bias: Option<&[f32]>,
+        stride: usize,
+        padding: Padding,
+        precision: Precision,
+    ) -> Self {
         let got = weight.len();
         assert_eq!(
             got,
@@ -99,7 +134,11 @@ impl Conv2d {
             padding,
         };
         Conv2d {
-            weight: PackedConv::new(weight, shape),
+            weight: PackedConv::with_precision(
+                weight,
+                shape,
+                precision.for_layer(in_channels, out_channels),
+            ),
             bias: bias.map(<[f32]>::to_vec),
         }
     }
@@ -112,6 +151,11 @@ impl Conv2d {
     /// Channels coming out.
     pub fn out_channels(&self) -> usize {
         self.weight.shape().out_channels
+    }
+
+    /// What its products are computed in.
+    pub fn precision(&self) -> Precision {
+        self.weight.precision()
     }
 
     /// Memory the packed weights take.

@@ -21,5 +21,5 @@ mod tensor;
 
 pub use layers::{Conv2d, Linear, Norm};
 pub use ops::Epilogue;
-pub use safelight_kernels::{Activation, Padding};
+pub use safelight_kernels::{Activation, Padding, Precision};
 pub use tensor::{RANK_MAX, Tensor};

@@ -24,8 +24,9 @@ pub fn set_cap_bytes(cap_bytes: usize) {
     drop(freed);
 }
 
-/// Frees every unused buffer, for example between the UNet and the VAE.
+/// Frees every unused buffer, the kernels' own too, for example between the UNet and the VAE.
 pub fn trim() {
+    safelight_kernels::trim_scratch();
     let freed = locked(|pool| pool.shrink_to(0));
     drop(freed);
 }

@@ -20,8 +20,10 @@ pub use keys::{Naming, Part};
 use std::path::{Path, PathBuf};
 
 use safelight_store::Checkpoint;
+use safelight_tensor::Precision;
 
 use crate::nn::{RandomWeights, Weights};
+use crate::precision::of_part;
 use crate::schedule::{Betas, Prediction};
 use crate::text::{TextConfig, TextEncoder};
 use crate::unet::{UNet, UNetConfig};
@@ -59,6 +61,8 @@ pub struct LoadOptions {
     pub vae: Option<PathBuf>,
     /// What the UNet predicts, where the file does not say or says wrongly.
     pub prediction: Option<Prediction>,
+    /// Compute products in this precision, some layers in a finer one ([`crate::precision`]).
+    pub precision: Precision,
 }
 
 impl Model {
@@ -80,15 +84,16 @@ impl Model {
 
     /// A model of Stable Diffusion 1.5's structure out of random weights: to measure, not to draw with.
     ///
-    /// The same `seed` gives the same weights. Takes as much memory as a real one, about 4 GB.
+    /// The same `seed` gives the same weights. Takes as much memory as a real one, in f32 about 4 GB.
     ///
     /// # Errors
     /// None in practice: nothing is read from a file.
-    pub fn random_sd15(seed: u64) -> Result<Model, LoadError> {
+    pub fn random_sd15(seed: u64, precision: Precision) -> Result<Model, LoadError> {
         let weights = RandomWeights { seed };
-        let text = TextEncoder::load(&weights, TextConfig::sd15())?;
-        let unet = UNet::load(&weights, UNetConfig::sd15())?;
-        let vae = Vae::load(&weights, VaeConfig::sd15())?;
+        let of = |part| of_part(part, precision);
+        let text = TextEncoder::load_in(&weights, TextConfig::sd15(), of(Part::TextEncoder))?;
+        let unet = UNet::load_in(&weights, UNetConfig::sd15(), of(Part::UNet))?;
+        let vae = Vae::load_in(&weights, VaeConfig::sd15(), of(Part::Vae))?;
         let info = ModelInfo {
             label: weights.label(),
             family: Family::StableDiffusion1,
@@ -138,7 +143,7 @@ fn build<'c>(
     let mut info = parts.describe()?;
     info.prediction = options.prediction.unwrap_or(info.prediction);
     info.usable()?;
-    let (text, unet, vae) = parts.load(&info)?;
+    let (text, unet, vae) = parts.load(&info, options.precision)?;
     Ok(Model {
         text,
         unet,

@@ -10,6 +10,7 @@ use super::keys::{Part, PartKeys};
 use super::shapes::{self, Hints};
 use super::{Family, LoadError, ModelInfo, PartInfo, Problem, Task};
 use crate::nn::{Builder, Weights};
+use crate::precision::{self, Precision};
 use crate::schedule::{Betas, Prediction};
 use crate::text::{TextConfig, TextEncoder};
 use crate::tokenizer;
@@ -317,7 +318,11 @@ impl<'c> Parts<'c> {
     }
 
     /// Loads the three networks that `info`, without problems, describes.
-    pub(crate) fn load(&self, info: &ModelInfo) -> Result<(TextEncoder, UNet, Vae), LoadError> {
+    pub(crate) fn load(
+        &self,
+        info: &ModelInfo,
+        asked: Precision,
+    ) -> Result<(TextEncoder, UNet, Vae), LoadError> {
         let (Some(text), Some(unet), Some(vae)) = (&self.text, &self.unet, &self.vae) else {
             panic!("`ModelInfo::usable` was asked before");
         };
@@ -325,15 +330,27 @@ impl<'c> Parts<'c> {
         // Every weight is read before any complaint about values: all tensors with NaN are named at once.
         let mut problems = Vec::new();
         let text = keep(
-            TextEncoder::load(text, info.text.clone().expect(whole)),
+            TextEncoder::load_in(
+                text,
+                info.text.clone().expect(whole),
+                precision::of_part(Part::TextEncoder, asked),
+            ),
             &mut problems,
         )?;
         let unet = keep(
-            UNet::load(unet, info.unet.clone().expect(whole)),
+            UNet::load_in(
+                unet,
+                info.unet.clone().expect(whole),
+                precision::of_part(Part::UNet, asked),
+            ),
             &mut problems,
         )?;
         let vae = keep(
-            Vae::load(vae, info.vae.clone().expect(whole)),
+            Vae::load_in(
+                vae,
+                info.vae.clone().expect(whole),
+                precision::of_part(Part::Vae, asked),
+            ),
             &mut problems,
         )?;
         match (text, unet, vae) {

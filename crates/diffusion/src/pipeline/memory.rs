@@ -4,11 +4,12 @@ use super::denoise::LATENT_CHANNELS;
 use super::request::{GenerateError, Request};
 use super::text::{ChunkCounts, chunk_counts};
 use crate::load::ModelInfo;
+use crate::precision::{Precision, of_part};
 use crate::prompt::CHUNK_IDS;
 
 const BYTES: u64 = std::mem::size_of::<f32>() as u64;
 
-/// The memory that drawing `request` with the described model takes at its peak, weights included, in bytes.
+/// The memory that drawing `request` with the described model, loaded in `precision`, takes at its peak, weights included, in bytes.
 ///
 /// An estimate from shapes, meant to be too high rather than too low: packed weights, and the largest of what the UNet
 /// (one picture, with guidance two) and the VAE hold at once. Long prompts count: their embeddings, and their keys and
@@ -16,20 +17,38 @@ const BYTES: u64 = std::mem::size_of::<f32>() as u64;
 ///
 /// # Errors
 /// If the request's size is impossible in itself, or a prompt longer than any may be.
-pub fn memory_bytes(info: &ModelInfo, request: &Request) -> Result<u64, GenerateError> {
+pub fn memory_bytes(
+    info: &ModelInfo,
+    request: &Request,
+    precision: Precision,
+) -> Result<u64, GenerateError> {
     let factor = info.vae.as_ref().map_or(8, |vae| vae.downscale());
     let (width, height) = super::canvas::drawn_size(request, factor)?;
     let (latent_w, latent_h) = (
         width.div_ceil(factor) as u64,
         height.div_ceil(factor) as u64,
     );
-    let weights: u64 = info.parts.iter().map(|part| part.parameters * BYTES).sum();
+    let weights: u64 = info
+        .parts
+        .iter()
+        .map(|part| part.parameters * eighths(of_part(part.part, precision)) * BYTES / 8)
+        .sum();
     let pictures = request.batch as u64
         * (3 * (width * height) as u64 + LATENT_CHANNELS as u64 * latent_w * latent_h * BYTES);
     let unet = unet_bytes(info, latent_w * latent_h);
     let vae = vae_bytes(info, (width * height) as u64);
     let text = text_bytes(info, &chunk_counts(request)?);
     Ok(weights + weights / 16 + pictures + text + unet.max(vae))
+}
+
+/// Eighths of an `f32` that a weight takes: of int8 nearly three with the scales, the last words that are not full, and
+/// the layers that stay finer.
+fn eighths(precision: Precision) -> u64 {
+    match precision {
+        Precision::F32 => 8,
+        Precision::Bf16 => 4,
+        Precision::Int8 => 3,
+    }
 }
 
 /// Embeddings of every wording, and keys and values of the longest, positive and negative. The way up has a block more

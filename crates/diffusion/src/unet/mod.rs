@@ -9,10 +9,11 @@ mod config;
 pub use blocks::{KeyValue, ResnetBlock, ResnetShape, Transformer, TransformerShape};
 pub use config::{Heads, Level, UNetConfig};
 
-use safelight_tensor::{Activation, Conv2d, Epilogue, Linear, Norm, Tensor, ops};
+use safelight_tensor::{Activation, Conv2d, Epilogue, Linear, Norm, Precision, Tensor, ops};
 
 use crate::load::{LoadError, Problem};
 use crate::nn::{Builder, ConvShape, Leaf, Trace, Weights};
+use crate::precision;
 
 /// The UNet of Stable Diffusion 1.x's class, of any size.
 ///
@@ -112,7 +113,19 @@ impl UNet {
     /// # Errors
     /// If a tensor is missing, misshapen, unreadable or not finite.
     pub fn load(weights: &dyn Weights, config: UNetConfig) -> Result<UNet, LoadError> {
-        let mut builder = Builder::new(weights);
+        UNet::load_in(weights, config, Precision::F32)
+    }
+
+    /// Reads the network for products in `precision`, or finer as [`crate::precision`] has it.
+    ///
+    /// # Errors
+    /// As [`UNet::load`].
+    pub fn load_in(
+        weights: &dyn Weights,
+        config: UNetConfig,
+        precision: Precision,
+    ) -> Result<UNet, LoadError> {
+        let mut builder = Builder::with_precision(weights, precision);
         let unet = UNet::describe(&mut builder, config);
         builder.fill()?;
         Ok(unet)
@@ -333,6 +346,11 @@ fn mid_block(builder: &mut Builder<'_>, config: &UNetConfig, depth: usize) -> Mi
 }
 
 fn up_blocks(builder: &mut Builder<'_>, config: &UNetConfig, skips: &[Vec<usize>]) -> Vec<Block> {
+    if let Some(last) = config.up.last() {
+        let (block, resnet) = (config.up.len() - 1, last.depths.len().saturating_sub(1));
+        let name = format!("up_blocks.{block}.resnets.{resnet}.");
+        builder.at_least(&name, precision::LAST_RESNET);
+    }
     let mut channels = config.mid_channels();
     let mut blocks = Vec::new();
     for (idx, (shape, skips)) in config.up.iter().zip(skips).enumerate() {
