@@ -147,22 +147,35 @@ fn columns_or_default() -> usize {
     }
 }
 
+/// The words of a text; what stands between two backticks, an argument to be copied, is one if it is short.
+fn words(text: &str) -> Vec<String> {
+    let mut words: Vec<String> = Vec::new();
+    for word in text.split(' ') {
+        let is_open = |last: &&mut String| last.matches('`').count() % 2 == 1 && last.len() < 40;
+        match words.last_mut().filter(is_open) {
+            Some(last) => *last += &format!(" {word}"),
+            None => words.push(word.to_owned()),
+        }
+    }
+    words
+}
+
 /// Words in lines of so many columns, all but the first one shorter by `indent`.
 fn lines_at(text: &str, columns_max: usize, indent: usize) -> Vec<String> {
     let mut lines: Vec<String> = Vec::new();
     let mut room = 0;
-    for word in text.split(' ') {
+    for word in words(text) {
         let width = word.width();
         match lines.last_mut() {
             Some(line) if width < room => {
                 line.push(' ');
-                line.push_str(word);
+                line.push_str(&word);
                 room -= width + 1;
             }
             last => {
                 let indent = if last.is_some() { indent } else { 0 };
                 room = columns_max.saturating_sub(indent + width);
-                lines.push(word.to_owned());
+                lines.push(word);
             }
         }
     }
@@ -373,6 +386,7 @@ mod tests {
         assert_eq!(hanging_at("", 80), "\n");
         let text = "file: one two three four";
         assert_eq!(hanging_at(text, 11), "file: one\n  two three\n  four\n");
+        assert_eq!(hanging_at("add `--a 1` now", 8), "add\n  `--a 1`\n  now\n");
         let text = "a/very/long/path: is/no/better here";
         assert_eq!(
             hanging_at(text, 12),
