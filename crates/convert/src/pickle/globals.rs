@@ -4,6 +4,9 @@
 //! *inert* that it is plain data which real checkpoints hold beside their tensors and which is dropped. All else is refused by
 //! name. The list is exact: a dotted name (`OrderedDict.__init__`) is never on it.
 
+use std::collections::HashSet;
+use std::sync::LazyLock;
+
 /// What is known of a global.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Standing {
@@ -243,14 +246,16 @@ const DANGEROUS_NAMES: &[(&str, &str)] = &[
 ];
 
 fn is_dangerous(module: &str, name: &str) -> bool {
-    let within = |listed: &str| {
-        module
-            .strip_prefix(listed)
-            .is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
-    };
+    static MODULES: LazyLock<HashSet<&str>> =
+        LazyLock::new(|| DANGEROUS_MODULES.split_ascii_whitespace().collect());
+    // The module itself and every one that it lies in.
+    let ends = module.match_indices('.').map(|(end, _)| end);
+    let is_within = ends
+        .chain([module.len()])
+        .any(|end| MODULES.contains(&module[..end]));
     let reached = name.split('.').any(|part| part.starts_with("__"));
     reached
-        || DANGEROUS_MODULES.split(' ').any(within)
+        || is_within
         || has(DANGEROUS_NAMES, module, name)
         || has(
             DANGEROUS_NAMES,

@@ -97,6 +97,11 @@ impl<'a> Machine<'a> {
         }
     }
 
+    /// How many bytes all values took so far.
+    pub(crate) fn memory_bytes(&self) -> u64 {
+        self.memory_bytes
+    }
+
     /// Runs one pickle to its STOP; gives the value it ends with.
     ///
     /// # Errors

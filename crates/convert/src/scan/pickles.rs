@@ -129,12 +129,13 @@ fn severity_of(standing: Standing) -> Severity {
 impl Watch for Seen {
     fn global(&mut self, at: u64, module: &str, name: &str) -> Result<(), Problem> {
         let key = (module.to_owned(), name.to_owned());
-        // Room is kept for what is worse.
-        let is_dangerous = standing(module, name) == Standing::Dangerous;
-        let room = GLOBALS_MAX * (1 + usize::from(is_dangerous));
-        if self.globals.len() >= room && !self.globals.contains_key(&key) {
-            self.untold += 1;
-            return Ok(());
+        if self.globals.len() >= GLOBALS_MAX && !self.globals.contains_key(&key) {
+            // Room is kept for what is worse.
+            let is_dangerous = standing(module, name) == Standing::Dangerous;
+            if !is_dangerous || self.globals.len() >= 2 * GLOBALS_MAX {
+                self.untold += 1;
+                return Ok(());
+            }
         }
         self.globals.entry(key).or_insert((0, at)).0 += 1;
         Ok(())
@@ -306,7 +307,8 @@ impl Scanner<'_> {
                 return None;
             }
         };
-        let mut machine = Machine::new(input, memory_of(self.limits));
+        let values_max = memory_of(self.limits).min(self.work_left);
+        let mut machine = Machine::new(input, values_max);
         let mut ended = Ended {
             seen: Seen::default(),
             any_whole: false,
@@ -342,6 +344,7 @@ impl Scanner<'_> {
                 }
             }
         }
+        self.work_left = self.work_left.saturating_sub(machine.memory_bytes());
         if hands_on_nested_load(&machine.heap) {
             let message =
                 "hands `torch.storage._load_from_bytes`, which loads any pickle, to something else";
