@@ -25,11 +25,11 @@ const LABEL: &str = "demo (embedded)";
 /// # Errors
 /// [`StoreError`] only if the program was built around something that is no safetensors file.
 pub fn demo() -> Result<Checkpoint, StoreError> {
-    Checkpoint::from_bytes(LABEL, bytes())
+    Checkpoint::from_bytes(LABEL, demo_bytes())
 }
 
-/// The unpacked file.
-pub(crate) fn bytes() -> Arc<[u8]> {
+/// The embedded model's bytes: an ordinary single-file checkpoint in safetensors format, as other programs read it too.
+pub fn demo_bytes() -> Arc<[u8]> {
     static BYTES: OnceLock<Arc<[u8]>> = OnceLock::new();
     let unpack = || {
         let mut bytes = Vec::new();

@@ -157,7 +157,7 @@ impl Entry {
             relative: DEMO_NAME.to_owned(),
             path: None,
             layout: Layout::Embedded,
-            bytes: demo::bytes().len() as u64,
+            bytes: demo::demo_bytes().len() as u64,
             info,
             native_size: checkpoint.as_ref().ok().and_then(native_size),
             defaults: checkpoint.as_ref().map(Defaults::of).unwrap_or_default(),
@@ -199,7 +199,7 @@ impl Entry {
     /// Looks its hash up, or reads the file for it. Folders and shards have none; a file that can't be read neither.
     pub fn find_hash(&mut self, cache: &mut HashCache) {
         self.sha256 = match (self.layout, &self.path) {
-            (Layout::Embedded, _) => Some(safelight_store::sha256_hex(&demo::bytes())),
+            (Layout::Embedded, _) => Some(safelight_store::sha256_hex(&demo::demo_bytes())),
             (Layout::File, Some(path)) => cache.get_or_compute(path).ok(),
             _ => None,
         };

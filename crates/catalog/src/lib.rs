@@ -13,7 +13,7 @@ mod resolve;
 mod roots;
 mod scan;
 
-pub use demo::{DEMO_NAME, demo};
+pub use demo::{DEMO_NAME, demo, demo_bytes};
 pub use describe::{Defaults, Entry, Layout};
 pub use hash::{HashCache, short};
 pub use resolve::ResolveError;

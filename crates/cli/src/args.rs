@@ -147,7 +147,8 @@ in the user's own folder (on Linux ~/.local/share/safelight/models). Adding a
 file is enough. With none there is a small one built in.
 
 Example:
-  safelight models --models /data/stable-diffusion --no-hash";
+  safelight models --models /data/stable-diffusion --no-hash
+  safelight models --export-demo demo.safetensors";
 
 /// Where models are.
 #[derive(Debug, Args)]
@@ -346,6 +347,12 @@ pub(crate) struct ModelsArgs {
     /// Leave out hashes that would have to be computed by reading the whole file
     #[arg(long)]
     pub(crate) no_hash: bool,
+    /// Write the model that is built in to FILE, as an ordinary checkpoint, and nothing else
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath, conflicts_with_all = ["no_hash", "folders"])]
+    pub(crate) export_demo: Option<PathBuf>,
+    /// Replace FILE if it is there
+    #[arg(long, requires = "export_demo")]
+    pub(crate) force: bool,
     /// Print JSON
     #[arg(long)]
     pub(crate) json: bool,

@@ -1,6 +1,10 @@
 //! `safelight models`: what there is, and what is wrong with it.
 
-use safelight_catalog::{Catalog, Entry, Layout, short};
+use std::io::Write as _;
+use std::path::Path;
+
+use safelight_catalog::{Catalog, Entry, Layout, demo_bytes, short};
+use safelight_store::replace_file;
 use serde_json::{Value, json};
 
 use crate::args::ModelsArgs;
@@ -10,6 +14,9 @@ use crate::progress::Progress;
 use crate::say;
 
 pub(crate) fn run(args: &ModelsArgs) -> Result<(), Failure> {
+    if let Some(path) = &args.export_demo {
+        return export_demo(path, args);
+    }
     let mut catalog = choose::catalog(&args.folders)?;
     find_hashes(&mut catalog, args.no_hash);
     catalog.notes.iter().for_each(|note| say::note(note));
@@ -17,6 +24,22 @@ pub(crate) fn run(args: &ModelsArgs) -> Result<(), Failure> {
         return say::answer_json_line(&to_json(&catalog));
     }
     say::answer(&to_text(&catalog))
+}
+
+fn export_demo(path: &Path, args: &ModelsArgs) -> Result<(), Failure> {
+    if path.exists() && !args.force {
+        let path = path.display();
+        let what = format!("{path} is there already; replace it with --force");
+        return Err(Failure::Usage(what));
+    }
+    let bytes = demo_bytes();
+    replace_file(path, true, |file| file.write_all(&bytes))?;
+    if args.json {
+        let path = path.to_string_lossy();
+        return say::answer_json(&json!({ "path": path, "bytes": bytes.len() }));
+    }
+    let size = say::bytes(bytes.len() as u64);
+    say::answer(&format!("{}, {size}\n", path.display()))
 }
 
 /// Fills the hashes in: all of them, or only those that take no reading.
