@@ -17,6 +17,7 @@
 mod layers;
 pub mod ops;
 pub mod pool;
+pub mod profile;
 mod tensor;
 
 pub use layers::{Conv2d, Linear, Norm};

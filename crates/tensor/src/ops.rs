@@ -5,6 +5,7 @@ use safelight_kernels::norm::GroupShape;
 use safelight_kernels::{self as kernels, Activation, Extent};
 
 use crate::layers::{Conv2d, Linear, Norm};
+use crate::profile::{Kind, timed};
 use crate::tensor::Tensor;
 
 /// What a layer does with its sums before they are stored: `act(sum + bias + image_bias) + residual`.
@@ -32,7 +33,10 @@ pub fn linear(x: &Tensor, layer: &Linear, epilogue: Epilogue<'_>) -> Tensor {
     );
     let mut y = Tensor::recycled(&with_last(x.shape(), out_features));
     let epilogue = checked_epilogue("linear", layer.bias.as_deref(), &epilogue, &y);
-    kernels::linear(x.data(), &layer.weight, &epilogue, y.data_mut());
+    let flops = 2 * x.rows() * in_features * out_features;
+    timed(Kind::Linear, flops, || {
+        kernels::linear(x.data(), &layer.weight, &epilogue, y.data_mut());
+    });
     y
 }
 
@@ -44,7 +48,10 @@ pub fn conv2d(x: &Tensor, layer: &Conv2d, epilogue: Epilogue<'_>) -> Tensor {
     let [_, h, w, _] = image("conv2d", x);
     let (extent, mut y) = conv2d_begin("conv2d", x, layer, h, w);
     let epilogue = checked_epilogue("conv2d", layer.bias.as_deref(), &epilogue, &y);
-    kernels::conv2d(x.data(), extent, &layer.weight, &epilogue, y.data_mut());
+    let (kind, flops) = conv2d_work(layer, &y);
+    timed(kind, flops, || {
+        kernels::conv2d(x.data(), extent, &layer.weight, &epilogue, y.data_mut());
+    });
     y
 }
 
@@ -62,14 +69,18 @@ pub fn conv2d_upsampled(x: &Tensor, layer: &Conv2d, out_h: usize, out_w: usize) 
         &Epilogue::default(),
         &y,
     );
-    kernels::conv2d_upsampled(
-        x.data(),
-        extent,
-        (out_h, out_w),
-        &layer.weight,
-        &epilogue,
-        y.data_mut(),
-    );
+    let (kind, flops) = conv2d_work(layer, &y);
+    timed(kind, flops, || {
+        let size = (out_h, out_w);
+        kernels::conv2d_upsampled(
+            x.data(),
+            extent,
+            size,
+            &layer.weight,
+            &epilogue,
+            y.data_mut(),
+        );
+    });
     y
 }
 
@@ -90,7 +101,9 @@ pub fn resize_nearest(x: &Tensor, out_h: usize, out_w: usize) -> Tensor {
         height: h,
         width: w,
     };
-    kernels::resample::resize_nearest(x.data(), extent, c, (out_h, out_w), y.data_mut());
+    timed(Kind::Moving, 0, || {
+        kernels::resample::resize_nearest(x.data(), extent, c, (out_h, out_w), y.data_mut());
+    });
     y
 }
 
@@ -122,7 +135,9 @@ pub fn group_norm(x: &Tensor, groups: usize, norm: &Norm, silu: bool) -> Tensor 
         channels,
         groups,
     };
-    kernels::norm::group_norm(&shape, &norm.affine(), silu, x.data(), y.data_mut());
+    timed(Kind::GroupNorm, 0, || {
+        kernels::norm::group_norm(&shape, &norm.affine(), silu, x.data(), y.data_mut());
+    });
     y
 }
 
@@ -135,7 +150,9 @@ pub fn group_norm(x: &Tensor, groups: usize, norm: &Norm, silu: bool) -> Tensor 
 pub fn layer_norm(x: &Tensor, norm: &Norm) -> Tensor {
     check_norm("layer_norm", x, norm);
     let mut y = Tensor::recycled(x.shape());
-    kernels::norm::layer_norm(&norm.affine(), x.data(), y.data_mut());
+    timed(Kind::LayerNorm, 0, || {
+        kernels::norm::layer_norm(&norm.affine(), x.data(), y.data_mut());
+    });
     y
 }
 
@@ -182,7 +199,11 @@ pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, heads: usize, causal: bool)
         causal,
     };
     let [q, k, v] = [q, k, v].map(|x| StridedRows::dense(x.data(), width));
-    kernels::attention::attention(&shape, q, k, v, y.data_mut());
+    // Scores and their product with the values, for each query and key; causal ones are half of it.
+    let flops = 4 * b * width * queries * keys / if causal { 2 } else { 1 };
+    timed(Kind::Attention, flops, || {
+        kernels::attention::attention(&shape, q, k, v, y.data_mut());
+    });
     y
 }
 
@@ -200,7 +221,9 @@ pub fn geglu(x: &Tensor) -> Tensor {
         x.shape()
     );
     let mut y = Tensor::recycled(&with_last(x.shape(), width));
-    kernels::activation::geglu(width, x.data(), y.data_mut());
+    timed(Kind::Activation, 0, || {
+        kernels::activation::geglu(width, x.data(), y.data_mut());
+    });
     y
 }
 
@@ -230,7 +253,9 @@ pub fn quick_gelu(x: &Tensor) -> Tensor {
 pub fn add(a: &Tensor, b: &Tensor) -> Tensor {
     assert_eq!(a.shape(), b.shape(), "add: shapes differ");
     let mut y = Tensor::recycled(a.shape());
-    kernels::elementwise::add(a.data(), b.data(), y.data_mut());
+    timed(Kind::Moving, 0, || {
+        kernels::elementwise::add(a.data(), b.data(), y.data_mut());
+    });
     y
 }
 
@@ -240,13 +265,17 @@ pub fn add(a: &Tensor, b: &Tensor) -> Tensor {
 /// If the shapes differ.
 pub fn add_scaled(y: &mut Tensor, factor: f32, x: &Tensor) {
     assert_eq!(y.shape(), x.shape(), "add_scaled: shapes differ");
-    kernels::elementwise::axpy(factor, x.data(), y.data_mut());
+    timed(Kind::Moving, 0, || {
+        kernels::elementwise::axpy(factor, x.data(), y.data_mut());
+    });
 }
 
 /// `x·factor`.
 pub fn scale(x: &Tensor, factor: f32) -> Tensor {
     let mut y = Tensor::recycled(x.shape());
-    kernels::elementwise::scale(factor, x.data(), y.data_mut());
+    timed(Kind::Moving, 0, || {
+        kernels::elementwise::scale(factor, x.data(), y.data_mut());
+    });
     y
 }
 
@@ -265,7 +294,9 @@ pub fn concat_channels(a: &Tensor, b: &Tensor) -> Tensor {
         b.shape()
     );
     let mut y = Tensor::recycled(&with_last(a.shape(), a_width + b_width));
-    kernels::elementwise::concat_channels(a.data(), a_width, b.data(), b_width, y.data_mut());
+    timed(Kind::Moving, 0, || {
+        kernels::elementwise::concat_channels(a.data(), a_width, b.data(), b_width, y.data_mut());
+    });
     y
 }
 
@@ -315,6 +346,18 @@ fn conv2d_begin(op: &str, x: &Tensor, layer: &Conv2d, h: usize, w: usize) -> (Ex
     )
 }
 
+/// The kind of a convolution with result `y`, and its arithmetic.
+fn conv2d_work(layer: &Conv2d, y: &Tensor) -> (Kind, usize) {
+    let shape = layer.weight.shape();
+    let taps = shape.kernel_height * shape.kernel_width;
+    let kind = match (shape.kernel_height, shape.kernel_width, shape.stride) {
+        (3, 3, 1) => Kind::Conv3x3,
+        _ => Kind::ConvOther,
+    };
+    let flops = 2 * y.rows() * y.last_dim() * layer.in_channels() * taps;
+    (kind, flops)
+}
+
 fn checked_epilogue<'a>(
     op: &str,
     bias: Option<&'a [f32]>,
@@ -347,7 +390,9 @@ fn checked_epilogue<'a>(
 
 fn activated(activation: Activation, x: &Tensor) -> Tensor {
     let mut y = Tensor::recycled(x.shape());
-    kernels::activation::activate(activation, x.data(), y.data_mut());
+    timed(Kind::Activation, 0, || {
+        kernels::activation::activate(activation, x.data(), y.data_mut());
+    });
     y
 }
 
