@@ -16,7 +16,7 @@ const PROMPTS: [&str; 3] = [
 fn draw(precision: Precision) -> Vec<RgbImage> {
     let entry = Entry::demo();
     let options = LoadOptions {
-        precision,
+        ways: precision.into(),
         ..LoadOptions::default()
     };
     let model: Model = entry.load(&options).unwrap();

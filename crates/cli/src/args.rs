@@ -6,7 +6,7 @@ use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{ArgAction, Args, CommandFactory, Parser, Subcommand, ValueHint};
 use safelight_diffusion::noise::NoiseSource;
 use safelight_diffusion::pipeline::MaskedContent;
-use safelight_diffusion::precision::Precision;
+use safelight_diffusion::precision::{Precision, Ways};
 use safelight_diffusion::sampler::{Flavour, STEPS_MAX, Sampler};
 use safelight_diffusion::schedule::Schedule;
 
@@ -172,9 +172,22 @@ pub(crate) struct ModelArgs {
     /// Compute products in this precision: bf16 halves, int8 quarters the weights' memory
     #[arg(long, default_value = "f32", value_parser = PossibleValuesParser::new(Precision::ALL.map(Precision::name)).try_map(|name| name.parse::<Precision>()))]
     pub(crate) precision: Precision,
+    /// Take less memory and more time: no transformed weights [default: only if memory is short]
+    #[arg(long)]
+    pub(crate) low_memory: bool,
     /// Use this many threads [default: as many as the machine has cores]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024), allow_negative_numbers = true)]
     pub(crate) threads: Option<u16>,
+}
+
+impl ModelArgs {
+    /// How the model is computed.
+    pub(crate) fn ways(&self) -> Ways {
+        Ways {
+            precision: self.precision,
+            lean: self.low_memory,
+        }
+    }
 }
 
 /// What all four jobs take.

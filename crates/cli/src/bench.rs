@@ -101,7 +101,7 @@ fn subject(args: &BenchArgs, progress: &mut Progress) -> Result<Subject, Failure
     if args.family.is_some() {
         progress.stage("making random weights");
         let started = Instant::now();
-        let model = Model::random_sd15(0, args.model.precision)
+        let model = Model::random_sd15(0, args.model.ways())
             .map_err(|error| Failure::Machine(error.to_string()))?;
         return Ok(Subject {
             name: "random weights of SD 1.5".into(),
@@ -113,7 +113,7 @@ fn subject(args: &BenchArgs, progress: &mut Progress) -> Result<Subject, Failure
     let entry = choose::entry(&args.model, args.json)?;
     progress.stage(&format!("loading {}", entry.name));
     let started = Instant::now();
-    let model = choose::load(&entry, &args.model)?;
+    let model = choose::load(&entry, &args.model, args.model.ways())?;
     Ok(Subject {
         name: entry.name,
         size: entry.native_size,

@@ -6,6 +6,7 @@ use std::thread::JoinHandle;
 
 use safelight_catalog::{Catalog, Entry, HashCache, Layout, ResolveError, Roots, cache_folder};
 use safelight_diffusion::load::{LoadOptions, Model};
+use safelight_diffusion::precision::Ways;
 
 use crate::args::{ModelArgs, ModelsFolders};
 use crate::error::Failure;
@@ -88,10 +89,10 @@ pub(crate) fn hash_meanwhile(entry: &Entry, vae: Option<&Path>) -> JoinHandle<Ha
 }
 
 /// Reads and packs the model's weights.
-pub(crate) fn load(entry: &Entry, args: &ModelArgs) -> Result<Model, Failure> {
+pub(crate) fn load(entry: &Entry, args: &ModelArgs, ways: Ways) -> Result<Model, Failure> {
     let options = LoadOptions {
         vae: args.vae.clone(),
-        precision: args.precision,
+        ways,
         ..LoadOptions::default()
     };
     entry

@@ -11,7 +11,7 @@ use safelight_diffusion::load::Model;
 use safelight_diffusion::pipeline::{
     GenerateError, Inpaint, Job, Mask, Outpaint, Phase, Picture, Request, RgbImage, memory_bytes,
 };
-use safelight_diffusion::precision::Precision;
+use safelight_diffusion::precision::{Precision, Ways};
 use safelight_diffusion::prompt;
 use safelight_diffusion::sampler::{Flavour, Sampler};
 use serde_json::{Value, json};
@@ -120,7 +120,7 @@ fn run(args: &GenerateArgs, job: Job) -> Result<(), Failure> {
     machine::prepare(args.model.threads)?;
     let mut entry = choose::entry(&args.model, args.quiet)?;
     let request = request(args, job, &entry)?;
-    refuse_giants(&entry, &request, args.model.precision)?;
+    let ways = affordable(&entry, &request, args.model.ways())?;
     let output = Output::new(args.output.as_deref())?;
     args.trace
         .as_deref()
@@ -129,7 +129,7 @@ fn run(args: &GenerateArgs, job: Job) -> Result<(), Failure> {
     progress.stage(&format!("loading {}", entry.name));
     let vae = args.model.vae.as_deref();
     let hashes = choose::hash_meanwhile(&entry, vae);
-    let model = choose::load(&entry, &args.model)?;
+    let model = choose::load(&entry, &args.model, ways)?;
     let hashes = hashes.join().unwrap_or_default();
     entry.sha256 = hashes.model;
     progress.clear();
@@ -237,16 +237,21 @@ fn request(args: &GenerateArgs, job: Job, entry: &Entry) -> Result<Request, Fail
     })
 }
 
-/// Refuses what would not fit into memory, before anything is read.
-fn refuse_giants(entry: &Entry, request: &Request, precision: Precision) -> Result<(), Failure> {
+/// The ways that were asked for, or leaner ones if those would not fit into memory; what would not fit at all is refused
+/// before anything is read.
+fn affordable(entry: &Entry, request: &Request, ways: Ways) -> Result<Ways, Failure> {
     let Some(info) = &entry.info else {
-        return Ok(());
+        return Ok(ways);
     };
-    let needed = memory_bytes(info, request, precision).map_err(|error| failure(&error, 0))?;
+    let needs = |ways| memory_bytes(info, request, ways).map_err(|error| failure(&error, 0));
     let (available, whose) = machine::memory_bytes();
-    if needed <= available {
-        return Ok(());
+    let lean = Ways { lean: true, ..ways };
+    for ways in [ways, lean] {
+        if needs(ways)? <= available {
+            return Ok(ways);
+        }
     }
+    let needed = needs(lean)?;
     let size = request.size.map_or(String::new(), |(width, height)| {
         format!(" of {width}×{height}")
     });
@@ -255,8 +260,12 @@ fn refuse_giants(entry: &Entry, request: &Request, precision: Precision) -> Resu
     } else {
         ""
     };
+    let coarser = match ways.precision {
+        Precision::F32 => " or --precision bf16",
+        _ => "",
+    };
     Err(Failure::Usage(format!(
-        "a picture{size} would need about {} of memory, {whose} {}; ask for a smaller --size{shorter}",
+        "a picture{size} would need about {} of memory, {whose} {}; ask for a smaller --size{shorter}{coarser}",
         say::bytes(needed),
         say::bytes(available)
     )))

@@ -1,6 +1,5 @@
 //! `safelight models`: what there is, and what is wrong with it.
 
-use std::io::Write as _;
 use std::path::Path;
 
 use safelight_catalog::{Catalog, Entry, Layout, demo_bytes, short};

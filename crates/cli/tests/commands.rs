@@ -519,24 +519,43 @@ fn without_overlay_the_whole_picture_is_drawn() {
 fn the_built_in_model_is_written_out_as_an_ordinary_checkpoint() {
     let place = Place::new();
     let ran = place.works(&["models", "--export-demo", "demo.safetensors"]);
-    assert!(ran.stdout.starts_with("demo.safetensors, "), "{}", ran.stdout);
+    assert!(
+        ran.stdout.starts_with("demo.safetensors, "),
+        "{}",
+        ran.stdout
+    );
     place.works(&["lint", "demo.safetensors"]);
     let written = fs::read(place.path("demo.safetensors")).unwrap();
 
     // It draws what the one inside draws.
     let draw = |output, model: &[&str]| {
-        let request = ["txt2img", "a tree", "--steps", "1", "--size", "64", "--seed", "3", "-o"];
+        let request = [
+            "txt2img", "a tree", "--steps", "1", "--size", "64", "--seed", "3", "-o",
+        ];
         place.works(&[&request[..], &[output], model].concat());
         pixels(&place.path(output))
     };
     let inside = draw("inside.png", &["--model", "demo"]);
-    assert_eq!(draw("outside.png", &["--model", "./demo.safetensors"]), inside);
+    assert_eq!(
+        draw("outside.png", &["--model", "./demo.safetensors"]),
+        inside
+    );
 
     let there = ["is there already", "--force"];
     place.refuses(&["models", "--export-demo", "demo.safetensors"], 2, &there);
     place.write("demo.safetensors", b"something else");
-    let again = ["models", "--export-demo", "demo.safetensors", "--force", "--json"];
+    let again = [
+        "models",
+        "--export-demo",
+        "demo.safetensors",
+        "--force",
+        "--json",
+    ];
     assert_eq!(place.works(&again).json()["bytes"], written.len());
     assert_eq!(fs::read(place.path("demo.safetensors")).unwrap(), written);
-    place.refuses(&["models", "--export-demo", "missing/demo.safetensors"], 2, &["missing"]);
+    place.refuses(
+        &["models", "--export-demo", "missing/demo.safetensors"],
+        2,
+        &["missing"],
+    );
 }

@@ -14,7 +14,7 @@ use safelight_format::{Dtype, decode_f32};
 use safelight_tensor::{Conv2d, Linear, Norm, Padding, Precision, Tensor};
 
 use crate::load::{LoadError, Problem};
-use crate::precision;
+use crate::precision::{self, Ways};
 
 /// f32 bytes that one wave of [`Builder::fill`] may hold before packing: a few of the largest SD 1.5 tensors.
 const WAVE_BYTES: usize = 192 << 20;
@@ -102,7 +102,9 @@ pub struct Builder<'w> {
     jobs: Vec<(usize, Job<'w>)>,
     problems: Vec<Problem>,
     parameter_count: u64,
-    precision: Precision,
+    ways: Ways,
+    /// Pixels of the maps that convolutions to come usually see.
+    map_pixels: usize,
     /// Beginnings of names of layers that are finer.
     at_least: Vec<(String, Precision)>,
 }
@@ -110,19 +112,26 @@ pub struct Builder<'w> {
 impl<'w> Builder<'w> {
     /// A builder that will read from `weights`, for products in `f32`.
     pub fn new(weights: &'w dyn Weights) -> Builder<'w> {
-        Builder::with_precision(weights, Precision::F32)
+        Builder::with_ways(weights, Precision::F32)
     }
 
-    /// The same for products in `precision`, or finer where [`precision::of_layer`] says so.
-    pub fn with_precision(weights: &'w dyn Weights, precision: Precision) -> Builder<'w> {
+    /// The same for products in another precision, or finer where [`precision::of_layer`] says so, and other ways.
+    pub fn with_ways(weights: &'w dyn Weights, ways: impl Into<Ways>) -> Builder<'w> {
         Builder {
             weights,
-            precision,
+            ways: ways.into(),
+            map_pixels: 0,
             at_least: Vec::new(),
             jobs: Vec::new(),
             problems: Vec::new(),
             parameter_count: 0,
         }
+    }
+
+    /// Says how large the maps of the convolutions to come usually are, `side` × `side` pixels: the fastest way to compute
+    /// them depends on it. Any other size works as well.
+    pub fn maps_of(&mut self, side: usize) {
+        self.map_pixels = side * side;
     }
 
     /// Keeps layers to come whose names begin so at least as fine as said.
@@ -135,7 +144,7 @@ impl<'w> Builder<'w> {
         let mut rules = self.at_least.iter();
         let rule = rules.find(|(beginning, _)| name.starts_with(beginning));
         let least = rule.map_or(Precision::Int8, |(_, precision)| *precision);
-        precision::of_layer(name, self.precision).max(least)
+        precision::of_layer(name, self.ways.precision).max(least)
     }
 
     /// `y = x · Wᵀ + b`, also where the file stores it as a 1×1 convolution `[outputs, inputs, 1, 1]`.
@@ -183,6 +192,7 @@ impl<'w> Builder<'w> {
         } = shape;
         let precision = self.precision_of(name);
         let (weight, bias) = (format!("{name}.weight"), format!("{name}.bias"));
+        let pixels = if self.ways.lean { 0 } else { self.map_pixels };
         let dims = [outputs, inputs, kernel, kernel];
         let count = dims.iter().product();
         self.expect(&weight, &[dims.to_vec()]);
@@ -192,7 +202,8 @@ impl<'w> Builder<'w> {
             let weight = read_finite(weights, &weight, count)?;
             let bias = read_finite(weights, &bias, outputs)?;
             let bias = Some(bias.as_slice());
-            let layer = Conv2d::with_precision(&weight, dims, bias, stride, padding, precision);
+            let way = (precision, pixels);
+            let layer = Conv2d::with(&weight, dims, bias, stride, padding, way);
             let _ = slot.set(layer);
             Ok(())
         });
@@ -581,7 +592,7 @@ mod tests {
             value: 1.0,
             broken: "",
         };
-        let mut builder = Builder::with_precision(&weights, Precision::Int8);
+        let mut builder = Builder::with_ways(&weights, Precision::Int8);
         builder.at_least("last.", Precision::Bf16);
         let names = [
             "first.conv1",

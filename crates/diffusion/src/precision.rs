@@ -42,6 +42,35 @@ pub fn of_layer(name: &str, asked: Precision) -> Precision {
     rules.fold(asked, |precision, (_, least)| precision.max(*least))
 }
 
+/// How the networks of a model are computed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Ways {
+    /// Of products, in some layers a finer one.
+    pub precision: Precision,
+    /// Take the least memory rather than the least time: no 3×3 convolution in transformed tiles, whose weights take up to
+    /// four times as much.
+    pub lean: bool,
+}
+
+impl From<Precision> for Ways {
+    fn from(precision: Precision) -> Ways {
+        Ways {
+            precision,
+            lean: false,
+        }
+    }
+}
+
+impl Ways {
+    /// Those of one part.
+    pub(crate) fn of_part(self, part: Part) -> Ways {
+        Ways {
+            precision: of_part(part, self.precision),
+            ..self
+        }
+    }
+}
+
 /// The precision of a whole part: the text encoder, which runs once for a prompt, and the VAE, whose
 /// errors are seen as they are, take no int8.
 pub fn of_part(part: Part, asked: Precision) -> Precision {

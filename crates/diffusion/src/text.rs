@@ -6,6 +6,7 @@ use safelight_tensor::{Activation, Epilogue, Linear, Norm, Precision, Tensor, op
 
 use crate::load::{LoadError, Problem};
 use crate::nn::{Builder, Leaf, Table, Trace, Weights};
+use crate::precision::Ways;
 
 /// The structure of a text model.
 #[derive(Clone, Debug, PartialEq)]
@@ -136,9 +137,9 @@ impl TextEncoder {
     pub fn load_in(
         weights: &dyn Weights,
         config: TextConfig,
-        precision: Precision,
+        ways: impl Into<Ways>,
     ) -> Result<TextEncoder, LoadError> {
-        let mut builder = Builder::with_precision(weights, precision);
+        let mut builder = Builder::with_ways(weights, ways);
         let text = TextEncoder::describe(&mut builder, config);
         builder.fill()?;
         Ok(text)

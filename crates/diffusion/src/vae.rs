@@ -7,6 +7,7 @@ use safelight_tensor::{Conv2d, Epilogue, Linear, Norm, Padding, Precision, Tenso
 
 use crate::load::{LoadError, Problem};
 use crate::nn::{Builder, ConvShape, Leaf, Trace, Weights};
+use crate::precision::Ways;
 use crate::unet::{ResnetBlock, ResnetShape};
 
 /// The structure of an autoencoder.
@@ -216,9 +217,9 @@ impl Vae {
     pub fn load_in(
         weights: &dyn Weights,
         config: VaeConfig,
-        precision: Precision,
+        ways: impl Into<Ways>,
     ) -> Result<Vae, LoadError> {
-        let mut builder = Builder::with_precision(weights, precision);
+        let mut builder = Builder::with_ways(weights, ways);
         let vae = Vae::describe(&mut builder, config);
         builder.fill()?;
         Ok(vae)
@@ -329,6 +330,9 @@ fn split_moments(x: &Tensor) -> Moments {
     }
 }
 
+/// Side of a usual picture.
+const USUAL_SIDE: usize = 512;
+
 impl Half {
     fn describe(
         builder: &mut Builder<'_>,
@@ -340,16 +344,20 @@ impl Half {
         let decoding = name == "decoder";
         let first = shape.channels.first().copied().unwrap_or(0);
         let last = shape.channels.last().copied().unwrap_or(0);
+        let deepest = shape.channels.len().saturating_sub(1);
+        let side = |level: usize| USUAL_SIDE >> if decoding { deepest - level } else { level };
+        builder.maps_of(side(0));
         let conv_in = builder.conv(&format!("{name}.conv_in"), ConvShape::same(first, inputs));
         let mut channels = first;
         let mut blocks = Vec::new();
         for (level, (&width, &layers)) in shape.channels.iter().zip(&shape.layers).enumerate() {
-            let (side, resampler) = if decoding {
+            let (way, resampler) = if decoding {
                 ("up", "upsamplers")
             } else {
                 ("down", "downsamplers")
             };
-            let name = format!("{name}.{side}_blocks.{level}");
+            let name = format!("{name}.{way}_blocks.{level}");
+            builder.maps_of(side(level));
             let mut resnets = Vec::new();
             for layer in 0..layers {
                 resnets.push(resnet(
@@ -372,12 +380,18 @@ impl Half {
             } else {
                 halving
             };
-            let resample = level + 1 < shape.channels.len();
+            let resample = level < deepest;
+            builder.maps_of(side((level + 1).min(deepest)));
             let resample =
                 resample.then(|| builder.conv(&format!("{name}.{resampler}.0.conv"), conv));
             blocks.push(Level { resnets, resample });
         }
-        let mid_channels = if decoding { first } else { last };
+        let (mid_channels, mid_level) = if decoding {
+            (first, 0)
+        } else {
+            (last, deepest)
+        };
+        builder.maps_of(side(mid_level));
         Half {
             conv_in,
             blocks,

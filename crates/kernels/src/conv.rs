@@ -68,13 +68,14 @@ pub enum Algorithm {
 
 impl Algorithm {
     /// The fastest for maps of about `pixels` pixels, as measured; [`Algorithm::Direct`] for all but 3×3 kernels
-    /// with stride 1 and enough channels.
-    pub fn fastest(shape: ConvShape, pixels: usize) -> Self {
+    /// with stride 1 and enough channels. In bf16 only what loses as little as rounding alone does.
+    pub fn fastest(shape: ConvShape, pixels: usize, precision: Precision) -> Self {
         let possible = shape.suits_tiles();
         match pixels {
             _ if !possible || shape.in_channels.min(shape.out_channels) < 128 => Algorithm::Direct,
             ..128 => Algorithm::Direct,
             128..512 => Algorithm::Winograd2,
+            _ if precision == Precision::Bf16 => Algorithm::Winograd2,
             _ => Algorithm::Winograd4,
         }
     }

@@ -7,6 +7,11 @@
 //!
 //! Leaves the products to `gemm`, the choice between this and a direct convolution to `conv`.
 
+#![expect(
+    clippy::needless_range_loop,
+    reason = "small matrices are written as the formulas have them"
+)]
+
 use rayon::prelude::*;
 
 use crate::arch::{self, OUTSIDE, PANEL, Rectangle, Simd, Task, rectangles};

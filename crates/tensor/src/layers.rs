@@ -3,7 +3,9 @@
 use std::fmt;
 
 use safelight_kernels::norm::Affine;
-use safelight_kernels::{ConvShape, Extent, PackedConv, PackedLinear, Padding, Precision};
+use safelight_kernels::{
+    Algorithm, ConvShape, Extent, PackedConv, PackedLinear, Padding, Precision,
+};
 
 /// A fully connected layer, `y = x·Wᵀ + b`, over the last dimension.
 pub struct Linear {
@@ -101,20 +103,21 @@ impl Conv2d {
         stride: usize,
         padding: Padding,
     ) -> Self {
-        Self::with_precision(weight, shape, bias, stride, padding, Precision::F32)
+        Self::with(weight, shape, bias, stride, padding, (Precision::F32, 0))
     }
 
-    /// The same with products in `precision`, or finer where [`Precision::for_layer`] says so.
+    /// The same with products in `precision`, or finer where [`Precision::for_layer`] says so, in the way that is
+    /// fastest for maps of about `pixels` pixels; 0 is the way that takes least memory.
     ///
     /// # Panics
     /// If a length does not match or `stride` is 0.
-    pub fn with_precision(
+    pub fn with(
         weight: &[f32],
         shape: [usize; 4],
         bias: Option<&[f32]>,
         stride: usize,
         padding: Padding,
-        precision: Precision,
+        (precision, pixels): (Precision, usize),
     ) -> Self {
         let got = weight.len();
         assert_eq!(
@@ -133,12 +136,10 @@ impl Conv2d {
             stride,
             padding,
         };
+        let precision = precision.for_layer(in_channels, out_channels);
+        let algorithm = Algorithm::fastest(shape, pixels, precision);
         Conv2d {
-            weight: PackedConv::with_precision(
-                weight,
-                shape,
-                precision.for_layer(in_channels, out_channels),
-            ),
+            weight: PackedConv::with(weight, shape, precision, algorithm),
             bias: bias.map(<[f32]>::to_vec),
         }
     }

@@ -20,10 +20,9 @@ pub use keys::{Naming, Part};
 use std::path::{Path, PathBuf};
 
 use safelight_store::Checkpoint;
-use safelight_tensor::Precision;
 
 use crate::nn::{RandomWeights, Weights};
-use crate::precision::of_part;
+use crate::precision::Ways;
 use crate::schedule::{Betas, Prediction};
 use crate::text::{TextConfig, TextEncoder};
 use crate::unet::{UNet, UNetConfig};
@@ -61,8 +60,8 @@ pub struct LoadOptions {
     pub vae: Option<PathBuf>,
     /// What the UNet predicts, where the file does not say or says wrongly.
     pub prediction: Option<Prediction>,
-    /// Compute products in this precision, some layers in a finer one ([`crate::precision`]).
-    pub precision: Precision,
+    /// How its networks are computed.
+    pub ways: Ways,
 }
 
 impl Model {
@@ -88,9 +87,10 @@ impl Model {
     ///
     /// # Errors
     /// None in practice: nothing is read from a file.
-    pub fn random_sd15(seed: u64, precision: Precision) -> Result<Model, LoadError> {
+    pub fn random_sd15(seed: u64, ways: impl Into<Ways>) -> Result<Model, LoadError> {
         let weights = RandomWeights { seed };
-        let of = |part| of_part(part, precision);
+        let ways = ways.into();
+        let of = |part| ways.of_part(part);
         let text = TextEncoder::load_in(&weights, TextConfig::sd15(), of(Part::TextEncoder))?;
         let unet = UNet::load_in(&weights, UNetConfig::sd15(), of(Part::UNet))?;
         let vae = Vae::load_in(&weights, VaeConfig::sd15(), of(Part::Vae))?;
@@ -143,7 +143,7 @@ fn build<'c>(
     let mut info = parts.describe()?;
     info.prediction = options.prediction.unwrap_or(info.prediction);
     info.usable()?;
-    let (text, unet, vae) = parts.load(&info, options.precision)?;
+    let (text, unet, vae) = parts.load(&info, options.ways)?;
     Ok(Model {
         text,
         unet,

@@ -10,7 +10,7 @@ use super::keys::{Part, PartKeys};
 use super::shapes::{self, Hints};
 use super::{Family, LoadError, ModelInfo, PartInfo, Problem, Task};
 use crate::nn::{Builder, Weights};
-use crate::precision::{self, Precision};
+use crate::precision::Ways;
 use crate::schedule::{Betas, Prediction};
 use crate::text::{TextConfig, TextEncoder};
 use crate::tokenizer;
@@ -321,7 +321,7 @@ impl<'c> Parts<'c> {
     pub(crate) fn load(
         &self,
         info: &ModelInfo,
-        asked: Precision,
+        asked: Ways,
     ) -> Result<(TextEncoder, UNet, Vae), LoadError> {
         let (Some(text), Some(unet), Some(vae)) = (&self.text, &self.unet, &self.vae) else {
             panic!("`ModelInfo::usable` was asked before");
@@ -333,7 +333,7 @@ impl<'c> Parts<'c> {
             TextEncoder::load_in(
                 text,
                 info.text.clone().expect(whole),
-                precision::of_part(Part::TextEncoder, asked),
+                asked.of_part(Part::TextEncoder),
             ),
             &mut problems,
         )?;
@@ -341,7 +341,7 @@ impl<'c> Parts<'c> {
             UNet::load_in(
                 unet,
                 info.unet.clone().expect(whole),
-                precision::of_part(Part::UNet, asked),
+                asked.of_part(Part::UNet),
             ),
             &mut problems,
         )?;
@@ -349,7 +349,7 @@ impl<'c> Parts<'c> {
             Vae::load_in(
                 vae,
                 info.vae.clone().expect(whole),
-                precision::of_part(Part::Vae, asked),
+                asked.of_part(Part::Vae),
             ),
             &mut problems,
         )?;

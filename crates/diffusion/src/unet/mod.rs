@@ -13,7 +13,7 @@ use safelight_tensor::{Activation, Conv2d, Epilogue, Linear, Norm, Precision, Te
 
 use crate::load::{LoadError, Problem};
 use crate::nn::{Builder, ConvShape, Leaf, Trace, Weights};
-use crate::precision;
+use crate::precision::{self, Ways};
 
 /// The UNet of Stable Diffusion 1.x's class, of any size.
 ///
@@ -76,6 +76,9 @@ impl PreparedText {
     }
 }
 
+/// Side of the latent of a usual picture, 512 pixels wide.
+const USUAL_SIDE: usize = 64;
+
 impl UNet {
     /// Describes the network without reading; [`Builder::fill`] reads.
     pub fn describe(builder: &mut Builder<'_>, config: UNetConfig) -> UNet {
@@ -91,6 +94,7 @@ impl UNet {
         };
         let time = config.time_embedding_channels;
         let model = config.model_channels;
+        builder.maps_of(USUAL_SIDE);
         UNet {
             time_embedding: [
                 builder.linear("time_embedding.linear_1", time, model, true),
@@ -123,9 +127,9 @@ impl UNet {
     pub fn load_in(
         weights: &dyn Weights,
         config: UNetConfig,
-        precision: Precision,
+        ways: impl Into<Ways>,
     ) -> Result<UNet, LoadError> {
-        let mut builder = Builder::with_precision(weights, precision);
+        let mut builder = Builder::with_ways(weights, ways);
         let unet = UNet::describe(&mut builder, config);
         builder.fill()?;
         Ok(unet)
@@ -299,6 +303,7 @@ fn down_blocks(builder: &mut Builder<'_>, config: &UNetConfig) -> Vec<Block> {
     let mut blocks = Vec::new();
     for (level, shape) in config.down.iter().enumerate() {
         let name = format!("down_blocks.{level}");
+        builder.maps_of(USUAL_SIDE >> level);
         let mut layers = Vec::new();
         for (layer, &depth) in shape.depths.iter().enumerate() {
             let resnet = resnet(
@@ -326,6 +331,7 @@ fn down_blocks(builder: &mut Builder<'_>, config: &UNetConfig) -> Vec<Block> {
 
 fn mid_block(builder: &mut Builder<'_>, config: &UNetConfig, depth: usize) -> MidBlock {
     let (channels, level) = (config.mid_channels(), config.down.len().saturating_sub(1));
+    builder.maps_of(USUAL_SIDE >> level);
     MidBlock {
         resnets: [0, 1].map(|idx| {
             resnet(
@@ -355,6 +361,7 @@ fn up_blocks(builder: &mut Builder<'_>, config: &UNetConfig, skips: &[Vec<usize>
     let mut blocks = Vec::new();
     for (idx, (shape, skips)) in config.up.iter().zip(skips).enumerate() {
         let (name, level) = (format!("up_blocks.{idx}"), config.up.len() - 1 - idx);
+        builder.maps_of(USUAL_SIDE >> level);
         let mut layers = Vec::new();
         for (layer, (&depth, &skip)) in shape.depths.iter().zip(skips).enumerate() {
             let resnet = resnet(
@@ -371,6 +378,7 @@ fn up_blocks(builder: &mut Builder<'_>, config: &UNetConfig, skips: &[Vec<usize>
                 transformer(builder, config, &attention, (level, channels, depth)),
             ));
         }
+        builder.maps_of(USUAL_SIDE >> level.saturating_sub(1));
         let conv = ConvShape::same(channels, channels);
         let resample = shape
             .resample
