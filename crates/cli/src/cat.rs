@@ -234,6 +234,9 @@ fn write_unknown(
     Ok(())
 }
 
+/// Takes the bytes of a batch, with the position of its first element in the slice.
+type EachBatch<'a> = dyn FnMut(u64, &[u8]) -> Result<(), Failure> + 'a;
+
 /// What is wanted of a tensor.
 struct Slice<'a> {
     checkpoint: &'a Checkpoint,
@@ -352,11 +355,7 @@ impl<'a> Slice<'a> {
     }
 
     /// As [`Slice::pieces`], each with the position of its first element.
-    fn each_batch(
-        &self,
-        quiet: bool,
-        each: &mut dyn FnMut(u64, &[u8]) -> Result<(), Failure>,
-    ) -> Result<(), Failure> {
+    fn each_batch(&self, quiet: bool, each: &mut EachBatch<'_>) -> Result<(), Failure> {
         let mut bits = 0;
         self.pieces(quiet, &mut |bytes| {
             let at = bits / self.tensor.dtype.bits();
