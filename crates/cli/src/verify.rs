@@ -107,7 +107,6 @@ impl VerifyArgs {
             strictness,
             opaque_dtypes: self.unknown_dtypes,
             limits: files::limits(),
-            ..OpenOptions::default()
         };
         let verdict = {
             let progress = BytesProgress::new(false, &files::name(path), 0);
