@@ -64,7 +64,7 @@ pub(crate) enum Command {
     Inspect(InspectArgs),
     /// Measure how long the parts of a model take
     #[command(
-        after_help = "Examples:\n  safelight bench --family sd15 --size 512x512\n  safelight bench --model v1-5 --size 512x512 --json"
+        after_help = "Examples:\n  safelight bench --family sd15 --size 512x512\n  safelight bench unet --family sd15 --latent 64x64 --precision int8 --profile\n  safelight bench --model v1-5 --size 512x512 --json"
     )]
     Bench(BenchArgs),
     /// Print completions for a shell
@@ -390,8 +390,24 @@ pub(crate) struct InspectArgs {
     pub(crate) json: bool,
 }
 
+/// What `bench` can measure alone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum BenchPart {
+    /// A pass of the UNet
+    Unet,
+    /// Decoding latents to pictures
+    Vae,
+    /// A pass of the text encoder
+    Text,
+    /// Reading and packing a model
+    Load,
+}
+
 #[derive(Debug, Args)]
 pub(crate) struct BenchArgs {
+    /// Measure this part only [default: all of them]
+    #[arg(value_enum)]
+    pub(crate) part: Option<BenchPart>,
     #[command(flatten)]
     pub(crate) model: ModelArgs,
     /// Measure random weights of this family's full size instead of a model
@@ -400,6 +416,15 @@ pub(crate) struct BenchArgs {
     /// Width x height in pixels, or one number for a square [default: the model's own]
     #[arg(long, value_name = "WxH", value_parser = size)]
     pub(crate) size: Option<(u32, u32)>,
+    /// Height x width of the latent instead, an eighth of the picture's
+    #[arg(long, value_name = "HxW", value_parser = size, conflicts_with = "size")]
+    pub(crate) latent: Option<(u32, u32)>,
+    /// How many pictures a pass makes
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=64), requires = "part", allow_negative_numbers = true)]
+    pub(crate) batch: u16,
+    /// Show where a pass spends its time
+    #[arg(long, requires = "part")]
+    pub(crate) profile: bool,
     /// How often to measure each part; the median is shown
     #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=1000), allow_negative_numbers = true)]
     pub(crate) repeat: u32,

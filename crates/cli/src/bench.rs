@@ -4,10 +4,12 @@ use std::time::{Duration, Instant};
 
 use safelight_diffusion::load::Model;
 use safelight_diffusion::prompt::{PromptStyle, encode};
+use safelight_kernels::testing::peak_flops;
 use safelight_tensor::Tensor;
+use safelight_tensor::profile::{self, Kind, Profile, Spent};
 use serde_json::{Value, json};
 
-use crate::args::BenchArgs;
+use crate::args::{BenchArgs, BenchPart};
 use crate::error::Failure;
 use crate::progress::{Progress, short};
 use crate::{choose, interrupt, machine, say};
@@ -26,27 +28,15 @@ pub(crate) fn run(args: &BenchArgs) -> Result<(), Failure> {
         load,
     } = subject(args, &mut progress)?;
     let factor = model.vae.config().downscale();
-    let (width, height) = args.size.or(size).unwrap_or((DEFAULT_SIDE, DEFAULT_SIDE));
-    let latent = (height as usize / factor, width as usize / factor);
-    if latent.0 == 0 || latent.1 == 0 {
-        return Err(Failure::Usage(format!(
-            "{width}×{height} is too small: at least {factor}×{factor}"
-        )));
+    let latent = latent(args, size, factor)?;
+    if let Some(part) = args.part {
+        progress.clear();
+        return one_part(args, part, &name, &model, latent, load);
     }
     let mut measured = vec![("load", vec![load])];
     for part in measurements(&model, latent) {
         progress.stage(&format!("measuring {}", part.name));
-        let mut times = Vec::new();
-        for _ in 0..args.repeat {
-            if interrupt::asked() {
-                return Err(Failure::Interrupted { saved: 0 });
-            }
-            let started = Instant::now();
-            (part.run)();
-            times.push(started.elapsed());
-        }
-        times.sort();
-        measured.push((part.name, times));
+        measured.push((part.name, timed(args.repeat, &part.run)?));
     }
     progress.clear();
     let threads = rayon::current_num_threads();
@@ -85,6 +75,196 @@ pub(crate) fn run(args: &BenchArgs) -> Result<(), Failure> {
         .collect();
     text += &say::table(&rows, &[1, 2]);
     say::answer(&text)
+}
+
+/// Height and width of the latent that is asked for.
+fn latent(
+    args: &BenchArgs,
+    own: Option<(u32, u32)>,
+    factor: usize,
+) -> Result<(usize, usize), Failure> {
+    if let Some((height, width)) = args.latent {
+        let latent = (height as usize, width as usize);
+        return match latent {
+            (0, _) | (_, 0) => Err(Failure::Usage("--latent: at least 1x1".into())),
+            _ => Ok(latent),
+        };
+    }
+    let (width, height) = args.size.or(own).unwrap_or((DEFAULT_SIDE, DEFAULT_SIDE));
+    let latent = (height as usize / factor, width as usize / factor);
+    if latent.0 == 0 || latent.1 == 0 {
+        return Err(Failure::Usage(format!(
+            "{width}×{height} is too small: at least {factor}×{factor}"
+        )));
+    }
+    Ok(latent)
+}
+
+/// Sorted times of `repeat` runs.
+fn timed(repeat: u32, run: &dyn Fn()) -> Result<Vec<Duration>, Failure> {
+    let mut times = Vec::new();
+    for _ in 0..repeat {
+        if interrupt::asked() {
+            return Err(Failure::Interrupted { saved: 0 });
+        }
+        let started = Instant::now();
+        run();
+        times.push(started.elapsed());
+    }
+    times.sort();
+    Ok(times)
+}
+
+/// Measures and reports one part, after a pass that counts for nothing but the arithmetic.
+fn one_part(
+    args: &BenchArgs,
+    part: BenchPart,
+    name: &str,
+    model: &Model,
+    latent: (usize, usize),
+    load: Duration,
+) -> Result<(), Failure> {
+    let (times, profile) = if part == BenchPart::Load {
+        (loads(args, load)?, Profile::default())
+    } else {
+        let run = pass(part, model, latent, args.batch.into());
+        profile::start();
+        run();
+        let first = profile::stop();
+        let times = timed(args.repeat, &run)?;
+        let profile = if args.profile {
+            profile::start();
+            run();
+            profile::stop()
+        } else {
+            first
+        };
+        (times, profile)
+    };
+    let (level, precision) = (safelight_kernels::level(), args.model.precision);
+    let threads = rayon::current_num_threads();
+    let middle = median(&times).as_secs_f64();
+    let rate = profile.flops() as f64 / middle / 1e9;
+    let peak = args
+        .profile
+        .then(|| threads as f64 * peak_flops(level, precision) / 1e9);
+    let kinds = || profile.rows().filter(|_| args.profile);
+    if args.json {
+        let kind = |(kind, spent): (Kind, Spent)| {
+            let value = json!({ "seconds": spent.time.as_secs_f64(), "flops": spent.flops, "calls": spent.calls });
+            (kind.name().to_owned(), value)
+        };
+        return say::answer_json(&json!({
+            "part": part.name(), "model": name, "latent": [latent.0, latent.1], "batch": args.batch,
+            "precision": precision.name(), "cpu": level.name(), "threads": threads,
+            "median_s": middle, "seconds": times.iter().map(Duration::as_secs_f64).collect::<Vec<_>>(),
+            "gflops_per_s": rate, "peak_gflops_per_s": peak, "peak_memory_bytes": machine::peak_memory_bytes(),
+            "profile": kinds().map(kind).collect::<serde_json::Map<_, _>>(),
+        }));
+    }
+    let (height, width) = latent;
+    let mut text = format!(
+        "{name}\n{} at latent {height}×{width}, batch {}, {precision}, {level}, {threads} threads\n\
+         {middle:.4} s, median of {}",
+        part.name(),
+        args.batch,
+        times.len()
+    );
+    if rate > 0.0 {
+        text += &format!(", {rate:.0} GFLOP/s");
+    }
+    if let Some(bytes) = machine::peak_memory_bytes() {
+        text += &format!("; {} of memory at most", say::bytes(bytes));
+    }
+    text.push('\n');
+    let row = |(kind, spent): (Kind, Spent)| {
+        let seconds = spent.time.as_secs_f64();
+        let rate = spent.flops as f64 / seconds / 1e9;
+        let (rate, share) = match peak.filter(|_| spent.flops > 0) {
+            Some(peak) => (
+                format!("{rate:.0} GFLOP/s"),
+                format!("{:.0} %", rate / peak * 100.0),
+            ),
+            None => (String::new(), String::new()),
+        };
+        let calls = format!("{} calls", spent.calls);
+        vec![
+            kind.name().to_owned(),
+            format!("{seconds:.4} s"),
+            calls,
+            rate,
+            share,
+        ]
+    };
+    let rows: Vec<_> = kinds().map(row).collect();
+    if let Some(peak) = peak {
+        text += &say::table(&rows, &[1, 2, 3, 4]);
+        text += &format!(
+            "100 % is {peak:.0} GFLOP/s, products on registers; rates are a direct algorithm's\n"
+        );
+    }
+    say::answer(&text)
+}
+
+/// Times of reading the model, the one already read among them.
+fn loads(args: &BenchArgs, first: Duration) -> Result<Vec<Duration>, Failure> {
+    if args.family.is_some() {
+        let what = "loading is measured with --model: random weights are read from nowhere";
+        return Err(Failure::Usage(what.into()));
+    }
+    let entry = choose::entry(&args.model, args.json)?;
+    let mut times = vec![first];
+    while times.len() < args.repeat as usize {
+        if interrupt::asked() {
+            return Err(Failure::Interrupted { saved: 0 });
+        }
+        let started = Instant::now();
+        choose::load(&entry, &args.model, args.model.ways())?;
+        times.push(started.elapsed());
+    }
+    times.sort();
+    Ok(times)
+}
+
+impl BenchPart {
+    fn name(self) -> &'static str {
+        match self {
+            BenchPart::Unet => "unet",
+            BenchPart::Vae => "vae",
+            BenchPart::Text => "text",
+            BenchPart::Load => "load",
+        }
+    }
+}
+
+/// A pass of `part` for `batch` pictures.
+fn pass(
+    part: BenchPart,
+    model: &Model,
+    (height, width): (usize, usize),
+    batch: usize,
+) -> Box<dyn Fn() + '_> {
+    let chunk = encode("a lighthouse on a rock, storm", PromptStyle::A1111).remove(0);
+    let text = move || model.text.forward(&chunk.ids, 1);
+    match part {
+        BenchPart::Text | BenchPart::Load => Box::new(move || {
+            for _ in 0..batch {
+                drop(text());
+            }
+        }),
+        BenchPart::Unet => {
+            let one = text();
+            let shape = [batch, one.dim(1), one.dim(2)];
+            let context = Tensor::from_vec(&shape, one.data().repeat(batch));
+            let latent = wave(&[batch, height, width, model.unet.config().in_channels]);
+            let times = vec![500.0; batch];
+            Box::new(move || drop(model.unet.forward(&latent, &times, &context)))
+        }
+        BenchPart::Vae => {
+            let latent = wave(&[batch, height, width, model.vae.config().latent_channels]);
+            Box::new(move || drop(model.vae.decode(&latent)))
+        }
+    }
 }
 
 /// What is measured.

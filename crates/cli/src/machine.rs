@@ -42,6 +42,11 @@ pub(crate) fn memory_bytes() -> (u64, &'static str) {
     (available.min(limit).min(own), "available are")
 }
 
+/// The most memory that this process has had at once, where Linux tells.
+pub(crate) fn peak_memory_bytes() -> Option<u64> {
+    kilobytes(&std::fs::read_to_string("/proc/self/status").ok()?, "VmHWM")
+}
+
 /// What may be used of the process's limit of address space, from `/proc/self/limits` and `/proc/self/status`, in bytes;
 /// `None` if it has no limit.
 ///

@@ -390,6 +390,54 @@ fn bench_measures_every_part() {
     }
 }
 
+#[test]
+fn bench_measures_one_part() {
+    let place = Place::new();
+    for part in ["unet", "vae", "text", "load"] {
+        let arguments = [
+            "bench", part, "--latent", "4x6", "--batch", "2", "--repeat", "2",
+        ];
+        let json = place
+            .works(&[&arguments[..], &["--json", "--profile"]].concat())
+            .json();
+        assert!(json["median_s"].as_f64().unwrap() > 0.0, "{json}");
+        assert_eq!(json["seconds"].as_array().unwrap().len(), 2);
+        if part != "load" {
+            assert!(
+                json["profile"]["linear"]["flops"].as_u64().unwrap() > 0,
+                "{json}"
+            );
+        }
+        let text = place
+            .works(&[&arguments[..], &["--profile"]].concat())
+            .stdout;
+        assert!(
+            text.contains("median of 2") && text.lines().all(|line| line.chars().count() <= 80),
+            "{text}"
+        );
+    }
+    // Attention between 4 × 6 and 77 tokens and the rest of a pass grow with the batch.
+    let flops = |batch| {
+        let arguments = [
+            "bench",
+            "unet",
+            "--latent",
+            "4x6",
+            "--repeat",
+            "1",
+            "--json",
+            "--profile",
+            "--batch",
+            batch,
+        ];
+        let profile = place.works(&arguments).json()["profile"].take();
+        profile["conv 3x3"]["flops"].as_u64().unwrap()
+    };
+    assert_eq!(flops("3"), 3 * flops("1"));
+    place.refuses(&["bench", "unet", "--latent", "0x1"], 2, &["--latent"]);
+    place.refuses(&["bench", "--batch", "2"], 2, &["PART"]);
+}
+
 #[cfg(unix)]
 #[test]
 fn signals_end_between_steps_and_leave_nothing() {
