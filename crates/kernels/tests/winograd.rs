@@ -1,5 +1,10 @@
 //! Convolutions in transformed tiles, at every level this machine has, against the definition in f64.
 
+#![expect(
+    clippy::needless_range_loop,
+    reason = "small matrices are written as the formulas have them"
+)]
+
 use safelight_kernels::conv::conv2d_at;
 use safelight_kernels::testing::{Rng, with_threads};
 use safelight_kernels::{

@@ -13,6 +13,9 @@ use crate::pickle::printable;
 /// What is searched at once.
 const WINDOW_BYTES: usize = 1024 * 1024;
 
+/// What windows have in common, so that nothing of interest lies half in one and half in the next.
+const DESCRIPTION_OVERLAP_BYTES: usize = 1024;
+
 /// As far as a model file is searched for layers.
 const SEARCHED_BYTES_MAX: u64 = 256 * 1024 * 1024;
 
@@ -123,30 +126,81 @@ impl Scanner<'_> {
         }
     }
 
-    /// Keras keeps the code of Lambda layers in the model's description.
+    /// Keras keeps the code of some layers in the model's description, and imports what that names.
     pub(super) fn lambda_layers(&mut self, bytes: &dyn ReadAt, member: &str) {
-        const SIGN: &[u8] = b"\"Lambda\"";
         let mut window = vec![0; WINDOW_BYTES];
         let mut at = 0u64;
         while at < SEARCHED_BYTES_MAX {
             let len = read_up_to(bytes, &mut window, at).unwrap_or(0);
-            let found = window[..len]
-                .windows(SIGN.len())
-                .position(|bytes| bytes == SIGN);
-            if let Some(found) = found {
-                let message = "a Keras Lambda layer, which holds code";
+            if let Some((found, message)) = code_in_description(&window[..len]) {
                 self.suspicious(Rule::CodeLayer, member, at + found as u64, message);
                 return;
             }
             if len < window.len() {
                 return;
             }
-            at += (len - SIGN.len()) as u64;
+            at += (len - DESCRIPTION_OVERLAP_BYTES) as u64;
         }
         let message =
             format!("only its first {SEARCHED_BYTES_MAX} bytes were searched for layers with code");
         self.find(Severity::Allowed, Rule::CodeLayer, member, at, message);
     }
+}
+
+/// What in the JSON of a Keras model, wherever in `text` it stands, would run code when the model is loaded: where it is,
+/// and what to say.
+///
+/// Layers that hold code; modules other than Keras' own, which loading imports (CVE-2025-1550); Python's own functions that run
+/// text; and letters written as escapes, which no writer needs and which hide all those.
+fn code_in_description(text: &[u8]) -> Option<(usize, String)> {
+    const LAYERS: [&str; 2] = ["Lambda", "TorchModuleWrapper"];
+    const MODULES: [&str; 5] = ["keras", "tf_keras", "tensorflow", "builtins", ""];
+    const FUNCTIONS: [&str; 6] = ["eval", "exec", "compile", "__import__", "getattr", "open"];
+    let mut at = 0;
+    while let Some(found) = text[at..].iter().position(|byte| b"\"\\".contains(byte)) {
+        let start = at + found;
+        let after = &text[start + 1..];
+        at = start + 1;
+        if text[start] == b'\\' {
+            let letter = after.strip_prefix(b"u00").and_then(|hex| hex.get(..2));
+            let letter = letter.and_then(|hex| str::from_utf8(hex).ok());
+            let letter = letter.and_then(|hex| u8::from_str_radix(hex, 16).ok());
+            if letter.is_some_and(|letter| letter.is_ascii_alphanumeric() || letter == b'_') {
+                let message = "a description with letters written as escapes, which hides names";
+                return Some((start, message.into()));
+            }
+            at += 1; // a backslash or a quote that is part of a text
+            at = at.min(text.len());
+            continue;
+        }
+        let word = |word: &str| after.strip_prefix(word.as_bytes())?.strip_prefix(b"\"");
+        if let Some(layer) = LAYERS.iter().find(|layer| word(layer).is_some()) {
+            return Some((start, format!("a Keras {layer} layer, which holds code")));
+        }
+        if let Some(module) = word("module").and_then(json_text) {
+            let root = module.split('.').next().unwrap_or_default();
+            if !MODULES.contains(&root) && !root.starts_with("keras_") {
+                let module = printable(&module);
+                let message = format!("a description that has `{module}` imported on loading");
+                return Some((start, message));
+            }
+        }
+        if let Some(function) = word("config").and_then(json_text)
+            && FUNCTIONS.contains(&function.as_str())
+        {
+            let message = format!("a description that asks for Python's `{function}`");
+            return Some((start, message));
+        }
+    }
+    None
+}
+
+/// The text after `: "`, up to its closing quote, if it is short.
+fn json_text(after: &[u8]) -> Option<String> {
+    let value = after.trim_ascii_start().strip_prefix(b":")?;
+    let value = value.trim_ascii_start().strip_prefix(b"\"")?;
+    let len = value.iter().take(256).position(|&byte| byte == b'"')?;
+    Some(String::from_utf8_lossy(&value[..len]).into_owned())
 }
 
 /// Whether a file that begins so is an array of numbers up to its end, so that no more of it needs a look.

@@ -515,6 +515,39 @@ fn safetensors_and_models() {
 }
 
 #[test]
+fn what_a_keras_model_runs_on_loading_is_found() {
+    let layer = |text: &str| format!("{{\"config\": {{\"layers\": [{text}]}}}}").into_bytes();
+    for (text, word) in [
+        (r#"{"class_name":"L\u0061mbda"}"#, "escapes"),
+        (r#"{"cl\u0061ss_name": "x"}"#, "escapes"),
+        (
+            r#"{"module":"os","class_name":"system","config":"id"}"#,
+            "`os`",
+        ),
+        (r#"{"module" : "a.b", "class_name": "C"}"#, "`a.b`"),
+        (
+            r#"{"module":"builtins","class_name":"function","config":"exec"}"#,
+            "`exec`",
+        ),
+        (
+            r#"{"module":"keras.layers","class_name":"TorchModuleWrapper"}"#,
+            "TorchModuleWrapper",
+        ),
+    ] {
+        let (severity, rule) = (Severity::Suspicious, Rule::CodeLayer);
+        finds("config.json", &layer(text), severity, rule, word);
+    }
+    for text in [
+        r#"{"module": "keras.layers", "class_name": "Dense", "config": {"name": "caf\u00e9 \"x\\"}}"#,
+        r#"{"module": "builtins", "class_name": "function", "config": "relu"}"#,
+        r#"{"module": null, "class_name": "Dense"}"#,
+    ] {
+        let report = report("config.json", &layer(text));
+        assert!(report.is_clean(), "{text}: {report:#?}");
+    }
+}
+
+#[test]
 fn what_torch_writes_is_clean() {
     let folder =
         std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../testdata/golden/pickle");
