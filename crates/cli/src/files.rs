@@ -8,6 +8,7 @@ use std::io::{IsTerminal as _, Read as _, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use clap::{Arg, ArgMatches, Args, Subcommand, ValueHint};
 use safelight_convert::{Contents, ConvertError, OpenOptions as ConvertOptions, Source};
@@ -302,8 +303,25 @@ pub(crate) fn is_stdin(path: &Path) -> bool {
     path.as_os_str() == "-"
 }
 
+/// Refuses `-` where a command has no use for it.
+pub(crate) fn no_stdin(path: &Path) -> Result<(), Failure> {
+    if is_stdin(path) {
+        return Err(Failure::Usage(
+            "`-`: this command does not read standard input; save it to a file first (one of this name: ./-)"
+                .into(),
+        ));
+    }
+    Ok(())
+}
+
 /// Standard input as a file that can be read at any place: a temporary one, gone with what is returned.
 pub(crate) fn spooled() -> Result<tempfile::NamedTempFile, Failure> {
+    static READ: AtomicBool = AtomicBool::new(false);
+    if READ.swap(true, Ordering::Relaxed) {
+        return Err(Failure::Usage(
+            "`-` is standard input, which can be read once only; save it to a file first".into(),
+        ));
+    }
     let failed = |error: std::io::Error| {
         Failure::Machine(format!(
             "standard input can't be kept in a temporary file (the variable TMPDIR says where): {error}"
@@ -402,11 +420,7 @@ pub(crate) fn members(path: &Path) -> Result<Vec<PathBuf>, Failure> {
 /// The path of something on this machine; URLs are refused, without their secrets in the message.
 pub(crate) fn on_disk(path: &Path) -> Result<PathBuf, Failure> {
     match Location::of(path) {
-        Location::Path(path) if is_stdin(&path) => Err(Failure::Usage(
-            "`-`: this command does not read standard input; save it to a file first (one of this name: ./-)"
-                .into(),
-        )),
-        Location::Path(path) => Ok(path),
+        Location::Path(path) => no_stdin(&path).map(|()| path),
         Location::Url(_) => Err(Failure::Usage(format!(
             "{}: this command reads no URLs; download the file first",
             shown_path(path)

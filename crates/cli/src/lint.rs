@@ -66,6 +66,7 @@ impl Run for LintArgs {
 
     fn run(&self) -> Result<Outcome, Failure> {
         files::each(&self.files, self.codes(), |path| {
+            files::no_stdin(path)?;
             let mut outcome = Outcome::Clean;
             let targets = match Location::of(path) {
                 Location::Path(path) => lint_targets(&path)?,

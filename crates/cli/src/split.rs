@@ -98,6 +98,7 @@ impl Run for SplitArgs {
     }
 
     fn run(&self) -> Result<Outcome, Failure> {
+        files::no_stdin(&self.file)?;
         let checkpoint = files::open(&self.file)?;
         let units = self.units(&checkpoint);
         let shards = self.pack(units);
@@ -244,6 +245,13 @@ impl SplitArgs {
         if self.stem.is_none() && !is_text {
             return Err(Failure::Usage(format!(
                 "{}: this name is no UTF-8 text, and an index can only name shards that are; choose a --stem",
+                shown_path(&self.file)
+            )));
+        }
+        let is_pattern = name.contains(['*', '?', '[']) && !self.file.exists() && !is_url;
+        if self.stem.is_none() && is_pattern {
+            return Err(Failure::Usage(format!(
+                "{}: a pattern is no name for shards; choose a --stem",
                 shown_path(&self.file)
             )));
         }

@@ -99,6 +99,7 @@ struct NotFinite {
 
 impl VerifyArgs {
     fn verify(&self, path: &Path) -> Result<Outcome, Failure> {
+        files::no_stdin(path)?;
         let strictness = match self.strict {
             true => Strictness::Spec,
             false => Strictness::Compat,

@@ -257,3 +257,26 @@ fn shared_tensors_are_written_again() {
     let metadata = file.metadata().unwrap();
     assert!(metadata.contains_key("other") && !metadata.contains_key("tied"));
 }
+
+#[test]
+fn commands_say_what_they_do_not_take() {
+    let place = Place::new();
+    model(&place, "m.safetensors");
+    for command in [
+        &["verify", "-"][..],
+        &["lint", "-"],
+        &["split", "-", "--count", "2"],
+    ] {
+        place.refuses(command, 2, &["`-`", "standard input"]);
+    }
+    place.works(&["split", "m.safetensors", "--count", "2", "-o", "shards"]);
+    let pattern = "shards/m-*.safetensors";
+    place.refuses(
+        &["split", pattern, "--count", "3", "-o", "more"],
+        2,
+        &["--stem"],
+    );
+    place.works(&[
+        "split", pattern, "--count", "3", "-o", "more", "--stem", "m",
+    ]);
+}
