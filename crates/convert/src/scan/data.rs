@@ -127,7 +127,7 @@ impl Scanner<'_> {
     }
 
     /// Keras keeps the code of some layers in the model's description, and imports what that names.
-    pub(super) fn lambda_layers(&mut self, bytes: &dyn ReadAt, member: &str) {
+    pub(super) fn code_layers(&mut self, bytes: &dyn ReadAt, member: &str) {
         let mut window = vec![0; WINDOW_BYTES];
         let mut at = 0u64;
         while at < SEARCHED_BYTES_MAX {

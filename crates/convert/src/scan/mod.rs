@@ -460,7 +460,7 @@ impl Scanner<'_> {
                 self.suspicious(Rule::NotScannable, member, 0, message);
             }
             FileKind::Hdf5 | FileKind::Json if !self.is_quick => {
-                self.lambda_layers(bytes, member);
+                self.code_layers(bytes, member);
             }
             _ => {}
         }
