@@ -121,6 +121,9 @@ fn run(args: &GenerateArgs, job: Job) -> Result<(), Failure> {
     let mut entry = choose::entry(&args.model, args.quiet)?;
     let request = request(args, job, &entry)?;
     let ways = affordable(&entry, &request, args.model.ways())?;
+    if ways != args.model.ways() && !args.quiet {
+        say::note("note: memory is short: computing as with --low-memory, which is slower");
+    }
     let output = Output::new(args.output.as_deref())?;
     args.trace
         .as_deref()
