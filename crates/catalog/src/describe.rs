@@ -6,7 +6,7 @@ use safelight_diffusion::load::{self, Family, LoadError, LoadOptions, Model, Mod
 use safelight_diffusion::sampler::{STEPS_MAX, Sampler};
 use safelight_diffusion::schedule::Schedule;
 use safelight_format::Dtype;
-use safelight_store::Checkpoint;
+use safelight_store::{Checkpoint, matching};
 
 use crate::demo::{self, DEMO_NAME};
 use crate::hash::HashCache;
@@ -98,7 +98,7 @@ impl Entry {
     pub fn at(path: &Path, root: &Path) -> Entry {
         let layout = match path {
             _ if path.is_dir() => Layout::Folder,
-            _ if is_index(path) => Layout::Shards,
+            _ if is_index(path) || matches!(matching(path), Ok(Some(_))) => Layout::Shards,
             _ => Layout::File,
         };
         let below = path.strip_prefix(root).unwrap_or(path);

@@ -373,7 +373,7 @@ pub(crate) struct ModelsArgs {
 
 #[derive(Debug, Args)]
 pub(crate) struct InspectArgs {
-    /// Models, pictures or folders of this machine; URLs are refused
+    /// Models, pictures, folders or quoted patterns of this machine; URLs are refused
     #[arg(required = true, value_name = "PATH", value_hint = ValueHint::AnyPath)]
     pub(crate) paths: Vec<PathBuf>,
     /// List every tensor

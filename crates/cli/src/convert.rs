@@ -34,7 +34,7 @@ Examples:
 
 Nothing in a file is ever executed: pickles are read as data, and what is not on the list of what tensors need is
 refused by name. What a file holds beside its tensors that other programs would run is not converted, and told on
-standard error. SRC is a file of any kind known here (safetensors, PyTorch, GGUF, npz, Flax's msgpack, ONNX, Keras, HDF5), shards (*.index.json or a folder), or a diffusers folder. The
+standard error. SRC is a file of any kind known here (safetensors, PyTorch, GGUF, npz, Flax's msgpack, ONNX, Keras, HDF5), shards (*.index.json, a folder or a quoted pattern), or a diffusers folder. The
 kind of DST follows from its name: .safetensors, .npz or .gguf; another name is a folder, of shards (--shard-size) or
 for diffusers (--to diffusers). DST appears when it is complete. `-` as DST is standard output: safetensors, with the
 report on standard error.
@@ -239,7 +239,8 @@ impl Run for ConvertArgs {
             skip_unsupported: self.skip_unsupported,
             ..OpenOptions::default()
         };
-        let mut source: Arc<dyn Source> = files::source(&self.src, &options)?.into();
+        let src = files::one(&self.src)?;
+        let mut source: Arc<dyn Source> = files::source(&src, &options)?.into();
         some_tensors(&*source)?;
         if self.restore_shared || matches!(kind, Kind::Npz | Kind::Gguf) {
             source = Arc::new(restore_shared(source)?);
@@ -258,11 +259,11 @@ impl Run for ConvertArgs {
             cast = Some(adapter);
         }
         // Asked before DST appears, which can be SRC.
-        let beside = scan::not_converted(&self.src);
+        let beside = scan::not_converted(&src);
         let mut written = self.write(kind, source)?;
         let reports = cast.map(|cast| cast.reports()).unwrap_or_default();
         written.cast = lost::lossy(reports);
-        let warned = scan::warn(&self.src, &beside);
+        let warned = scan::warn(&src, &beside);
         if self.json {
             written.report.notes.extend(warned);
         }

@@ -24,6 +24,15 @@ pub(crate) enum Failure {
         /// Where those pictures are.
         saved: Vec<PathBuf>,
     },
+    /// Something else, after some files of several were changed.
+    SomeChanged {
+        /// What.
+        failure: Box<Failure>,
+        /// Those.
+        changed: Vec<PathBuf>,
+        /// The others, which are as they were.
+        unchanged: Vec<PathBuf>,
+    },
     /// Already said on standard error, because others were worked on after it; what is left is the exit code.
     Told(Box<Failure>),
     /// Ctrl-C; so many pictures had been written before.
@@ -41,7 +50,9 @@ impl Failure {
             Failure::Usage(_) => 2,
             Failure::Model(_) => 3,
             Failure::Picture(_) => 4,
-            Failure::Partly { failure, .. } | Failure::Told(failure) => failure.exit_code(),
+            Failure::Partly { failure, .. }
+            | Failure::SomeChanged { failure, .. }
+            | Failure::Told(failure) => failure.exit_code(),
             Failure::Interrupted { .. } => 130,
         }
     }
@@ -53,7 +64,9 @@ impl Failure {
             Failure::Usage(_) => "usage",
             Failure::Model(_) => "model",
             Failure::Picture(_) => "picture",
-            Failure::Partly { failure, .. } | Failure::Told(failure) => failure.kind(),
+            Failure::Partly { failure, .. }
+            | Failure::SomeChanged { failure, .. }
+            | Failure::Told(failure) => failure.kind(),
             Failure::Interrupted { .. } => "interrupted",
         }
     }
@@ -99,7 +112,7 @@ impl From<StoreError> for Failure {
         let message = error.to_string();
         match &error {
             StoreError::Io { doing, error, .. } => match error.kind() {
-                _ if wrong_path(error) && ["open", "read"].contains(doing) => {
+                _ if wrong_path(error) && ["open", "read", "list"].contains(doing) => {
                     Failure::Model(message)
                 }
                 // A file to be edited that is not there; one that may not be written to is the machine's affair.
@@ -149,6 +162,22 @@ impl fmt::Display for Failure {
                 failure.fmt(f)
             }
             Failure::Told(failure) => failure.fmt(f),
+            Failure::SomeChanged {
+                failure,
+                changed,
+                unchanged,
+            } => {
+                let names = |paths: &[PathBuf]| {
+                    let names = paths.iter().map(|path| path.to_string_lossy());
+                    names.collect::<Vec<_>>().join(", ")
+                };
+                match &**failure {
+                    Failure::Interrupted { .. } => f.write_str("interrupted")?,
+                    failure => failure.fmt(f)?,
+                }
+                let (changed, unchanged) = (names(changed), names(unchanged));
+                write!(f, "; changed already: {changed}; as they were: {unchanged}")
+            }
             Failure::Partly { failure, saved } => {
                 let s = if saved.len() == 1 { "" } else { "s" };
                 write!(f, "{failure}; {} picture{s} written before", saved.len())

@@ -13,7 +13,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use clap::{Arg, ArgMatches, Args, Subcommand, ValueHint};
 use safelight_convert::{Contents, ConvertError, OpenOptions as ConvertOptions, Source};
 use safelight_store::location::{self, Location};
-use safelight_store::{Checkpoint, model_files, replace_file};
+use safelight_store::{
+    Checkpoint, Meant, check_found, check_listed, matching, model_files, replace_file,
+};
 
 use crate::error::Failure;
 use crate::{
@@ -218,12 +220,78 @@ pub(crate) fn run(command: &FileCommand) -> ExitCode {
 /// The arguments of a command that answers for each file.
 #[derive(Debug, Args)]
 pub(crate) struct FilesArgs {
-    /// Tensor files, shards (*.index.json) or folders of them
+    /// Tensor files; shards: an index (*.index.json), a folder or a quoted pattern
     #[arg(required = true, value_name = "FILE", value_hint = ValueHint::AnyPath)]
     pub(crate) files: Vec<PathBuf>,
     /// Print JSON: one object a file, each on a line
     #[arg(long)]
     pub(crate) json: bool,
+}
+
+impl FilesArgs {
+    /// Whether there is more than one answer.
+    pub(crate) fn are_several(&self) -> bool {
+        let several = |path: &PathBuf| meant(path).is_ok_and(|files| files.len() > 1);
+        self.files.len() > 1 || self.files.iter().any(several)
+    }
+}
+
+/// What a FILE on the command line means: one checkpoint, so that it is itself; or files of other kinds that fit a pattern, each for
+/// itself.
+pub(crate) fn meant(path: &Path) -> Result<Vec<PathBuf>, Failure> {
+    let ours = |path: &PathBuf| {
+        let name = path.to_string_lossy();
+        name.ends_with(".safetensors") || name.ends_with(".index.json")
+    };
+    let matching = match Location::of(path) {
+        Location::Path(path) if !is_stdin(&path) => matching(&path)?,
+        _ => None,
+    };
+    match matching {
+        Some(files) if !files.iter().all(ours) => Ok(files),
+        _ => Ok(vec![path.to_owned()]),
+    }
+}
+
+/// As [`meant`], for what takes one checkpoint.
+pub(crate) fn one(path: &Path) -> Result<PathBuf, Failure> {
+    let mut files = meant(path)?;
+    match files.len() {
+        1 => Ok(files.remove(0)),
+        count => Err(Failure::Usage(format!(
+            "{}: {count} files fit this pattern, and not all are safetensors files, which alone are read as one; name one file",
+            shown_path(path)
+        ))),
+    }
+}
+
+/// The only file that a path means, for what works on one file.
+pub(crate) fn single(path: &Path) -> Result<PathBuf, Failure> {
+    let path = on_disk(path)?;
+    match matching(&path)?.as_deref() {
+        None => Ok(path),
+        Some([file]) => Ok(file.clone()),
+        Some(files) => Err(Failure::Usage(format!(
+            "{}: {} files fit this pattern; name one",
+            shown_path(&path),
+            files.len()
+        ))),
+    }
+}
+
+/// The files among some that are on this machine.
+pub(crate) fn local(files: &[PathBuf]) -> Vec<PathBuf> {
+    let local = files.iter().filter(|path| !is_stdin(path));
+    local
+        .filter_map(|path| Location::of(path).path().map(Path::to_owned))
+        .collect()
+}
+
+/// An error if files that are listed as parts of one model are not all that their names (`-00001-of-00003`) count.
+pub(crate) fn check_parts(files: &[PathBuf]) -> Result<(), Failure> {
+    let mut parts = local(files);
+    parts.retain(|path| matches!(Meant::of(path), Ok(Meant::File(_))));
+    Ok(check_listed(&parts)?)
 }
 
 /// Answers for each file. One that fails is told at once and the others are worked on all the same; the exit code is the
@@ -235,8 +303,8 @@ pub(crate) fn each(
 ) -> Result<Outcome, Failure> {
     let mut outcome = Outcome::Clean;
     let mut first = None;
-    for path in &args.files {
-        match answer(path) {
+    let mut take = |answered: Result<Outcome, Failure>| {
+        match answered {
             Ok(this) => outcome = outcome.max(this),
             Err(failure @ Failure::Interrupted { .. }) => return Err(failure),
             Err(failure) => {
@@ -245,6 +313,13 @@ pub(crate) fn each(
                 }
                 first.get_or_insert(failure);
             }
+        }
+        Ok(())
+    };
+    for path in &args.files {
+        match meant(path) {
+            Ok(files) => files.iter().try_for_each(|file| take(answer(file)))?,
+            Err(failure) => take(Err(failure))?,
         }
     }
     match first {
@@ -355,7 +430,7 @@ pub(crate) fn source(path: &Path, options: &ConvertOptions) -> Result<Box<dyn So
         ..*options
     };
     if !is_stdin(path) {
-        return Ok(safelight_convert::open_with(path, &options)?);
+        return Ok(safelight_convert::open_with(&one(path)?, &options)?);
     }
     let file = spooled()?;
     let source = safelight_convert::open_with(file.path(), &options)?;
@@ -409,7 +484,18 @@ pub(crate) fn open_with(path: &Path, unknown_dtypes: bool) -> Result<Checkpoint,
     Ok(location::open_with(path, &options)?)
 }
 
-/// The files that a path stands for, sound or not: itself, the shards of an index, or the safetensors files of a folder.
+/// As [`members`], of which none may be missing by their names.
+pub(crate) fn whole(path: &Path) -> Result<Vec<PathBuf>, Failure> {
+    let path = on_disk(path)?;
+    let meant = Meant::of(&path)?;
+    if let Meant::Files(files) = &meant {
+        check_found(&name(&path), files)?;
+    }
+    members(&path)
+}
+
+/// The files that a path stands for, sound or not: itself, the shards of an index, the safetensors files of a folder, or those that
+/// fit a pattern.
 pub(crate) fn members(path: &Path) -> Result<Vec<PathBuf>, Failure> {
     match Location::of(path) {
         Location::Url(_) => Err(on_disk(path).expect_err("a URL")),

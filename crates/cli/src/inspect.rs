@@ -6,6 +6,7 @@ use std::path::Path;
 use safelight_catalog::{Catalog, Entry, Layout, Roots, short};
 use safelight_diffusion::infotext::Infotext;
 use safelight_format::{FileKind, OpaqueTensor, TensorInfo};
+use safelight_store::{Meant, check_listed, matching};
 use serde_json::{Value, json};
 
 use crate::args::InspectArgs;
@@ -28,17 +29,16 @@ const HISTOGRAM_COLUMNS: usize = 20;
 pub(crate) fn run(args: &InspectArgs) -> Result<(), Failure> {
     let mut answers = Vec::new();
     let mut failure = None;
+    let mut take = |answer: Result<Answer, Failure>| match answer {
+        Ok(answer) => answers.push(answer),
+        // The others are looked at all the same.
+        Err(error) if failure.is_some() => say::note(&say::harmless(&format!("error: {error}"))),
+        Err(error) => failure = Some(error),
+    };
     for path in &args.paths {
-        match on_disk(path).and_then(|path| look(&path, args)) {
-            Ok(answer) => answers.push(answer),
-            // The others are looked at all the same.
-            Err(error) => {
-                if failure.is_some() {
-                    say::note(&say::harmless(&format!("error: {error}")));
-                } else {
-                    failure = Some(error);
-                }
-            }
+        match on_disk(path).and_then(|path| files::meant(&path)) {
+            Ok(files) => files.iter().for_each(|path| take(look(path, args))),
+            Err(error) => take(Err(error)),
         }
     }
     if args.json {
@@ -55,6 +55,12 @@ pub(crate) fn run(args: &InspectArgs) -> Result<(), Failure> {
 type Answer = (String, Value);
 
 fn look(path: &Path, args: &InspectArgs) -> Result<Answer, Failure> {
+    if matching(path)?.is_some() {
+        return match Meant::of(path)? {
+            Meant::Index(index) => model(&index, args),
+            _ => model(path, args),
+        };
+    }
     if path.is_dir() && !path.join("model_index.json").is_file() {
         return folder(path, args);
     }
@@ -112,12 +118,26 @@ fn folder(path: &Path, args: &InspectArgs) -> Result<Answer, Failure> {
         }
     }
     let mut value = models::to_json(&catalog);
+    if let Some(problem) = incomplete(path) {
+        text += &say::hanging(&format!("incomplete: {}", say::harmless(&problem)));
+        value["problem"] = problem.into();
+    }
     value["kind"] = "folder".into();
     value["path"] = path.to_string_lossy().into();
     value["pictures"] = pictures.iter().map(|(_, json)| json.clone()).collect();
     let rows: Vec<Vec<String>> = pictures.into_iter().map(|(row, _)| row).collect();
     text += &say::table(&rows, &[]);
     Ok((text, value))
+}
+
+/// What the names of a folder's shards say is missing, if no index says it.
+fn incomplete(folder: &Path) -> Option<String> {
+    let Ok(Meant::Files(files)) = Meant::of(folder) else {
+        return None;
+    };
+    check_listed(&files)
+        .err()
+        .map(|problem| problem.to_string())
 }
 
 /// The pictures that lie in a folder itself, each as a table's row and as JSON.

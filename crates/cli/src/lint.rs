@@ -1,11 +1,10 @@
 //! `safelight lint`: every deviation of a file from the format, with its place.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueEnum};
 use safelight_format::{Finding, LintOptions, LintReport, Severity, Strictness};
-use safelight_store::location::Location;
-use safelight_store::{lint, lint_targets};
+use safelight_store::{Meant, lint, lint_targets, lint_together, list_label, listed_sets};
 use serde_json::{Value, json};
 
 use crate::error::Failure;
@@ -15,7 +14,8 @@ use crate::say;
 pub(crate) const HELP: &str = "\
 An error is what the reference implementation refuses, a warning what the format's description forbids though readers
 accept it, a note what is allowed but worth knowing. Bytes are counted from the beginning of the file. An index is
-looked at too, and whether its files hold what it says.
+looked at too, and whether its files hold what it says. Of a folder or quoted pattern without an index, and of files listed that are shards of one
+model by their names (-00001-of-00003), it is said which are missing and which tensors are in two.
 
 Examples:
   safelight lint model.safetensors
@@ -65,18 +65,22 @@ impl Run for LintArgs {
     }
 
     fn run(&self) -> Result<Outcome, Failure> {
-        files::each(&self.files, self.codes(), |path| {
-            files::no_stdin(path)?;
+        let mut outcome = Outcome::Clean;
+        for set in listed_sets(&files::local(&self.files.files)) {
+            outcome = outcome.max(self.lint_together(&list_label(&set), &set, true)?);
+        }
+        let each = files::each(&self.files, self.codes(), |path| {
+            let path = files::on_disk(path)?;
             let mut outcome = Outcome::Clean;
-            let targets = match Location::of(path) {
-                Location::Path(path) => lint_targets(&path)?,
-                Location::Url(_) => files::members(path)?, // which says why not
-            };
-            for file in targets {
+            if let Meant::Files(files) = Meant::of(&path)? {
+                outcome = self.lint_together(&files::name(&path), &files, false)?;
+            }
+            for file in lint_targets(&path)? {
                 outcome = outcome.max(self.lint(&file)?);
             }
             Ok(outcome)
-        })
+        });
+        Ok(outcome.max(each?))
     }
 }
 
@@ -88,6 +92,28 @@ impl LintArgs {
             ..LintOptions::default()
         };
         let report = lint(path, &options)?;
+        self.tell(path, &report)
+    }
+
+    /// Looks at what is between files that no index holds together, and says something if there is something.
+    fn lint_together(
+        &self,
+        label: &str,
+        paths: &[PathBuf],
+        named: bool,
+    ) -> Result<Outcome, Failure> {
+        let options = LintOptions {
+            limits: files::limits(),
+            ..LintOptions::default()
+        };
+        let report = lint_together(label, paths, named, &options);
+        match report.findings.is_empty() {
+            true => Ok(Outcome::Clean),
+            false => self.tell(Path::new(label), &report),
+        }
+    }
+
+    fn tell(&self, path: &Path, report: &LintReport) -> Result<Outcome, Failure> {
         let mut wanted: Vec<&Finding> = report
             .findings
             .iter()
@@ -101,9 +127,9 @@ impl LintArgs {
         wanted.truncate(self.max);
         let left_out = counted - wanted.len();
         if self.files.json {
-            say::answer_json_line(&to_json(path, &report, &wanted, left_out))?;
+            say::answer_json_line(&to_json(path, report, &wanted, left_out))?;
         } else {
-            say::answer(&to_text(path, &report, &wanted, left_out))?;
+            say::answer(&to_text(path, report, &wanted, left_out))?;
         }
         Ok(match counted {
             0 => Outcome::Clean,

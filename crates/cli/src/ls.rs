@@ -125,7 +125,7 @@ impl LsArgs {
             });
         }
         say::stream(|out| {
-            if self.files.files.len() > 1 {
+            if self.files.are_several() {
                 files::line(out, format_args!("{}:", shown(&files::name(path))))?;
             }
             if self.tree {
@@ -146,9 +146,9 @@ impl LsArgs {
                     format_args!("unknown dtype: {name}  {dtype}  {shape}  {bytes}"),
                 )?;
             }
-            match self.files.files.len() {
-                1 => Ok(()),
-                _ => files::line(out, format_args!("")),
+            match self.files.are_several() {
+                false => Ok(()),
+                true => files::line(out, format_args!("")),
             }
         })
     }

@@ -38,7 +38,7 @@ overflows, underflows, infinities, nans}] (tensors of which finite numbers becam
 /// The arguments of `merge`.
 #[derive(Debug, Args)]
 pub(crate) struct MergeArgs {
-    /// Shards (an index, a folder, or each of them), or the models A, B and C
+    /// Shards (an index, a folder, a quoted pattern, or each of them), or the models A, B and C
     #[arg(required = true, value_name = "FILE", value_hint = ValueHint::AnyPath)]
     inputs: Vec<PathBuf>,
     /// Where to
@@ -106,15 +106,19 @@ impl Run for MergeArgs {
 
     fn run(&self) -> Result<Outcome, Failure> {
         let started = Instant::now();
-        let method = self.method()?;
+        let inputs = self.inputs.iter().map(|path| files::meant(path));
+        let inputs = inputs.collect::<Result<Vec<_>, _>>()?.concat();
+        let method = self.method(inputs.len())?;
+        if method.is_none() {
+            files::check_parts(&inputs)?;
+        }
         files::check_free(&self.output, self.force)?;
         if self.shard_size.is_some() {
             let index = self.output.with_extension("safetensors.index.json");
             files::check_free(&index, self.force)?;
         }
         let limits = files::all_limits();
-        let sources: Vec<Arc<dyn Source>> = self
-            .inputs
+        let sources: Vec<Arc<dyn Source>> = inputs
             .iter()
             .map(|path| Ok(files::source(path, &Default::default())?.into()))
             .collect::<Result<_, Failure>>()?;
@@ -221,7 +225,7 @@ impl Run for MergeArgs {
 
 impl MergeArgs {
     /// The formula, or none for shards.
-    fn method(&self) -> Result<Option<Method>, Failure> {
+    fn method(&self, input_count: usize) -> Result<Option<Method>, Failure> {
         let wrong = |what: String| Err(Failure::Usage(what));
         let formula = self.weighted || self.slerp || self.add_difference;
         if !formula && (self.alpha.is_some() || self.blocks.is_some() || self.dtype.is_some()) {
@@ -234,8 +238,8 @@ impl MergeArgs {
         } else {
             (3, "--add-difference takes three models, A, B and C")
         };
-        if formula && self.inputs.len() != wanted {
-            return wrong(format!("{name}, not {}", self.inputs.len()));
+        if formula && input_count != wanted {
+            return wrong(format!("{name}, not {input_count}"));
         }
         if self
             .alpha

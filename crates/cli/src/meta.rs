@@ -7,7 +7,9 @@ use std::path::{Path, PathBuf};
 use clap::{Args, Subcommand, ValueHint};
 use safelight_format::{Metadata, shown};
 use safelight_store::StoreError;
-use safelight_store::edit::{EditOptions, Edited, How, Strategy, WhyCopied, set_metadata_with};
+use safelight_store::edit::{
+    EditOptions, Edited, How, Strategy, WhyCopied, check_metadata, set_metadata_with,
+};
 use serde_json::json;
 use unicode_width::UnicodeWidthStr as _;
 
@@ -19,7 +21,8 @@ use crate::say;
 pub(crate) const HELP: &str = "\
 Values are text. `KEY=@FILE` takes the text from a file (`KEY=@-` from standard input); `KEY=@@text` sets the text
 `@text`. The header is changed in place if it has room (an undo record makes that safe to interrupt). Without room the file is
-copied, and the answer says so; the copy has room, so that the next edit is made in place. Of shards, each file is edited.
+copied, and the answer says so; the copy has room, so that the next edit is made in place. Of shards (an index, a folder, a quoted pattern), each
+file is edited; none is touched unless all can be. If the machine fails later on, the error names the files that were changed and those that were not.
 
 Examples:
   safelight meta get model.safetensors
@@ -28,7 +31,7 @@ Examples:
   safelight meta rm model.safetensors ss_tag_frequency
 
 JSON: get prints {file, metadata {KEY: TEXT}}, or {file, key, value} if a KEY is given; set and rm print {file, set [KEY],
-removed [KEY], files [{file, how, why, bytes}]}, where how is \"in place\", \"cloned\", \"copied\" or \"unchanged\", and why (null unless copied) says what for.";
+removed [KEY], files [{file, how, why, bytes}]} (after a failure midway {error, changed [FILE], unchanged [FILE]}), where how is \"in place\", \"cloned\", \"copied\" or \"unchanged\", and why (null unless copied) says what for.";
 
 /// More text than this makes headers that no reader accepts.
 const VALUE_BYTES_MAX: u64 = 100_000_000;
@@ -199,7 +202,7 @@ fn set(args: &SetArgs) -> Result<(), Failure> {
 
 fn remove(args: &RmArgs) -> Result<(), Failure> {
     // Of shards, each may have other keys.
-    let members = files::members(&args.file)?;
+    let members = files::whole(&args.file)?;
     let mut there = Metadata::new();
     for file in &members {
         there.extend(
@@ -252,26 +255,7 @@ fn change(
     changes: &BTreeMap<String, Option<String>>,
     how: &HowArgs,
 ) -> Result<(), Failure> {
-    let members = files::members(file)?;
-    let mut edits: Vec<(PathBuf, Edited)> = Vec::new();
-    for member in members {
-        let progress = BytesProgress::new(how.json, "copying", 0);
-        let edited = set_metadata_with(&member, changes, &how.options(), &|done, all| {
-            progress.at(done, all)
-        });
-        drop(progress);
-        let edited = edited.map_err(|error| {
-            if let StoreError::Stopped { .. } = error {
-                return Failure::Interrupted { saved: edits.len() };
-            }
-            let no_room = matches!(error, StoreError::NoRoom { .. });
-            match no_room {
-                true => Failure::Usage(format!("{error}: leave out --in-place")),
-                false => error.into(),
-            }
-        })?;
-        edits.push((member, edited));
-    }
+    let edits = edited(file, changes, how)?;
     let keys = |set: bool| -> Vec<&String> {
         let wanted = changes.iter().filter(|(_, value)| value.is_some() == set);
         wanted.map(|(key, _)| key).collect()
@@ -304,6 +288,57 @@ fn change(
         say::hanging(&format!("{}: {done}{why}", shown_path(path)))
     });
     say::answer(&lines.collect::<String>())
+}
+
+/// Edits every file that `file` stands for. All are checked before the first is touched; what still goes wrong then is told with the names
+/// of those that have changed and those that have not.
+fn edited(
+    file: &Path,
+    changes: &BTreeMap<String, Option<String>>,
+    how: &HowArgs,
+) -> Result<Vec<(PathBuf, Edited)>, Failure> {
+    let members = files::whole(file)?;
+    for member in &members {
+        check_metadata(member, changes, &how.options()).map_err(refused)?;
+    }
+    let mut edits: Vec<(PathBuf, Edited)> = Vec::new();
+    for member in &members {
+        let progress = BytesProgress::new(how.json, "copying", 0);
+        let edited = set_metadata_with(member, changes, &how.options(), &|done, all| {
+            progress.at(done, all)
+        });
+        drop(progress);
+        match edited {
+            Ok(edited) => edits.push((member.clone(), edited)),
+            Err(error) => return Err(after(&edits, &members, refused(error))),
+        }
+    }
+    Ok(edits)
+}
+
+fn refused(error: StoreError) -> Failure {
+    match error {
+        StoreError::Stopped { .. } => Failure::Interrupted { saved: 0 },
+        StoreError::NoRoom { .. } => Failure::Usage(format!("{error}: leave out --in-place")),
+        error => error.into(),
+    }
+}
+
+/// A failure, with what had been changed before it.
+fn after(edits: &[(PathBuf, Edited)], members: &[PathBuf], failure: Failure) -> Failure {
+    let changed = edits
+        .iter()
+        .filter(|(_, edited)| edited.how != How::Unchanged);
+    let changed: Vec<PathBuf> = changed.map(|(path, _)| path.clone()).collect();
+    if changed.is_empty() {
+        return failure;
+    }
+    let unchanged = members.iter().filter(|path| !changed.contains(path));
+    Failure::SomeChanged {
+        failure: Box::new(failure),
+        unchanged: unchanged.cloned().collect(),
+        changed,
+    }
 }
 
 /// Why a file was copied though a header is smaller.

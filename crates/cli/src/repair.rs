@@ -57,7 +57,7 @@ impl Run for RepairArgs {
     }
 
     fn run(&self) -> Result<Outcome, Failure> {
-        let file = files::on_disk(&self.file)?;
+        let file = files::single(&self.file)?;
         if let Some(output) = &self.output {
             files::check_other(output, &file)?;
             files::check_free(output, self.force)?;

@@ -1,6 +1,7 @@
 //! Standard output for answers, standard error for everything else.
 
 use std::io::{self, BufWriter, StdoutLock, Write};
+use std::path::PathBuf;
 
 use safelight_format::shown;
 use serde_json::{Value, json};
@@ -82,7 +83,19 @@ pub(crate) fn failure(failure: &Failure, exit_code: u8, wants_json: bool) {
     note(&harmless(&format!("error: {failure}")));
     if wants_json {
         let error = json!({ "kind": failure.kind(), "message": failure.to_string(), "exit_code": exit_code });
-        let _ = answer_json_line(&json!({ "error": error }));
+        let mut answer = json!({ "error": error });
+        if let Failure::SomeChanged {
+            changed, unchanged, ..
+        } = failure
+        {
+            let names = |paths: &[PathBuf]| -> Vec<String> {
+                let names = paths.iter().map(|path| path.to_string_lossy());
+                names.map(Into::into).collect()
+            };
+            answer["changed"] = names(changed).into();
+            answer["unchanged"] = names(unchanged).into();
+        }
+        let _ = answer_json_line(&answer);
     }
 }
 

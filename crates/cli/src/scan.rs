@@ -7,6 +7,7 @@ use clap::{Args, ValueHint};
 use safelight_convert::scan::{Finding, ScanReport, Severity, sarif, scan, warnings};
 use safelight_convert::{ConvertError, Note};
 use safelight_format::shown;
+use safelight_store::matching_all;
 use serde_json::json;
 use unicode_width::{UnicodeWidthChar as _, UnicodeWidthStr as _};
 
@@ -31,7 +32,7 @@ message, count}], unlisted_count. `member` names the place in archives, joined b
 /// The arguments of `scan`.
 #[derive(Debug, Args)]
 pub(crate) struct ScanArgs {
-    /// Files of any kind, or folders of them
+    /// Files of any kind, folders of them, or quoted patterns
     #[arg(required = true, value_name = "PATH", value_hint = ValueHint::AnyPath)]
     paths: Vec<PathBuf>,
     /// Print JSON: one object a file, each on a line
@@ -79,9 +80,17 @@ impl Run for ScanArgs {
             }
             Ok(())
         };
+        let mut wrong = None;
         for path in &self.paths {
-            walk(&files::on_disk(path)?, &mut each)?;
+            match found(&files::on_disk(path)?) {
+                Ok(paths) => paths.iter().try_for_each(|path| walk(path, &mut each))?,
+                Err(failure) => {
+                    say::failure(&failure, 2, self.json);
+                    wrong.get_or_insert(failure);
+                }
+            }
         }
+        let failed = failed.or(wrong);
         if self.sarif {
             say::answer_json(&sarif(&reports))?;
         } else if !self.json {
@@ -301,6 +310,11 @@ pub(crate) fn warn(path: &Path, findings: &[Finding]) -> Vec<Note> {
 pub(crate) fn refusal(path: &Path) -> Option<Failure> {
     let error = safelight_convert::open(path, &files::all_limits()).err()?;
     matches!(error, ConvertError::RefusedGlobal { .. }).then(|| error.into())
+}
+
+/// A path, or what fits it if it is a pattern, folders too.
+fn found(path: &Path) -> Result<Vec<PathBuf>, Failure> {
+    Ok(matching_all(path)?.unwrap_or_else(|| vec![path.to_owned()]))
 }
 
 /// Every file below a path, in the order of names. Links within folders are not followed; a link that was named is.

@@ -5,7 +5,9 @@ use std::path::{Path, PathBuf};
 use clap::{ArgGroup, Args, ValueHint};
 use safelight_format::{Order, TensorSpec, shown};
 use safelight_store::location::Location;
-use safelight_store::{Checkpoint, Place, SaveOptions, Writer, listed_shards, replace_file};
+use safelight_store::{
+    Checkpoint, Place, SaveOptions, Writer, listed_shards, matching, replace_file,
+};
 use serde_json::{Map, Value, json};
 
 use crate::error::Failure;
@@ -248,7 +250,7 @@ impl SplitArgs {
                 shown_path(&self.file)
             )));
         }
-        let is_pattern = name.contains(['*', '?', '[']) && !self.file.exists() && !is_url;
+        let is_pattern = !is_url && matching(&self.file)?.is_some();
         if self.stem.is_none() && is_pattern {
             return Err(Failure::Usage(format!(
                 "{}: a pattern is no name for shards; choose a --stem",

@@ -125,7 +125,7 @@ impl StatsArgs {
         failed: &[&str],
     ) -> String {
         let mut text = String::new();
-        if self.files.files.len() > 1 {
+        if self.files.are_several() {
             text += &format!("{}:\n", shown(&files::name(path)));
         }
         let headings = [

@@ -4,7 +4,9 @@ use std::path::Path;
 
 use clap::Args;
 use safelight_format::{Dtype, Strictness, decode_f32_into, shown};
-use safelight_store::{FileVerdict, HashOptions, OpenOptions, location};
+use safelight_store::{
+    FileVerdict, HashOptions, OpenOptions, list_label, listed_sets, location, problems_together,
+};
 use serde_json::{Value, json};
 
 use crate::error::Failure;
@@ -15,7 +17,8 @@ use crate::say;
 pub(crate) const HELP: &str = "\
 The header is checked against every rule of the format, and all bytes are read. Of a damaged file the tensors that are
 whole are told from the others, by name; `safelight repair` makes a file of what is whole. Of shards, the index must
-list every tensor, each once; a wrong `total_size` is a warning (with --strict, damage).
+list every tensor, each once; a wrong `total_size` is a warning (with --strict, damage). Shards without an index (a folder, a quoted pattern, or
+files listed that are named as in model-00001-of-00003.safetensors) must all be there, with no tensor in two.
 
 Examples:
   safelight verify model.safetensors
@@ -24,7 +27,7 @@ Examples:
 JSON, one object a file: {file, intact, index {file, problem, problems [TEXT], warnings [TEXT]}, files [{file, bytes, expected_bytes, intact, problem,
 unreadable [{from, to, error}], tensor_count, whole_count, damaged [NAME],
 intact_tensors [NAME]}], checksums [{kind, expected, found, matches}],
-not_finite [{tensor, nan, inf}]}.";
+not_finite [{tensor, nan, inf}], problems [TEXT]} (what is wrong between files without an index).";
 
 /// As many names as a text lists.
 const NAMES_MAX: usize = 12;
@@ -73,7 +76,25 @@ impl Run for VerifyArgs {
         if self.sha256.is_some() && self.files.files.len() > 1 {
             return Err(Failure::Usage("--sha256 is for one file".into()));
         }
-        files::each(&self.files, self.codes(), |path| self.verify(path))
+        let each = files::each(&self.files, self.codes(), |path| self.verify(path));
+        if let Err(Failure::Interrupted { .. }) = each {
+            return each;
+        }
+        // Shards that were listed one by one are looked at together as well.
+        let sets = listed_sets(&files::local(&self.files.files));
+        let problems = sets
+            .iter()
+            .flat_map(|set| problems_together(&list_label(set), set, true, &files::limits()));
+        let mut first = None;
+        for problem in problems {
+            let failure = Failure::from(problem);
+            say::failure(&failure, failure.exit_code(), self.files.json);
+            first.get_or_insert(failure);
+        }
+        match (each, first) {
+            (Ok(_), Some(failure)) => Err(Failure::Told(Box::new(failure))),
+            (each, _) => each,
+        }
     }
 }
 
@@ -138,6 +159,7 @@ impl VerifyArgs {
             });
             say::answer_json_line(&json!({
                 "file": files::name(path), "intact": fine, "index": index, "files": files,
+                "problems": verdict.problems.iter().map(ToString::to_string).collect::<Vec<_>>(),
                 "checksums": checksums.collect::<Vec<_>>(), "not_finite": not_finite.collect::<Vec<_>>(),
             }))?;
         } else {
@@ -151,6 +173,11 @@ impl VerifyArgs {
                 for warning in &index.warnings {
                     text += &format!("{file}: warning: {}\n", shown(warning));
                 }
+            }
+            let name = files::name(path);
+            for problem in &verdict.problems {
+                let problem = without(&problem.to_string(), &name);
+                text += &format!("{}: damaged: {problem}\n", shown(&name));
             }
             verdict
                 .files
@@ -242,7 +269,14 @@ impl VerifyArgs {
                 sha256: true,
                 ..HashOptions::NONE
             };
-            let hashes = hashes(path, &options)?;
+            let one = files::readable(path)?;
+            let [file] = &one[..] else {
+                let (count, path) = (one.len(), shown_path(path));
+                return Err(Failure::Usage(format!(
+                    "--sha256 is for one file, and {path} stands for {count}"
+                )));
+            };
+            let hashes = hashes(file, &options)?;
             compared.push(Compared {
                 kind: "sha256",
                 expected: expected.clone(),

@@ -7,7 +7,7 @@ use std::path::Path;
 
 use safelight_format::{FileKind, sniff};
 use safelight_store::location::{self, Location};
-use safelight_store::{ReadAt, StoreError, WatchedFile};
+use safelight_store::{ReadAt, StoreError, WatchedFile, matching};
 
 use crate::blocks::Blocks;
 use crate::bytes::read_up_to;
@@ -63,7 +63,8 @@ pub struct OpenOptions {
     pub skip_unsupported: bool,
 }
 
-/// Opens a model file of any kind that is known here: safetensors, an index with its shards, and foreign formats.
+/// Opens a model file of any kind that is known here: safetensors, an index with its shards (or a folder or pattern of them), and
+/// foreign formats.
 ///
 /// What it is, the content says. Nothing in it is executed.
 ///
@@ -93,7 +94,7 @@ pub fn open_with(path: &Path, options: &OpenOptions) -> Result<Box<dyn Source>, 
         return Ok(Box::new(FolderSource::open(path, &options.limits)?));
     }
     let is_index = path.to_string_lossy().ends_with(INDEX_ENDING);
-    if is_index || path.is_dir() {
+    if is_index || path.is_dir() || matching(path)?.is_some() {
         return open_safetensors(path.as_os_str(), options);
     }
     let label = path.to_string_lossy();

@@ -11,8 +11,10 @@ use safelight_format::{
 
 use crate::error::{StoreError, path_text};
 use crate::load::{self, LoadOptions};
+use crate::meant::Meant;
 use crate::shards;
 use crate::source::{Bytes, FileSource, ReadAt, Source};
+use crate::together::{Chosen, list_label};
 
 /// Tensors are read and decoded in pieces of this many bytes: whole elements of any size (three
 /// bytes hold four of 6 bits),
@@ -84,7 +86,7 @@ pub(crate) struct ShardFile {
 
 impl Checkpoint {
     /// Opens a `.safetensors` file, all shards of a `.safetensors.index.json`, a folder (its index, or all its
-    /// safetensors files) or a pattern (`model-*.safetensors`) as one.
+    /// safetensors files) or a pattern (`model-*.safetensors`) as one; [`Meant::of`] has the rules.
     ///
     /// # Errors
     /// [`StoreError`]: the system's, the file's or the index's.
@@ -97,30 +99,25 @@ impl Checkpoint {
     /// # Errors
     /// As [`Checkpoint::open`].
     pub fn open_with(path: &Path, options: &OpenOptions) -> Result<Checkpoint, StoreError> {
-        if shards::is_index(path) {
-            return shards::open(path, options);
-        }
-        let label = path_text(path);
-        if path.is_dir() {
-            let inside = shards::in_folder(path)?;
-            return match &inside[..] {
-                [index] if shards::is_index(index) => shards::open(index, options),
-                files => shards::open_files(label, Some(path.to_owned()), files, options),
-            };
-        }
-        if let Some(files) = shards::matching(path)? {
-            return shards::open_files(label, None, &files, options);
-        }
-        let file = ShardFile::open(path, options)?;
+        let path = match Meant::of(path)? {
+            Meant::Index(index) => return shards::open(&index, options),
+            Meant::Files(files) => {
+                let folder = path.is_dir().then(|| path.to_owned());
+                return shards::open_files(path_text(path), folder, &files, Chosen::Found, options);
+            }
+            Meant::File(path) => path,
+        };
+        let file = ShardFile::open(&path, options)?;
         Ok(Checkpoint::new(
             file.source.label.clone(),
-            Some(path.to_owned()),
+            Some(path),
             vec![file],
             None,
         ))
     }
 
-    /// Opens several files as one. A tensor that is in two of them is an error that names both.
+    /// Opens several files as one. A tensor that is in two of them is an error that names both; where names count the files
+    /// (`model-00002-of-00003.safetensors`), all must be listed.
     ///
     /// # Errors
     /// As [`Checkpoint::open`]; [`StoreError::ShardsMissing`] names all files that are not there.
@@ -129,12 +126,7 @@ impl Checkpoint {
         options: &OpenOptions,
     ) -> Result<Checkpoint, StoreError> {
         let paths: Vec<PathBuf> = paths.iter().map(|path| path.as_ref().to_owned()).collect();
-        let label = match &paths[..] {
-            [] => "no files".to_owned(),
-            [one] => path_text(one),
-            [first, rest @ ..] => format!("{} and {} more", path_text(first), rest.len()),
-        };
-        shards::open_files(label, None, &paths, options)
+        shards::open_files(list_label(&paths), None, &paths, Chosen::Named, options)
     }
 
     /// A checkpoint that is in memory already; `label` stands for it in messages.
@@ -237,7 +229,7 @@ impl Checkpoint {
     }
 
     /// Where the index and its shards disagree, though every tensor that it lists can be read: tensors in two shards, tensors
-    /// that it does not list, an index that lists nothing.
+    /// that it does not list.
     pub(crate) fn disagreements(&self) -> Vec<StoreError> {
         let Some(weight_map) = &self.weight_map else {
             return Vec::new();
@@ -257,12 +249,6 @@ impl Checkpoint {
         }
         let file = || self.label.clone();
         let mut problems = Vec::new();
-        if weight_map.is_empty() && self.opaque_tensors().next().is_none() {
-            problems.push(StoreError::BadIndex {
-                file: file(),
-                problem: "its `weight_map` is empty, so that no file belongs to it".to_owned(),
-            });
-        }
         if !unlisted.is_empty() {
             problems.push(StoreError::NotInIndex {
                 file: file(),

@@ -112,9 +112,9 @@ pub enum StoreError {
         /// The name it gives.
         shard: String,
     },
-    /// Shards that the index names are not there.
+    /// Shards are not there that the index names, or that other files' names count (`model-00001-of-00003.safetensors`).
     ShardsMissing {
-        /// The index file.
+        /// The index file, or the folder, pattern or list.
         file: String,
         /// All that are missing.
         shards: Vec<String>,
@@ -135,10 +135,22 @@ pub enum StoreError {
         /// All such tensors, with the first two files.
         tensors: Vec<(String, String, String)>,
     },
-    /// A folder without a safetensors file, or a pattern that no file fits.
+    /// Files that were to be opened as one belong to several sets of shards by their names.
+    MixedShards {
+        /// The folder, pattern or list.
+        file: String,
+        /// Which sets, or which name is impossible.
+        problem: String,
+    },
+    /// A folder without a safetensors file.
     NoModel {
-        /// The folder or pattern.
+        /// The folder.
         folder: String,
+    },
+    /// A pattern that no file fits, and that is no file's name.
+    NoMatch {
+        /// The pattern.
+        pattern: String,
     },
     /// A folder with several indexes.
     SeveralIndexes {
@@ -374,7 +386,7 @@ impl StoreError {
                     shards.len()
                 )?;
                 list(f, shards.iter().map(|shard| format!("`{}`", shown(shard))))?;
-                write!(f, "; download them into the index's folder")
+                write!(f, "; put them beside the others")
             }
             StoreError::NotInShard { file, tensors } => {
                 write!(
@@ -408,6 +420,14 @@ impl StoreError {
                     "; open only one of the two files, or an index that says which is meant"
                 )
             }
+            StoreError::MixedShards { file, problem } => {
+                write!(f, "{}: {}", shown(file), shown(problem))
+            }
+            StoreError::NoMatch { pattern } => write!(
+                f,
+                "{}: there is no such file, nor one that fits it as a pattern (`*`, `?` and `[…]` in the last part of a path)",
+                shown(pattern)
+            ),
             StoreError::NoModel { folder } => {
                 write!(f, "{}: there is no safetensors file", shown(folder))
             }

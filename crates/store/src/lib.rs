@@ -40,6 +40,7 @@ mod lint_index;
 mod load;
 pub mod location;
 mod map;
+mod meant;
 #[cfg(feature = "remote")]
 pub mod remote;
 pub mod repair;
@@ -54,6 +55,7 @@ mod strided;
 mod sys;
 #[cfg(test)]
 mod testing;
+mod together;
 mod verify;
 mod writer;
 
@@ -67,13 +69,16 @@ pub use lint::lint;
 pub use lint_index::lint_targets;
 pub use load::LoadOptions;
 pub use map::map;
+pub use meant::{Meant, matching, matching_all, model_files};
 pub use save::{SaveOptions, save, save_to};
 pub use sharded::{ShardSet, ShardedSave, listed_shards, save_sharded};
-pub use shards::model_files;
 pub use slices::{EachPiece, SliceRead};
 pub use some::SomeTensors;
 pub use source::{Bytes, ReadAt, WatchedFile};
 pub use stream::StreamWriter;
 pub use strided::StridedView;
+pub use together::{
+    check_found, check_listed, lint_together, list_label, listed_sets, problems_together,
+};
 pub use verify::{FileVerdict, IndexVerdict, Unreadable, Verdict, verify};
 pub use writer::{TensorWriter, Writer};

@@ -8,6 +8,7 @@ use safelight_format::{Finding, LintOptions, LintReport, Rule, shown};
 use crate::checkpoint::{OpenOptions, ShardFile};
 use crate::error::{StoreError, beside};
 use crate::index_file::{self, IndexText};
+use crate::meant::Meant;
 use crate::shards;
 
 /// The files that [`crate::lint`] has something to say about, for one path: an index itself and the shards of it that are
@@ -16,21 +17,14 @@ use crate::shards;
 /// # Errors
 /// What the system says of a folder, or that it has no model.
 pub fn lint_targets(path: &Path) -> Result<Vec<PathBuf>, StoreError> {
-    let named = match path.is_dir() {
-        true => shards::in_folder(path)?,
-        false => vec![path.to_owned()],
+    let index = match Meant::of(path)? {
+        Meant::File(path) => return Ok(vec![path]),
+        Meant::Files(files) => return Ok(files),
+        Meant::Index(index) => index,
     };
-    let mut targets = Vec::new();
-    for path in named {
-        // What is wrong with the index, the findings about it say.
-        let listed = match shards::is_index(&path) {
-            true => shards::shard_paths(&path).unwrap_or_default(),
-            false => Vec::new(),
-        };
-        targets.push(path);
-        targets.extend(listed.into_iter().filter(|shard| shard.is_file()));
-    }
-    Ok(targets)
+    // What is wrong with the index, the findings about it say.
+    let listed = shards::there(&index).into_iter();
+    Ok([index].into_iter().chain(listed).collect())
 }
 
 /// As [`crate::lint`], of an index.
@@ -112,8 +106,11 @@ impl<'a> Shards<'a> {
             let file = beside(index, name);
             let first = text.weight_map.iter().find(|(_, shard)| shard == name);
             let tensor = first.map(|(tensor, _)| tensor.as_str());
-            if shards::check_names("", &[(*name).to_owned()]).is_err() {
+            if !shards::is_inside(name) {
                 let what = format!("`{}` may lie outside the index's folder", shown(name));
+                add(Rule::IndexPath, tensor, what);
+            } else if shards::is_index(&file) {
+                let what = format!("`{}` is an index and no shard", shown(name));
                 add(Rule::IndexPath, tensor, what);
             } else if !file.is_file() {
                 let what = format!("there is no file `{}`", shown(name));

@@ -8,12 +8,13 @@ use std::collections::{BTreeSet, HashMap, HashSet};
 use std::io::Read as _;
 use std::path::{Component, Path, PathBuf};
 
-use safelight_format::Strictness;
+use safelight_format::{Strictness, shown};
 
 use crate::checkpoint::{Checkpoint, OpenOptions, ShardFile};
 use crate::error::{StoreError, beside, path_text};
 use crate::index_file::{self, INDEX_BYTES_MAX};
 use crate::source::open_regular;
+use crate::together::{Chosen, in_two, wrong_names};
 
 /// How an index file's name ends.
 pub(crate) const INDEX_SUFFIX: &str = ".index.json";
@@ -56,6 +57,18 @@ impl Index {
         let shards: BTreeSet<&str> = listed.iter().map(|(_, shard)| shard.as_str()).collect();
         let shards: Vec<String> = shards.into_iter().map(str::to_owned).collect();
         check_names(file, &shards)?;
+        let bad = |problem| StoreError::BadIndex {
+            file: file.to_owned(),
+            problem,
+        };
+        if shards.is_empty() {
+            let problem = "its `weight_map` is empty, so that no file belongs to it";
+            return Err(bad(problem.to_owned()));
+        }
+        if let Some(index) = shards.iter().find(|name| is_index(Path::new(name))) {
+            let index = shown(index);
+            return Err(bad(format!("it names `{index}`, an index and no shard")));
+        }
         Ok(Index {
             listed,
             shards,
@@ -141,11 +154,12 @@ impl Index {
     }
 }
 
-/// Opens several files as one; no tensor may be in two of them.
+/// Opens several files as one; no tensor may be in two of them, and where names count them, none may be missing.
 pub(crate) fn open_files(
     label: String,
     path: Option<PathBuf>,
     paths: &[PathBuf],
+    chosen: Chosen,
     options: &OpenOptions,
 ) -> Result<Checkpoint, StoreError> {
     let missing = paths.iter().filter(|path| !path.exists());
@@ -158,67 +172,33 @@ pub(crate) fn open_files(
             shard_count,
         });
     }
+    // Who lists one file alone wants that one.
+    let alone = chosen == Chosen::Named && paths.len() == 1;
+    let problems = match alone {
+        true => Vec::new(),
+        false => wrong_names(&label, paths, chosen),
+    };
+    if let Some(problem) = problems.into_iter().next() {
+        return Err(problem);
+    }
     let files = paths.iter().map(|path| ShardFile::open(path, options));
     let files = files.collect::<Result<Vec<_>, _>>()?;
     if let [_] = &files[..] {
         return Ok(Checkpoint::new(label, path, files, None));
     }
-    let mut weight_map: HashMap<String, usize> = HashMap::new();
-    let mut twice = Vec::new();
-    for (position, file) in files.iter().enumerate() {
-        for tensor in file.header.tensors().iter() {
-            if let Some(first) = weight_map.insert(tensor.name.to_owned(), position) {
-                let label = |position: usize| files[position].source.label.clone();
-                twice.push((tensor.name.to_owned(), label(first), label(position)));
-            }
-        }
-    }
-    if !twice.is_empty() {
-        let (file, tensors) = (label, twice);
+    let headers = files.iter();
+    let headers = headers.map(|file| (file.source.label.as_str(), &file.header));
+    let tensors = in_two(headers);
+    if !tensors.is_empty() {
+        let file = label;
         return Err(StoreError::InTwoFiles { file, tensors });
     }
+    let mut weight_map: HashMap<String, usize> = HashMap::new();
+    for (position, file) in files.iter().enumerate() {
+        let names = file.header.tensors().iter();
+        weight_map.extend(names.map(|tensor| (tensor.name.to_owned(), position)));
+    }
     Ok(Checkpoint::new(label, path, files, Some(weight_map)))
-}
-
-/// What of a folder is opened: its index, or all its safetensors files.
-pub(crate) fn in_folder(folder: &Path) -> Result<Vec<PathBuf>, StoreError> {
-    let matching = |ending: &str| entries(folder, |name| name.ends_with(ending));
-    let indexes = matching(&format!(".safetensors{INDEX_SUFFIX}"))?;
-    if indexes.len() > 1 {
-        return Err(StoreError::SeveralIndexes {
-            folder: path_text(folder),
-            indexes: indexes.iter().map(|index| path_text(index)).collect(),
-        });
-    }
-    if !indexes.is_empty() {
-        return Ok(indexes);
-    }
-    let files = matching(".safetensors")?;
-    if files.is_empty() {
-        let folder = path_text(folder);
-        return Err(StoreError::NoModel { folder });
-    }
-    Ok(files)
-}
-
-/// The files that a pattern means: `*` and `?` in the last part of a path that is no file itself.
-pub(crate) fn matching(pattern: &Path) -> Result<Option<Vec<PathBuf>>, StoreError> {
-    let Some(name) = pattern.file_name().and_then(|name| name.to_str()) else {
-        return Ok(None);
-    };
-    if !name.contains(['*', '?']) || pattern.exists() {
-        return Ok(None);
-    }
-    let folder = match pattern.parent() {
-        Some(folder) if !folder.as_os_str().is_empty() => folder,
-        _ => Path::new("."),
-    };
-    let found = entries(folder, |file| matches(name, file))?;
-    if found.is_empty() {
-        let folder = path_text(pattern);
-        return Err(StoreError::NoModel { folder });
-    }
-    Ok(Some(found))
 }
 
 /// The paths of all shards of an index, whether they are there or not.
@@ -227,63 +207,20 @@ pub(crate) fn shard_paths(path: &Path) -> Result<Vec<PathBuf>, StoreError> {
     Ok(index.shards.iter().map(|name| beside(path, name)).collect())
 }
 
-/// The tensor files that a path stands for, sound or not, without opening them: the shards of an index, the
-/// shards or safetensors files of a folder, or the path itself.
-///
-/// # Errors
-/// What the system says of the folder, what is wrong with the index, or that the folder has no model.
-pub fn model_files(path: &Path) -> Result<Vec<PathBuf>, StoreError> {
-    let named = match path.is_dir() {
-        true => in_folder(path)?,
-        false => vec![path.to_owned()],
+/// The shards that an index names and that may be looked at: files in or below its folder that are there, and no indexes.
+pub(crate) fn there(index: &Path) -> Vec<PathBuf> {
+    let Ok(text) = read_index(index) else {
+        return Vec::new();
     };
-    match &named[..] {
-        [index] if is_index(index) => shard_paths(index),
-        _ => Ok(named),
-    }
-}
-
-/// A folder's files whose names are wanted, sorted.
-fn entries(folder: &Path, wanted: impl Fn(&str) -> bool) -> Result<Vec<PathBuf>, StoreError> {
-    let mut found = Vec::new();
-    for entry in std::fs::read_dir(folder).map_err(StoreError::io("list", folder))? {
-        let entry = entry.map_err(StoreError::io("list", folder))?;
-        let wanted = entry.file_name().to_str().is_some_and(&wanted);
-        if wanted && !entry.path().is_dir() {
-            found.push(entry.path());
-        }
-    }
-    found.sort();
-    Ok(found)
-}
-
-/// Whether a name fits a pattern of `*` (any characters) and `?` (one).
-fn matches(pattern: &str, name: &str) -> bool {
-    let (pattern, name): (Vec<char>, Vec<char>) =
-        (pattern.chars().collect(), name.chars().collect());
-    let (mut at, mut from) = (0, 0);
-    // Where to go on if what follows the last `*` does not fit: that `*` takes one more.
-    let mut retry = None;
-    while from < name.len() {
-        match pattern.get(at) {
-            Some('*') => {
-                retry = Some((at, from));
-                at += 1;
-            }
-            Some(c) if *c == '?' || *c == name[from] => {
-                at += 1;
-                from += 1;
-            }
-            _ => {
-                let Some((star, taken)) = retry else {
-                    return false;
-                };
-                retry = Some((star, taken + 1));
-                (at, from) = (star + 1, taken + 1);
-            }
-        }
-    }
-    pattern[at..].iter().all(|c| *c == '*')
+    let Ok(text) = index_file::parse(&text) else {
+        return Vec::new();
+    };
+    let names: BTreeSet<String> = text.weight_map.into_iter().map(|(_, name)| name).collect();
+    let inside = names.into_iter().filter(|name| is_inside(name));
+    let paths = inside.map(|name| beside(index, &name));
+    paths
+        .filter(|path| path.is_file() && !is_index(path))
+        .collect()
 }
 
 /// The index's text.
@@ -299,10 +236,7 @@ pub(crate) fn read_index(path: &Path) -> Result<Vec<u8>, StoreError> {
 /// Shards must lie in or below the index's folder.
 pub(crate) fn check_names(file: &str, names: &[String]) -> Result<(), StoreError> {
     for name in names {
-        let inside = Path::new(name)
-            .components()
-            .all(|part| matches!(part, Component::Normal(_)));
-        if name.is_empty() || name.contains('\0') || !inside {
+        if !is_inside(name) {
             return Err(StoreError::ShardOutside {
                 file: file.to_owned(),
                 shard: name.clone(),
@@ -310,6 +244,13 @@ pub(crate) fn check_names(file: &str, names: &[String]) -> Result<(), StoreError
         }
     }
     Ok(())
+}
+
+/// Whether a name can only be that of something in or below a folder.
+pub(crate) fn is_inside(name: &str) -> bool {
+    let mut parts = Path::new(name).components();
+    let down = parts.all(|part| matches!(part, Component::Normal(_)));
+    !name.is_empty() && !name.contains('\0') && down
 }
 
 /// Shards must be there; all that are missing are named.
@@ -349,29 +290,5 @@ fn check_all_listed(
             file: file.to_owned(),
             tensors,
         })
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn patterns() {
-        for (pattern, name, fits) in [
-            ("*", "", true),
-            ("a*c", "abcbc", true),
-            ("a*c", "abcb", false),
-            ("a?c", "abc", true),
-            ("a?c", "ac", false),
-            ("model-*-of-*.safetensors", "model-1-of-2.safetensors", true),
-            ("*.safetensors", "model.safetensors.part", false),
-            ("é?", "éé", true),
-            ("", "a", false),
-        ] {
-            assert_eq!(matches(pattern, name), fits, "{pattern} {name}");
-        }
-        let slow = "a*".repeat(30) + "b";
-        assert!(!matches(&slow, &"a".repeat(200)));
     }
 }

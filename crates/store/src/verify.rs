@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::ops::{ControlFlow, Range};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Sender, channel};
 use std::{fs, io, thread};
@@ -11,8 +11,10 @@ use safelight_format::{FormatError, Header, OpaqueTensor, Strictness, TensorInfo
 
 use crate::checkpoint::{Checkpoint, OpenOptions};
 use crate::error::{StoreError, path_text};
+use crate::meant::Meant;
 use crate::shards;
 use crate::source::FileSource;
+use crate::together::{Chosen, in_two, wrong_names};
 
 /// What is read at a time.
 const CHUNK_BYTES: u64 = 4 * 1024 * 1024;
@@ -28,6 +30,9 @@ const THREADS_MAX: usize = 4;
 pub struct Verdict {
     /// The index, if there is one.
     pub index: Option<IndexVerdict>,
+    /// What is wrong between files of a folder or pattern that no index holds together: shards are missing, or of several sets, or a
+    /// tensor is in two files.
+    pub problems: Vec<StoreError>,
     /// One for each file, in the order of their names.
     pub files: Vec<FileVerdict>,
 }
@@ -37,6 +42,7 @@ impl Verdict {
     pub fn is_intact(&self) -> bool {
         let index = self.index.iter();
         index.flat_map(|index| &index.problems).next().is_none()
+            && self.problems.is_empty()
             && self.files.iter().all(FileVerdict::is_intact)
     }
 }
@@ -152,8 +158,8 @@ impl FileVerdict {
     }
 }
 
-/// Checks a `.safetensors` file, an index with all its shards, or all safetensors files of a folder, and reads every
-/// byte of them.
+/// Checks a `.safetensors` file, an index with all its shards, or all safetensors files of a folder or pattern, and reads
+/// every byte of them.
 ///
 /// `progress` gets the bytes that are read and all bytes; [`ControlFlow::Break`] ends it.
 ///
@@ -182,26 +188,25 @@ pub fn verify(
     options: &OpenOptions,
     progress: &mut dyn FnMut(u64, u64) -> ControlFlow<()>,
 ) -> Result<Verdict, StoreError> {
+    let there = |path: &Path| fs::metadata(path).map_err(StoreError::io("open", path));
+    let meant = Meant::of(path)?;
+    let mut index = None;
+    let files: BTreeSet<PathBuf> = match &meant {
+        Meant::File(path) => there(path).map(|_| [path.clone()].into())?,
+        Meant::Files(files) => files.iter().cloned().collect(),
+        Meant::Index(path) => {
+            there(path)?;
+            index = Some(IndexVerdict::of(path, options));
+            // What is wrong with the index itself, opening it has said.
+            let shards = shards::shard_paths(path).unwrap_or_default();
+            shards.into_iter().collect()
+        }
+    };
     let mut verdict = Verdict {
-        index: None,
+        index,
+        problems: Vec::new(),
         files: Vec::new(),
     };
-    let metadata = fs::metadata(path).map_err(StoreError::io("open", path))?;
-    let paths = if metadata.is_dir() {
-        shards::in_folder(path)?
-    } else {
-        vec![path.to_owned()]
-    };
-    let mut files = BTreeSet::new();
-    for path in paths {
-        if !shards::is_index(&path) {
-            files.insert(path);
-            continue;
-        }
-        // What is wrong with the index itself, opening it says again.
-        files.extend(shards::shard_paths(&path).unwrap_or_default());
-        verdict.index = Some(IndexVerdict::of(&path, options));
-    }
     let sizes = files
         .iter()
         .map(|path| fs::metadata(path).map_or(0, |metadata| metadata.len()));
@@ -214,7 +219,23 @@ pub fn verify(
         };
         verdict.files.push(verify_file(path, options, &mut add)?);
     }
+    if let Meant::Files(files) = &meant {
+        verdict.problems = between(&path_text(path), files, &verdict.files);
+    }
     Ok(verdict)
+}
+
+/// What is wrong between files that no index holds together.
+fn between(label: &str, paths: &[PathBuf], files: &[FileVerdict]) -> Vec<StoreError> {
+    let mut problems = wrong_names(label, paths, Chosen::Found);
+    let headers = files.iter();
+    let headers = headers.filter_map(|file| Some((file.file.as_str(), file.header.as_ref()?)));
+    let tensors = in_two(headers);
+    if !tensors.is_empty() {
+        let file = label.to_owned();
+        problems.push(StoreError::InTwoFiles { file, tensors });
+    }
+    problems
 }
 
 fn verify_file(
@@ -294,6 +315,7 @@ pub(crate) fn verify_opened(
     verify_source(source, options, &mut verdict, &mut add)?;
     Ok(Verdict {
         index: None,
+        problems: Vec::new(),
         files: vec![verdict],
     })
 }

@@ -193,23 +193,37 @@ pub fn set_metadata_with(
 ) -> Result<Edited, StoreError> {
     let mut editor = Editor::open(path, options, options.opaque_dtypes)?;
     editor.progress = progress;
-    let mut metadata = editor.header.metadata().cloned().unwrap_or_default();
-    for (key, change) in changes {
-        match change {
-            Some(value) => drop(metadata.insert(key.clone(), value.clone())),
-            None => drop(metadata.remove(key)),
-        }
+    let plan = editor.metadata_plan(changes, options)?;
+    editor.carry_out(plan, options)
+}
+
+/// Whether [`set_metadata`] would work, as far as that can be known beforehand: the file is sound and may be written to, the new header is
+/// no longer than readers accept, and there is room for it if [`Strategy::InPlace`] is asked for. Nothing is changed.
+///
+/// # Errors
+/// As [`set_metadata`].
+pub fn check_metadata(
+    path: &Path,
+    changes: &BTreeMap<String, Option<String>>,
+    options: &EditOptions,
+) -> Result<(), StoreError> {
+    let editor = Editor::open(path, options, options.opaque_dtypes)?;
+    match editor.metadata_plan(changes, options)? {
+        Plan::Fits(_) if options.strategy == Strategy::InPlace => editor.check_locked(),
+        _ => Ok(()),
     }
-    if metadata == *editor.header.metadata().unwrap_or(&Metadata::new()) {
-        return Ok(editor.unchanged());
-    }
-    let entry = Entries::metadata_entry(&metadata).map_err(|error| editor.unwritable(error))?;
-    if let Some(json) = text::replace_in_slot(editor.json(), &entry) {
-        return editor.write_header(json, options);
-    }
-    let mut entries = editor.entries()?;
-    entries.metadata = entry;
-    editor.change_header(&entries, options)
+}
+
+/// How a header is going to change.
+enum Plan {
+    Nothing,
+    /// To this one, of the same length.
+    Fits(Vec<u8>),
+    /// To this one, which is longer than there is room: at least `need_bytes`.
+    Longer {
+        json: Vec<u8>,
+        need_bytes: u64,
+    },
 }
 
 /// A file that is open for changes, locked against other editors.
@@ -300,25 +314,65 @@ impl<'p> Editor<'p> {
         StoreError::io(doing, &self.path)
     }
 
-    /// Writes other entries before the same data: in place if they fit, else into a copy with
-    /// more room.
-    fn change_header(
+    /// The header with other metadata.
+    fn metadata_plan(
         &self,
-        entries: &Entries,
+        changes: &BTreeMap<String, Option<String>>,
         options: &EditOptions,
-    ) -> Result<Edited, StoreError> {
+    ) -> Result<Plan, StoreError> {
+        let mut metadata = self.header.metadata().cloned().unwrap_or_default();
+        for (key, change) in changes {
+            match change {
+                Some(value) => drop(metadata.insert(key.clone(), value.clone())),
+                None => drop(metadata.remove(key)),
+            }
+        }
+        if metadata == *self.header.metadata().unwrap_or(&Metadata::new()) {
+            return Ok(Plan::Nothing);
+        }
+        let entry = Entries::metadata_entry(&metadata).map_err(|error| self.unwritable(error))?;
+        if let Some(json) = text::replace_in_slot(self.json(), &entry) {
+            return Ok(Plan::Fits(json));
+        }
+        let mut entries = self.entries()?;
+        entries.metadata = entry;
+        self.header_plan(&entries, options)
+    }
+
+    /// The header with other entries.
+    fn header_plan(&self, entries: &Entries, options: &EditOptions) -> Result<Plan, StoreError> {
         if let Some(json) = entries.filling(self.json().len()) {
-            return self.write_header(json, options);
+            return Ok(Plan::Fits(json));
         }
         if options.strategy == Strategy::InPlace {
             return Err(self.no_room(entries));
         }
         let json = self.roomy(entries, options)?;
+        let need_bytes = entries.least_bytes() as u64;
+        Ok(Plan::Longer { json, need_bytes })
+    }
+
+    /// Writes other entries before the same data.
+    fn change_header(
+        &self,
+        entries: &Entries,
+        options: &EditOptions,
+    ) -> Result<Edited, StoreError> {
+        self.carry_out(self.header_plan(entries, options)?, options)
+    }
+
+    /// Writes a header before the same data: in place if it fits, else into a copy with more room.
+    fn carry_out(&self, plan: Plan, options: &EditOptions) -> Result<Edited, StoreError> {
+        let (json, need_bytes) = match plan {
+            Plan::Nothing => return Ok(self.unchanged()),
+            Plan::Fits(json) => return self.write_header(json, options),
+            Plan::Longer { json, need_bytes } => (json, need_bytes),
+        };
         let data_start = self.header.data_start();
         let copies = [(data_start, self.file_bytes - data_start)];
         let mut edited = self.write_copy(&json, &copies, &[], options)?;
         edited.why_copied = Some(WhyCopied::NoRoom {
-            need_bytes: entries.least_bytes() as u64,
+            need_bytes,
             room_bytes: self.json().len() as u64,
         });
         Ok(edited)
