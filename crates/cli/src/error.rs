@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use safelight_convert::ConvertError;
 use safelight_store::StoreError;
+use safelight_store::remote::{Problem, RemoteError};
 
 /// What went wrong, sorted by who can act; the message is for people.
 #[derive(Debug)]
@@ -104,6 +105,17 @@ fn wrong_path(error: &std::io::Error) -> bool {
     by_kind.contains(&error.kind()) || cfg!(unix) && error.raw_os_error() == Some(LOOP_OF_LINKS)
 }
 
+/// Whether an object behind a URL is another one than it was, or may be: as a file that someone writes to.
+fn was_replaced(error: &std::io::Error) -> bool {
+    let remote = error.get_ref().and_then(|inner| inner.downcast_ref());
+    remote.is_some_and(|remote: &RemoteError| {
+        matches!(
+            remote.problem,
+            Problem::Changed { .. } | Problem::Unmarked { .. }
+        )
+    })
+}
+
 /// Sorts what `store` says by who can act: a file that is not there or not whole is the model's fault, a tensor that is not
 /// in it the request's, and everything else the system says is the machine's.
 impl From<StoreError> for Failure {
@@ -117,6 +129,7 @@ impl From<StoreError> for Failure {
                 }
                 // A file to be edited that is not there; one that may not be written to is the machine's affair.
                 Kind::NotFound if *doing == "change" => Failure::Model(message),
+                _ if was_replaced(error) => Failure::Model(message),
                 _ => Failure::Machine(message),
             },
             StoreError::OutOfMemory { .. } => Failure::Machine(message),
@@ -137,7 +150,9 @@ impl From<ConvertError> for Failure {
             ConvertError::Store(error) => error.into(),
             ConvertError::Io { doing, error, .. } => match error.kind() {
                 // A file that someone writes to.
-                _ if StoreError::inside(&error).is_some() => Failure::Model(message),
+                _ if StoreError::inside(&error).is_some() || was_replaced(&error) => {
+                    Failure::Model(message)
+                }
                 _ if wrong_path(&error) && ["open", "read"].contains(&doing) => {
                     Failure::Model(message)
                 }

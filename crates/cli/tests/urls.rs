@@ -9,7 +9,7 @@ mod http;
 use std::fs;
 
 use common::{Place, model};
-use http::Server;
+use http::{Reply, Server, serve};
 
 /// A file of 6 MB in several formats, made by `convert`, and what they hold.
 fn made(place: &Place, ending: &str) -> Vec<u8> {
@@ -89,5 +89,107 @@ fn fetched_pieces_are_kept_where_an_argument_says() {
     assert!(
         place.path("other").is_dir(),
         "before the command it means the same"
+    );
+}
+
+/// A safetensors file of 8 tensors and about 8 MB in all.
+fn large(place: &Place) -> Vec<u8> {
+    let values = vec![1; 1 << 20];
+    let names: Vec<String> = (0..8).map(|number| format!("t{number}")).collect();
+    let tensors: Vec<_> = names
+        .iter()
+        .map(|name| safelight_format::TensorView {
+            name,
+            dtype: safelight_format::Dtype::F32,
+            shape: &[512, 512],
+            bytes: &values,
+        })
+        .collect();
+    let saved = place.path("large.safetensors");
+    safelight_store::save(&saved, &tensors, None, &Default::default()).unwrap();
+    let bytes = fs::read(&saved).unwrap();
+    fs::remove_file(saved).unwrap();
+    bytes
+}
+
+/// The commands that walk a whole file, each with a URL in place of `URL`.
+const WALKS: [&[&str]; 7] = [
+    &["verify", "URL"],
+    &["verify", "URL", "--json"],
+    &["hash", "URL"],
+    &["stats", "URL"],
+    &["cat", "--all", "URL", "t7"],
+    &["convert", "URL", "out.safetensors", "--quiet"],
+    &["merge", "URL", "-o", "out.safetensors"],
+];
+
+/// Runs each walk, with nothing kept from one to the next, against a server that gives the beginning and then `fault`.
+fn walks_end(
+    code: i32,
+    words: &[&str],
+    fault: impl Fn(&http::Request) -> Reply + Send + Sync + Clone + 'static,
+) {
+    let place = Place::new();
+    let bytes = large(&place);
+    for (number, walk) in WALKS.iter().enumerate() {
+        let (file, fault) = (bytes.clone(), fault.clone());
+        let server = Server::start(move |request, _| match request.range() {
+            Some((first, _)) if first < 64 * 1024 => {
+                let mut request = request.clone();
+                let range = "bytes=0-65535".to_owned();
+                request.headers.retain(|(name, _)| name != "range");
+                request.headers.push(("range".to_owned(), range));
+                serve(&request, &file, "\"one\"")
+            }
+            _ => fault(request),
+        });
+        let url = server.url("/m.safetensors");
+        let cache = format!("../cache-{number}-{}", std::process::id());
+        let mut arguments: Vec<&str> = walk.to_vec();
+        arguments
+            .iter_mut()
+            .filter(|word| **word == "URL")
+            .for_each(|word| *word = &url);
+        let mut command = place.command(&arguments);
+        command
+            .env("SAFELIGHT_CACHE", &cache)
+            .env("SAFELIGHT_CACHE_BYTES", "0");
+        let began = std::time::Instant::now();
+        let ran = common::Ran::of(command.output().unwrap());
+        let told = format!("{arguments:?}\n{}{}", ran.stdout, ran.stderr);
+        assert_eq!(ran.code, Some(code), "{told}");
+        for word in words {
+            assert!(ran.stderr.contains(word), "no {word:?}: {told}");
+        }
+        assert_eq!(ran.stderr.matches("HTTP ").count(), 1, "one error: {told}");
+        assert!(!told.contains("damaged"), "{told}");
+        assert!(
+            began.elapsed().as_secs() < 60,
+            "{:?}: {told}",
+            began.elapsed()
+        );
+        // 8 parts may be under way, each with 4 attempts.
+        assert!(
+            server.count() <= 2 + 8 * 4,
+            "{} requests: {told}",
+            server.count()
+        );
+        assert!(!place.path("out.safetensors").exists(), "{told}");
+    }
+}
+
+#[test]
+fn a_server_that_dies_midway_ends_every_walk_with_one_error() {
+    walks_end(1, &["HTTP 503 after 4 attempts", "try again later"], |_| {
+        Reply::new(503)
+    });
+}
+
+#[test]
+fn an_object_that_is_replaced_midway_ends_every_walk_with_one_error() {
+    walks_end(
+        3,
+        &["replaced while it was being read", "\"one\"", "\"two\""],
+        |_| Reply::new(412).with("ETag", "\"two\""),
     );
 }

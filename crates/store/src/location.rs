@@ -153,7 +153,8 @@ pub fn hash(
 /// As [`crate::verify`], by path or by URL; by URL, one file.
 ///
 /// # Errors
-/// As [`crate::verify`] and [`open`].
+/// As [`crate::verify`] and [`open`]; and, of a URL, whatever keeps bytes from coming, also while they are read: a server
+/// that fails, or an object that is replaced, says nothing about tensors.
 pub fn verify(
     location: impl AsRef<OsStr>,
     options: &OpenOptions,

@@ -146,6 +146,11 @@ impl FileSource {
         }
     }
 
+    /// Whether it is read by others' means, as over a network: what fails then is the way and not the file.
+    pub(crate) fn is_far(&self) -> bool {
+        matches!(self.source, Source::Reader(_))
+    }
+
     /// Says what will be read soon, see [`ReadAt::will_read`].
     pub(crate) fn will_read(&self, ranges: &[(u64, u64)]) {
         if let Source::Reader(reader) = &self.source {

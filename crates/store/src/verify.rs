@@ -182,7 +182,8 @@ impl FileVerdict {
 /// ```
 ///
 /// # Errors
-/// [`StoreError::Stopped`]; what the system says about `path` itself. All that is wrong with the files is in the verdict.
+/// [`StoreError::Stopped`]; what the system says about `path` itself. All that is wrong with the files is in the verdict
+/// (of a file behind a URL, see [`crate::location::verify`], only what its bytes say: what fails on the way is an error).
 pub fn verify(
     path: &Path,
     options: &OpenOptions,
@@ -269,7 +270,7 @@ fn verify_source(
     add: &mut dyn FnMut(u64) -> ControlFlow<()>,
 ) -> Result<(), StoreError> {
     verdict.file_bytes = source.file_bytes;
-    check_header(source, options, verdict);
+    check_header(source, options, verdict)?;
     source.will_read(&[(0, source.file_bytes)]);
     walk(source, verdict, add)?;
     if let Err(error) = source.unchanged() {
@@ -321,12 +322,17 @@ pub(crate) fn verify_opened(
 }
 
 /// Parses the header; that of a file of the wrong size too, so that its tensors have names.
-fn check_header(source: &FileSource, options: &OpenOptions, verdict: &mut FileVerdict) {
+fn check_header(
+    source: &FileSource,
+    options: &OpenOptions,
+    verdict: &mut FileVerdict,
+) -> Result<(), StoreError> {
     let prefix = match source.read_prefix(options) {
         Ok(prefix) => prefix,
+        Err(error @ StoreError::Io { .. }) if source.is_far() => return Err(error),
         Err(error) => {
             verdict.problem = Some(error);
-            return;
+            return Ok(());
         }
     };
     let parse = |file_bytes| Header::parse_with(&prefix, file_bytes, &options.parse());
@@ -345,6 +351,7 @@ fn check_header(source: &FileSource, options: &OpenOptions, verdict: &mut FileVe
             verdict.problem = Some(source.not_safetensors(error));
         }
     }
+    Ok(())
 }
 
 /// What a thread that reads tells.
@@ -352,6 +359,8 @@ enum News {
     Read(u64),
     Unreadable(Unreadable),
     Failed(StoreError),
+    /// The way to the file is lost, which says nothing about the file.
+    Lost(StoreError),
 }
 
 /// Reads every byte.
@@ -384,10 +393,17 @@ fn walk(
             });
         }
         drop(news);
-        let mut stopped = false;
+        let mut ended = None;
         for news in incoming {
             match news {
-                News::Read(bytes) => stopped |= !stopped && add(bytes).is_break(),
+                News::Read(bytes) => {
+                    if ended.is_none() && add(bytes).is_break() {
+                        ended = Some(source.stopped());
+                    }
+                }
+                News::Lost(error) => {
+                    ended.get_or_insert(error);
+                }
                 News::Unreadable(part) => verdict.unreadable.push(part),
                 News::Failed(error) => {
                     if let StoreError::Shrank { now_bytes, .. } = error {
@@ -397,16 +413,12 @@ fn walk(
                     stop.store(true, Ordering::Relaxed);
                 }
             }
-            if stopped {
+            if ended.is_some() {
                 stop.store(true, Ordering::Relaxed);
             }
         }
         verdict.unreadable.sort_by_key(|part| part.bytes.start);
-        if stopped {
-            Err(source.stopped())
-        } else {
-            Ok(())
-        }
+        ended.map_or(Ok(()), Err)
     })
 }
 
@@ -416,6 +428,8 @@ fn read_chunk(source: &FileSource, bytes: Range<u64>, buffer: &mut [u8], news: &
     let buffer = &mut buffer[..size as usize];
     let message = match source.read_exact_at(buffer, bytes.start) {
         Ok(()) => News::Read(size),
+        // Disks have bad places, and good ones beside them; a server that can't be reached has neither.
+        Err(error) if source.is_far() => News::Lost(error),
         Err(StoreError::Io { error, .. }) if size <= PATCH_BYTES => {
             News::Unreadable(Unreadable { bytes, error })
         }

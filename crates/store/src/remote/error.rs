@@ -43,6 +43,11 @@ pub enum Problem {
         /// What it is now.
         now: String,
     },
+    /// An answer has none of the marks (ETag, date) that earlier ones had: it may be of another object.
+    Unmarked {
+        /// What the object was: its ETag, or date and size.
+        was: String,
+    },
     /// The server sends whole files only, and this one is larger than is held in memory.
     NoRanges {
         /// Its size, if the server says it.
@@ -108,7 +113,13 @@ impl fmt::Display for Problem {
             ),
             Problem::Changed { was, now } => write!(
                 f,
-                "the file was replaced while it was read: it was {was} and is {now} now; open it again"
+                "the file was replaced while it was being read: it was {was} and is {now} now; open it again (run the \
+                 command again)"
+            ),
+            Problem::Unmarked { was } => write!(
+                f,
+                "the file was {was}, and this answer has neither that ETag nor a date, so that it may be of another file; \
+                 open it again (run the command again), and if that does not help, download it first"
             ),
             Problem::NoRanges {
                 file_bytes,

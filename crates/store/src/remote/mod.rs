@@ -5,7 +5,13 @@
 //! blocks, and may be called from anywhere; threads and a runtime for it are inside, and end with the handle.
 //!
 //! **Same content.** The first answer's ETag is kept and demanded of all later ones (`If-Match`, and compared), so that
-//! an object that is replaced while it is read gives an error and not a mixture. Without ETags, date and size serve.
+//! an object that is replaced while it is read gives an error and not a mixture. An answer that leaves the ETag out must
+//! have the first answer's date and size, or it is refused ([`Problem::Unmarked`]). If the first answer has no ETag, the date
+//! is demanded (`If-Unmodified-Since`, and compared) besides the size: that misses a replacement of the same size within a
+//! second. If it has neither, only the size is compared, and nothing is promised.
+//!
+//! **Failure.** A request is made again (with pauses, or when the server says) if the server is busy or the connection
+//! breaks; if it fails for good, so do all others of the file for some seconds, at once and with the same cause.
 //!
 //! **Credentials** are found as `object_store` finds them: `AWS_…`, `GOOGLE_…`, `AZURE_…`, `HF_TOKEN`, a signed URL's query.
 //! They appear in no message and in no file name.

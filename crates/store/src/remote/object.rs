@@ -5,7 +5,7 @@ use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use object_store::aws::{AmazonS3Builder, AmazonS3ConfigKey};
 use object_store::azure::{AzureConfigKey, MicrosoftAzureBuilder};
@@ -31,6 +31,12 @@ const PAUSE_FIRST: Duration = Duration::from_millis(200);
 /// For each attempt that may fail, so many answers may be cut short.
 const CUTS_MAX: u32 = 8;
 
+/// An answer that was cut short counts as an attempt in vain unless it brought so much, or an eighth of what was asked for.
+const PROGRESS_BYTES: u64 = 64 * 1024;
+
+/// After a request that failed for good, the server is left alone for so long, and who reads on is told at once.
+const REST: Duration = Duration::from_secs(10);
+
 /// An object and how to ask for it.
 pub(crate) struct Object {
     pub(crate) place: Place,
@@ -40,6 +46,8 @@ pub(crate) struct Object {
     whole_bytes_max: u64,
     /// The first pause between attempts; tests make it short.
     pause: Duration,
+    /// What failed for good, and when: other requests need not find that out again, each with all its attempts.
+    broken: Mutex<Option<(RemoteError, Instant)>>,
     pub(crate) requests: AtomicU64,
     pub(crate) received_bytes: AtomicU64,
 }
@@ -72,23 +80,45 @@ impl Pin {
         (etag.starts_with('"') && etag.len() > 2).then_some(etag)
     }
 
-    /// Whether an answer is about the same content. Servers may leave marks out, but not give others.
-    fn agrees(&self, other: &Pin) -> bool {
-        let same = |ours: &Option<String>, theirs: &Option<String>| match (ours, theirs) {
-            (Some(ours), Some(theirs)) => ours == theirs,
-            _ => true,
-        };
-        // Mirrors of one file may have other dates; an ETag says more.
-        let dated = self.marks.etag.is_none() || other.marks.etag.is_none();
-        self.file_bytes == other.file_bytes
-            && same(&self.marks.etag, &other.marks.etag)
-            && (!dated || same(&self.marks.last_modified, &other.marks.last_modified))
+    /// Whether an answer is about the content that is pinned. What the pin has, an answer must show: its ETag, or, if it
+    /// has none, the date; a size always. A pin without any marks holds by the size alone.
+    fn compare(&self, now: &Pin) -> Agreement {
+        let (ours, theirs) = (&self.marks, &now.marks);
+        let etags = compare_marks(ours.etag.as_ref(), theirs.etag.as_ref());
+        let dates = compare_marks(ours.last_modified.as_ref(), theirs.last_modified.as_ref());
+        if self.file_bytes != now.file_bytes || etags == Some(false) {
+            return Agreement::Other;
+        }
+        // Mirrors of one file may have other dates; a strong ETag says more.
+        if etags == Some(true) && self.strong_etag().is_some() {
+            return Agreement::Same;
+        }
+        match (etags, dates) {
+            (_, Some(false)) => Agreement::Other,
+            (Some(true), _) | (_, Some(true)) => Agreement::Same,
+            _ if ours.etag.is_none() && ours.last_modified.is_none() => Agreement::Same,
+            _ => Agreement::Unknown,
+        }
     }
 
     /// For messages.
     fn shown(&self) -> String {
         describe(&self.marks, Some(self.file_bytes))
     }
+}
+
+/// What an answer says of the content that is pinned.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Agreement {
+    Same,
+    Other,
+    /// It has none of the marks by which that could be told.
+    Unknown,
+}
+
+/// Whether a mark is the same; `None` if one of the two is not there.
+fn compare_marks(ours: Option<&String>, theirs: Option<&String>) -> Option<bool> {
+    Some(ours? == theirs?)
 }
 
 fn describe(marks: &Marks, file_bytes: Option<u64>) -> String {
@@ -129,6 +159,7 @@ impl Object {
             attempts_max: options.attempts_max.max(1),
             whole_bytes_max: options.whole_file_bytes_max,
             pause: PAUSE_FIRST.min(options.timeout),
+            broken: Mutex::new(None),
             requests: AtomicU64::new(0),
             received_bytes: AtomicU64::new(0),
         })
@@ -169,14 +200,43 @@ impl Object {
                 }
                 Answer::Replaced(marks) => {
                     let was = pin.map_or_else(|| "another".to_owned(), |pin| pin.shown());
-                    return Err(self.changed(&range, tries.all, was, &describe(&marks, None)));
+                    let now = describe(&marks, None);
+                    return Err(self.changed(&range, tries.all, 412, was, now));
                 }
             }
         }
     }
 
-    /// The bytes of a range that lies inside the object, all of the content that is pinned.
+    /// The bytes of a range, as [`Object::whole_range`] gives them; but where a request has failed for good, no other is
+    /// made for a while (if the object was replaced: none any more), and each has the same cause. Else all who read on
+    /// would try as long, one after the other.
     pub(crate) fn range(
+        &self,
+        runtime: &Runtime,
+        range: Range<u64>,
+        pin: &Pin,
+    ) -> Result<Vec<u8>, RemoteError> {
+        let bytes = self.whole_range(runtime, range, pin);
+        bytes.map_err(|error| {
+            let mut broken = self.broken.lock().unwrap_or_else(PoisonError::into_inner);
+            match broken.as_ref().and_then(in_force) {
+                Some(known) if is_changed(&known) || !is_changed(&error) => known,
+                _ => {
+                    *broken = Some((error.clone(), Instant::now()));
+                    error
+                }
+            }
+        })
+    }
+
+    /// What failed for good, a moment ago.
+    fn broken(&self) -> Option<RemoteError> {
+        let broken = self.broken.lock().unwrap_or_else(PoisonError::into_inner);
+        broken.as_ref().and_then(in_force)
+    }
+
+    /// The bytes of a range that lies inside the object, all of the content that is pinned.
+    fn whole_range(
         &self,
         runtime: &Runtime,
         range: Range<u64>,
@@ -200,7 +260,7 @@ impl Object {
                 Answer::Unchanged => return Err(self.unasked(&rest, tries.all)),
                 Answer::Replaced(marks) => {
                     let now = self.now(runtime, marks);
-                    return Err(self.changed(&rest, tries.all, pin.shown(), &now));
+                    return Err(self.changed(&rest, tries.all, 412, pin.shown(), now));
                 }
             }
             if bytes.len() as u64 >= range.end - range.start {
@@ -223,6 +283,9 @@ impl Object {
     ) -> Result<Answer, RemoteError> {
         let mut pause = self.pause;
         loop {
+            if let Some(error) = self.broken() {
+                return Err(error);
+            }
             tries.all += 1;
             tries.in_vain += 1;
             let failure = match self.ask(runtime, range, pin, known) {
@@ -230,19 +293,26 @@ impl Object {
                     bytes,
                     cut: Some(failure),
                     ..
-                }) if bytes.is_empty() || tries.all >= CUTS_MAX * self.attempts_max => failure,
+                }) if bytes.is_empty() || self.is_last(tries, brings_much(&bytes, range)) => {
+                    failure
+                }
                 Ok(answer) => {
                     self.check(range, tries.all, pin, &answer)?;
-                    tries.in_vain = 0;
+                    match &answer {
+                        Answer::Part {
+                            bytes,
+                            cut: Some(_),
+                            ..
+                        } if !brings_much(bytes, range) => {}
+                        _ => tries.in_vain = 0,
+                    }
                     return Ok(answer);
                 }
                 Err(failure) => failure,
             };
             let error = self.error(range, tries.all, failure.status, failure.problem);
             let wait = failure.retry_after.unwrap_or(pause);
-            let last =
-                tries.in_vain >= self.attempts_max || tries.all >= CUTS_MAX * self.attempts_max;
-            if !error.is_passing() || last || wait > PAUSE_MAX {
+            if !error.is_passing() || self.is_last(tries, false) || wait > PAUSE_MAX {
                 return Err(error);
             }
             // Ranges that failed together should not all be asked for again together.
@@ -250,6 +320,12 @@ impl Object {
             thread::sleep(wait + jitter);
             pause = (pause * 2).min(PAUSE_MAX);
         }
+    }
+
+    /// Whether no attempt is left after one that brought much, or did not.
+    fn is_last(&self, tries: &Tries, brought_much: bool) -> bool {
+        let in_vain = !brought_much && tries.in_vain >= self.attempts_max;
+        in_vain || tries.all >= CUTS_MAX * self.attempts_max
     }
 
     /// That an answer is about the content that is pinned.
@@ -271,11 +347,22 @@ impl Object {
             marks: marks.clone(),
             file_bytes,
         };
-        match pin {
-            Some(pin) if !pin.agrees(&now) => {
-                Err(self.changed(range, attempts, pin.shown(), &now.shown()))
+        let status = match answer {
+            Answer::Whole { .. } => 200,
+            _ => 206,
+        };
+        let Some(pin) = pin else {
+            return Ok(());
+        };
+        match pin.compare(&now) {
+            Agreement::Same => Ok(()),
+            Agreement::Other => {
+                Err(self.changed(range, attempts, status, pin.shown(), now.shown()))
             }
-            _ => Ok(()),
+            Agreement::Unknown => {
+                let was = pin.shown();
+                Err(self.error(range, attempts, Some(status), Problem::Unmarked { was }))
+            }
         }
     }
 
@@ -347,9 +434,15 @@ impl Object {
         self.error(range, attempts, Some(304), Problem::BadAnswer(what))
     }
 
-    fn changed(&self, range: &Range<u64>, attempts: u32, was: String, now: &str) -> RemoteError {
-        let now = now.to_owned();
-        self.error(range, attempts, Some(412), Problem::Changed { was, now })
+    fn changed(
+        &self,
+        range: &Range<u64>,
+        attempts: u32,
+        status: u16,
+        was: String,
+        now: String,
+    ) -> RemoteError {
+        self.error(range, attempts, Some(status), Problem::Changed { was, now })
     }
 
     pub(crate) fn error(
@@ -367,6 +460,21 @@ impl Object {
             problem,
         }
     }
+}
+
+/// A failure that is still to be believed: for a while, or always if the object is another one now.
+fn in_force((error, since): &(RemoteError, Instant)) -> Option<RemoteError> {
+    (is_changed(error) || since.elapsed() < REST).then(|| error.clone())
+}
+
+fn is_changed(error: &RemoteError) -> bool {
+    matches!(error.problem, Problem::Changed { .. })
+}
+
+/// Whether an answer that was cut short is progress all the same: more than a few of the bytes that were asked for.
+fn brings_much(bytes: &[u8], range: &Range<u64>) -> bool {
+    let wanted = range.end.saturating_sub(range.start);
+    bytes.len() as u64 >= PROGRESS_BYTES.min(wanted / 8)
 }
 
 /// A builder with settings by the names they have in the environment, its transport and no retries of its own:
@@ -456,16 +564,44 @@ mod tests {
 
     #[test]
     fn the_same_content_is_told_by_its_marks() {
-        let was = pin(Some("\"a\""), Some("Mon"), 10);
-        assert!(was.agrees(&was));
-        assert!(
-            was.agrees(&pin(Some("\"a\""), Some("Tue"), 10)),
-            "a mirror's date"
+        use Agreement::{Other, Same, Unknown};
+        let (strong, weak) = (Some("\"a\""), Some("W/\"a\""));
+        #[track_caller]
+        fn check(was: &Pin, now: &Pin, expected: Agreement) {
+            assert_eq!(was.compare(now), expected, "{now:?} after {was:?}");
+        }
+        let was = pin(strong, Some("Mon"), 10);
+        check(&was, &was, Same);
+        // A mirror's date; a mark that is left out, where another is there.
+        check(&was, &pin(strong, Some("Tue"), 10), Same);
+        check(&was, &pin(strong, None, 10), Same);
+        check(&was, &pin(None, Some("Mon"), 10), Same);
+        check(&was, &pin(Some("\"b\""), Some("Mon"), 10), Other);
+        check(&was, &pin(None, Some("Tue"), 10), Other);
+        check(&was, &pin(strong, Some("Mon"), 11), Other);
+        // A size is not enough where there were marks.
+        check(&was, &pin(None, None, 10), Unknown);
+        check(&was, &pin(None, None, 11), Other);
+        check(&pin(strong, None, 10), &pin(None, Some("Mon"), 10), Unknown);
+        check(&pin(None, Some("Mon"), 10), &pin(strong, None, 10), Unknown);
+        check(
+            &pin(None, Some("Mon"), 10),
+            &pin(strong, Some("Mon"), 10),
+            Same,
         );
-        assert!(was.agrees(&pin(None, Some("Mon"), 10)), "a mark left out");
-        assert!(!was.agrees(&pin(Some("\"b\""), Some("Mon"), 10)));
-        assert!(!was.agrees(&pin(None, Some("Tue"), 10)));
-        assert!(!was.agrees(&pin(Some("\"a\""), Some("Mon"), 11)));
+        check(&pin(None, None, 10), &pin(strong, Some("Mon"), 10), Same);
+        // A weak ETag promises the same meaning, not the same bytes: a date may say more.
+        check(
+            &pin(weak, Some("Mon"), 10),
+            &pin(weak, Some("Mon"), 10),
+            Same,
+        );
+        check(
+            &pin(weak, Some("Mon"), 10),
+            &pin(weak, Some("Tue"), 10),
+            Other,
+        );
+        check(&pin(weak, None, 10), &pin(weak, Some("Tue"), 10), Same);
     }
 
     #[test]

@@ -4,10 +4,10 @@
 //! used: a request carries an [`Ask`], and its answer is judged here, where all of it can be seen.
 
 use std::collections::HashMap;
-use std::io::Read;
+use std::io::{self, Read};
 use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use object_store::client::{
@@ -28,7 +28,7 @@ const CREDENTIALS_TIMEOUT: Duration = Duration::from_secs(5);
 /// As much of an error's body, or of a credential, as is read.
 const SMALL_BODY_BYTES: u64 = 256 * 1024;
 
-/// A body may take as long as this much a second would, and the timeout besides.
+/// A body may take as long as this much a second would, and the timeout besides; at any moment of it.
 const SLOWEST_BYTES_A_SECOND: u64 = 32 * 1024;
 
 /// What is wanted of one request, and, after it, what came of it.
@@ -219,7 +219,7 @@ impl Transport {
                 if url.as_str() != first && response.status().is_success() {
                     lock(&self.moved).insert(first, url);
                 }
-                return judge(response, ask);
+                return judge(response, ask, self.timeout);
             }
             url = next(&url, &response)?;
         }
@@ -251,13 +251,6 @@ impl Transport {
             own = own.header(header::AUTHORIZATION, format!("Bearer {token}"));
         }
         let own = own.body(()).map_err(|error| network(error.to_string()))?;
-        let byte_count = ask.range.end.saturating_sub(ask.range.start);
-        let body_time = self.timeout + Duration::from_secs(byte_count / SLOWEST_BYTES_A_SECOND);
-        let own = self
-            .agent
-            .configure_request(own)
-            .timeout_recv_body(Some(body_time))
-            .build();
         self.agent
             .run(own)
             .map_err(|error| network(harmless(&error.to_string())))
@@ -297,7 +290,11 @@ fn next(url: &Url, response: &Response<ureq::Body>) -> Result<Url, Failure> {
 }
 
 /// What an answer is. Its body is read no further than it may be.
-fn judge(mut response: Response<ureq::Body>, ask: &Ask) -> Result<Answer, Failure> {
+fn judge(
+    mut response: Response<ureq::Body>,
+    ask: &Ask,
+    timeout: Duration,
+) -> Result<Answer, Failure> {
     let status = response.status();
     let code = Some(status.as_u16());
     let headers = response.headers().clone();
@@ -308,7 +305,7 @@ fn judge(mut response: Response<ureq::Body>, ask: &Ask) -> Result<Answer, Failur
     match status.as_u16() {
         200 | 206 => {
             check_encoding(&headers).map_err(|problem| Failure::new(code, problem))?;
-            let body = response.body_mut();
+            let body = &mut Timely::new(response.body_mut(), timeout);
             if status == StatusCode::OK {
                 whole(body, &headers, marks, ask).map_err(|problem| Failure::new(code, problem))
             } else {
@@ -388,7 +385,7 @@ fn check_encoding(headers: &HeaderMap) -> Result<(), Problem> {
 
 /// An answer with the range.
 fn part(
-    body: &mut ureq::Body,
+    body: &mut impl Read,
     headers: &HeaderMap,
     marks: Marks,
     ask: &Ask,
@@ -425,11 +422,48 @@ fn part(
     })
 }
 
-/// Up to `byte_count` bytes of a body (which was checked to be no more than was asked for), and why there are fewer.
-fn read_body(
-    body: &mut ureq::Body,
+/// A body that has to keep coming: a server that sends a byte now and then is not waited for as long as it likes. Single
+/// reads have the agent's timeout.
+struct Timely<R> {
+    body: R,
+    timeout: Duration,
+    began: Instant,
     byte_count: u64,
-) -> Result<(Vec<u8>, Option<Failure>), Problem> {
+}
+
+impl<'b> Timely<ureq::BodyReader<'b>> {
+    fn new(body: &'b mut ureq::Body, timeout: Duration) -> Self {
+        Timely {
+            body: body.as_reader(),
+            timeout,
+            began: Instant::now(),
+            byte_count: 0,
+        }
+    }
+}
+
+impl<R: Read> Read for Timely<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let count = self.body.read(buffer)?;
+        self.byte_count += count as u64;
+        let (spent, allowed) = (
+            self.began.elapsed(),
+            self.byte_count / SLOWEST_BYTES_A_SECOND,
+        );
+        if count > 0 && spent > self.timeout + Duration::from_secs(allowed) {
+            let what = format!(
+                "{} bytes in {} s are too slow",
+                self.byte_count,
+                spent.as_secs()
+            );
+            return Err(io::Error::new(io::ErrorKind::TimedOut, what));
+        }
+        Ok(count)
+    }
+}
+
+/// Up to `byte_count` bytes of a body (which was checked to be no more than was asked for), and why there are fewer.
+fn read_body(body: &mut impl Read, byte_count: u64) -> Result<(Vec<u8>, Option<Failure>), Problem> {
     let mut bytes = Vec::new();
     let room = usize::try_from(byte_count)
         .ok()
@@ -439,7 +473,6 @@ fn read_body(
         return Err(Problem::BadAnswer(what));
     }
     let error = body
-        .as_reader()
         .take(byte_count)
         .read_to_end(&mut bytes)
         .err()
@@ -455,7 +488,7 @@ fn read_body(
 
 /// An answer with the whole file: there are no ranges here.
 fn whole(
-    body: &mut ureq::Body,
+    body: &mut impl Read,
     headers: &HeaderMap,
     marks: Marks,
     ask: &Ask,
@@ -470,10 +503,7 @@ fn whole(
         return Err(too_long);
     }
     let mut bytes = Vec::new();
-    let read = body
-        .as_reader()
-        .take(limit_bytes + 1)
-        .read_to_end(&mut bytes);
+    let read = body.take(limit_bytes + 1).read_to_end(&mut bytes);
     if let Err(error) = read {
         return Err(Problem::Network(harmless(&error.to_string())));
     }

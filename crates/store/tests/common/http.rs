@@ -43,6 +43,8 @@ pub(crate) struct Reply {
     pub(crate) cut: Option<usize>,
     /// How long nothing happens before.
     pub(crate) delay: Duration,
+    /// The body comes byte by byte, with so much time between them.
+    pub(crate) trickle: Option<Duration>,
 }
 
 impl Reply {
@@ -53,6 +55,7 @@ impl Reply {
             body: Vec::new(),
             cut: None,
             delay: Duration::ZERO,
+            trickle: None,
         }
     }
 
@@ -76,6 +79,11 @@ impl Reply {
 
     pub(crate) fn cut(mut self, after: usize) -> Reply {
         self.cut = Some(after);
+        self
+    }
+
+    pub(crate) fn trickle(mut self, between: Duration) -> Reply {
+        self.trickle = Some(between);
         self
     }
 
@@ -234,6 +242,13 @@ fn send(writer: &mut TcpStream, reply: &Reply) -> Option<()> {
     }
     head += "\r\n";
     writer.write_all(head.as_bytes()).ok()?;
+    if let Some(between) = reply.trickle {
+        for byte in &reply.body {
+            writer.write_all(&[*byte]).ok()?;
+            thread::sleep(between);
+        }
+        return Some(());
+    }
     match reply.cut {
         Some(after) => {
             let _ = writer.write_all(&reply.body[..after]);

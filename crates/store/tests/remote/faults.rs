@@ -4,7 +4,13 @@ use super::*;
 
 /// A good file, but for the answers that `fault` makes of the good ones; it is told their number.
 fn server(fault: impl Fn(Reply, usize) -> Reply + Send + Sync + 'static) -> (Server, Vec<u8>) {
-    let bytes = model(4, 300_000);
+    server_of(model(4, 300_000), fault)
+}
+
+fn server_of(
+    bytes: Vec<u8>,
+    fault: impl Fn(Reply, usize) -> Reply + Send + Sync + 'static,
+) -> (Server, Vec<u8>) {
     let file = bytes.clone();
     let server =
         Server::start(move |request, count| fault(serve(request, &file, "\"one\""), count));
@@ -77,7 +83,60 @@ fn a_server_that_cuts_everything_is_given_up() {
     assert!(matches!(error.problem, Problem::Network(_)), "{text}");
     let (server, _) = self::server(|reply, _| reply.cut(1));
     let (error, text) = fails(&server.url("/m"));
-    assert!(error.attempts <= 40, "{text}");
+    assert_eq!(error.attempts, 4, "a byte each time is no progress: {text}");
+}
+
+#[test]
+fn a_server_that_dies_midway_is_given_up_once() {
+    // 2 MB, of which some come; then nothing, for whatever is asked.
+    let (server, _) = server_of(model(4, 500_000), |reply, count| match count {
+        0..6 => reply,
+        _ => Reply::new(503),
+    });
+    let checkpoint = open_at(&server.url("/m")).unwrap();
+    let names: Vec<&str> = checkpoint.names().collect();
+    let errors: Vec<String> = names
+        .iter()
+        .filter_map(|name| Some(checkpoint.read_bytes(name).err()?.to_string()))
+        .collect();
+    assert!(errors.len() > 1, "{errors:?}");
+    assert!(errors.iter().all(|error| *error == errors[0]), "{errors:?}");
+    assert!(
+        errors[0].contains("HTTP 503 after 4 attempts"),
+        "{errors:?}"
+    );
+    // As many requests as were under way together, with their attempts; not those of every part.
+    let most = 6 + 4 * 4;
+    assert!(server.count() <= most, "{} requests", server.count());
+}
+
+#[test]
+fn a_trickle_is_not_waited_for() {
+    let bytes = model(1, 100_000);
+    let server = Server::start(move |request, count| {
+        let reply = serve(request, &bytes, "\"one\"");
+        match count {
+            0 => reply,
+            _ => reply.trickle(Duration::from_millis(100)),
+        }
+    });
+    let fast = RemoteOptions {
+        timeout: Duration::from_millis(500),
+        attempts_max: 2,
+        ..options()
+    };
+    let file = open_file(&server.url("/m"), &fast).unwrap();
+    let began = std::time::Instant::now();
+    let error = read_all(&file).unwrap_err().to_string();
+    assert!(
+        error.contains("too slow") && error.contains("2 attempts"),
+        "{error}"
+    );
+    assert!(
+        began.elapsed() < Duration::from_secs(5),
+        "{:?}",
+        began.elapsed()
+    );
 }
 
 #[test]

@@ -110,3 +110,61 @@ fn a_strong_etag_is_demanded_of_every_later_answer() {
     }
     assert!(requests.len() > 1);
 }
+
+/// A server that leaves marks out after the first answer, and has another file of the same size since.
+fn unmarked(first: fn(Reply) -> Reply, later: fn(Reply) -> Reply) -> Result<Vec<u8>, StoreError> {
+    let bytes = model(4, 300_000);
+    let server = Server::start(move |request, count| {
+        let mut request = request.clone();
+        request.headers.retain(|(name, _)| name != "if-match");
+        let reply = serve(&request, &bytes, "\"one\"");
+        match count {
+            0 => first(reply),
+            _ => later(reply.without("ETag")),
+        }
+    });
+    open_at(&server.url("/m")).unwrap().read_bytes("t3")
+}
+
+#[test]
+fn an_etag_stays_pinned_where_later_answers_leave_it_out() {
+    let error = unmarked(|first| first, |later| later).unwrap_err();
+    let (remote, text) = remote_error(&error);
+    assert!(matches!(remote.problem, Problem::Unmarked { .. }), "{text}");
+    assert!(
+        text.contains("\"one\"") && text.contains("run the command again"),
+        "{text}"
+    );
+    // Another answer's date says nothing if the first had none.
+    let error = unmarked(|first| first, |later| later.with("Last-Modified", "Mon")).unwrap_err();
+    assert!(matches!(
+        remote_error(&error).0.problem,
+        Problem::Unmarked { .. }
+    ));
+}
+
+#[test]
+fn a_date_that_stays_stands_in_for_an_etag_that_is_left_out() {
+    let first = |reply: Reply| reply.with("Last-Modified", "Sun, 01 Nov 2026 00:00:00 GMT");
+    assert_eq!(unmarked(first, first).unwrap().len(), 300_000);
+    let other = |reply: Reply| reply.with("Last-Modified", "Mon, 02 Nov 2026 00:00:00 GMT");
+    names(
+        &unmarked(first, other).unwrap_err(),
+        ["\"one\"", "02 Nov", "replaced"],
+    );
+}
+
+#[test]
+fn a_replaced_object_is_not_asked_for_again() {
+    let (old, new) = (model(4, 300_000), model(4, 300_000));
+    let server = Server::start(move |request, count| match count {
+        0 => serve(request, &old, "\"old\""),
+        _ => serve(request, &new, "\"new\""),
+    });
+    let checkpoint = open_at(&server.url("/m")).unwrap();
+    let first = checkpoint.read_bytes("t3").unwrap_err().to_string();
+    std::thread::sleep(Duration::from_millis(200));
+    let count = server.count();
+    assert_eq!(checkpoint.read_bytes("t1").unwrap_err().to_string(), first);
+    assert_eq!(server.count(), count);
+}
