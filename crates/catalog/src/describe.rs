@@ -43,7 +43,7 @@ pub struct Entry {
     pub name: String,
     /// The same with the folders between it and the root it was found under, separated by `/`.
     pub relative: String,
-    /// Where it lies; `None` if [`Layout::Embedded`].
+    /// Where it lies; `None` if [`Layout::Embedded`], or if it is no file of this machine ([`Entry::of`]).
     pub path: Option<PathBuf>,
     /// How it is stored.
     pub layout: Layout,
@@ -110,10 +110,7 @@ impl Entry {
         let relative = without_ending(&relative, layout);
         let (info, problem) = match load::describe_path(path) {
             Ok(info) => {
-                let problem = info
-                    .usable()
-                    .err()
-                    .map(|error| without_label(&error.to_string(), &info.label));
+                let problem = problem_of(&info);
                 (Some(info), problem)
             }
             Err(error) => (
@@ -138,6 +135,31 @@ impl Entry {
             defaults: checkpoint.as_ref().map(Defaults::of).unwrap_or_default(),
             sha256: None,
             problem,
+        }
+    }
+
+    /// Describes a checkpoint that is open already, and need be no file of this machine. It has no path then, and can't be
+    /// drawn with.
+    pub fn of(checkpoint: &Checkpoint) -> Entry {
+        let label = checkpoint.label();
+        let place = label.strip_suffix("?…").unwrap_or(label);
+        let layout = match is_index(Path::new(place)) {
+            true => Layout::Shards,
+            false => Layout::File,
+        };
+        let name = without_ending(place.rsplit('/').next().unwrap_or(place), layout);
+        let info = load::describe(checkpoint);
+        Entry {
+            relative: name.clone(),
+            name,
+            path: None,
+            layout,
+            bytes: checkpoint.file_bytes(),
+            native_size: native_size(checkpoint),
+            defaults: Defaults::of(checkpoint),
+            sha256: None,
+            problem: problem_of(&info),
+            info: Some(info),
         }
     }
 
@@ -243,6 +265,12 @@ fn without_label(message: &str, label: &str) -> String {
         .and_then(|rest| rest.strip_prefix(": "))
         .unwrap_or(message)
         .to_owned()
+}
+
+/// Why a model can't be drawn with, as far as headers tell.
+fn problem_of(info: &ModelInfo) -> Option<String> {
+    let error = info.usable().err()?;
+    Some(without_label(&error.to_string(), &info.label))
 }
 
 fn native_size(checkpoint: &Checkpoint) -> Option<(u32, u32)> {

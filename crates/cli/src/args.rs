@@ -59,7 +59,7 @@ pub(crate) enum Command {
     Models(ModelsArgs),
     /// Say what a model, a picture or a folder is
     #[command(
-        after_help = "Examples:\n  safelight inspect model.safetensors --tensors\n  safelight inspect outputs/00001-42.png\n  safelight inspect models"
+        after_help = "Examples:\n  safelight inspect model.safetensors --tensors\n  safelight inspect outputs/00001-42.png\n  safelight inspect hf://OWNER/REPO/model.ckpt --json\n  safelight inspect models"
     )]
     Inspect(InspectArgs),
     /// Measure how long the parts of a model take
@@ -373,7 +373,7 @@ pub(crate) struct ModelsArgs {
 
 #[derive(Debug, Args)]
 pub(crate) struct InspectArgs {
-    /// Models, pictures, folders or quoted patterns of this machine; URLs are refused
+    /// Models of any kind that `convert` reads, also behind URLs; quoted patterns, pictures and folders of this machine
     #[arg(required = true, value_name = "PATH", value_hint = ValueHint::AnyPath)]
     pub(crate) paths: Vec<PathBuf>,
     /// List every tensor

@@ -6,13 +6,15 @@ use std::path::Path;
 use safelight_catalog::{Catalog, Entry, Layout, Roots, short};
 use safelight_diffusion::infotext::Infotext;
 use safelight_format::{FileKind, OpaqueTensor, TensorInfo};
-use safelight_store::{Meant, check_listed, matching};
+use safelight_store::location::{self, Location};
+use safelight_store::{Checkpoint, Meant, check_listed, matching};
 use serde_json::{Value, json};
 
 use crate::args::InspectArgs;
 use crate::error::Failure;
 use crate::files::{self, on_disk, shown_path};
 use crate::ls::shape_text;
+use crate::opened::{Opened, header_of};
 use crate::{choose, models, picture, say, scan};
 
 /// Longer metadata values are cut in text; JSON has them whole.
@@ -21,6 +23,8 @@ const VALUE_LENGTH_MAX: usize = 300;
 const VALUE_INDENT: usize = 14;
 /// As many keys of metadata as text shows.
 const METADATA_MAX: usize = 24;
+/// As many notes as text shows.
+const NOTES_MAX: usize = 12;
 /// As many of the largest tensors.
 const LARGEST_MAX: usize = 5;
 /// How wide the bars of dtypes are.
@@ -36,6 +40,10 @@ pub(crate) fn run(args: &InspectArgs) -> Result<(), Failure> {
         Err(error) => failure = Some(error),
     };
     for path in &args.paths {
+        if matches!(Location::of(path), Location::Url(_)) {
+            take(model(path, args));
+            continue;
+        }
         match on_disk(path).and_then(|path| files::meant(&path)) {
             Ok(files) => files.iter().for_each(|path| take(look(path, args))),
             Err(error) => take(Err(error)),
@@ -217,23 +225,85 @@ fn tame_lines(text: &str) -> String {
         .join("\n  ")
 }
 
+/// What is known of a model before it is shown.
+struct Seen {
+    entry: Entry,
+    /// Its header; of a foreign file the one it would have; of a diffusers folder none.
+    checkpoint: Option<Checkpoint>,
+    /// What a foreign file would lose if it was converted.
+    notes: Option<Value>,
+}
+
+fn see(path: &Path, args: &InspectArgs) -> Result<Seen, Failure> {
+    let location = Location::of(path);
+    let on_disk = location.path();
+    let here = on_disk.map(|path| Entry::at(path, path.parent().unwrap_or(Path::new(""))));
+    if let Some(entry) = &here
+        && entry.layout == Layout::Folder
+    {
+        // A folder that is no model of ours says why.
+        if entry.info.is_none() {
+            files::open_with(path, args.unknown_dtypes)?;
+        }
+        let (entry, checkpoint, notes) = (entry.clone(), None, None);
+        return Ok(Seen {
+            entry,
+            checkpoint,
+            notes,
+        });
+    }
+    let opened = Opened::open(path, args.unknown_dtypes)?;
+    let notes = opened.notes().map(|notes| json!(notes));
+    let (checkpoint, refusal) = match opened {
+        Opened::Ours(checkpoint) => (*checkpoint, None),
+        Opened::Foreign(source, refusal) => (header_of(&*source)?, Some(refusal.to_string())),
+    };
+    let mut entry = Entry::of(&checkpoint);
+    if let Some(refusal) = refusal {
+        let label = format!("{}: ", files::name(path));
+        entry.problem = Some(refusal.strip_prefix(&label).unwrap_or(&refusal).to_owned());
+        entry.bytes = byte_count(path)?;
+    } else if on_disk.is_none() && entry.problem.is_none() {
+        let what = "it is behind a URL, and pictures are drawn with files of this machine; download it first";
+        entry.problem = Some(what.to_owned());
+    }
+    if let Some(here) = here {
+        entry.path = here.path;
+        if notes.is_none() {
+            // With the settings that lie beside it.
+            (entry.info, entry.problem) = (here.info.or(entry.info), here.problem);
+        }
+    }
+    Ok(Seen {
+        entry,
+        checkpoint: Some(checkpoint),
+        notes,
+    })
+}
+
+/// How large a file is, also behind a URL.
+fn byte_count(path: &Path) -> Result<u64, Failure> {
+    let reader = location::open_reader(path)?;
+    reader
+        .byte_count()
+        .map_err(|error| Failure::Machine(format!("{}: {error}", shown_path(path))))
+}
+
 fn model(path: &Path, args: &InspectArgs) -> Result<Answer, Failure> {
-    let open = || {
-        files::open_with(path, args.unknown_dtypes)
-            .map_err(|error| Failure::Model(error.to_string()))
-    };
-    let mut entry = Entry::at(path, path.parent().unwrap_or(Path::new("")));
-    // A safetensors file that is no model of ours still has tensors to show.
-    let opened = match entry.info.is_none() || entry.layout != Layout::Folder {
-        true => Some(open()?),
-        false => None,
-    };
-    if args.no_hash {
+    let seen = see(path, args).map_err(|failure| match Location::of(path) {
+        Location::Path(_) => Failure::Model(failure.to_string()),
+        Location::Url(_) => failure,
+    })?;
+    let Seen {
+        mut entry,
+        checkpoint,
+        notes,
+    } = seen;
+    if let (true, Some(path)) = (args.no_hash, &entry.path) {
         entry.sha256 = choose::hash_cache().get(path).map(str::to_owned);
     } else {
         entry.find_hash(&mut choose::hash_cache());
     }
-    let checkpoint = opened.filter(|_| entry.layout != Layout::Folder);
     let tensors: Vec<TensorInfo<'_>> = checkpoint.iter().flat_map(|file| file.tensors()).collect();
     let metadata: BTreeMap<&str, &str> = checkpoint
         .iter()
@@ -241,9 +311,14 @@ fn model(path: &Path, args: &InspectArgs) -> Result<Answer, Failure> {
         .flatten()
         .map(|(key, value)| (key.as_str(), value.as_str()))
         .collect();
-    let text = model_text(path, &entry, &tensors, &metadata, args.tensors);
+    let mut text = model_text(path, &entry, &tensors, &metadata, args.tensors);
     let mut value = models::entry_json(&entry);
     value["kind"] = "model".into();
+    value["path"] = files::name(path).into();
+    if let Some(notes) = notes {
+        text += &notes_text(&notes);
+        value["notes"] = notes;
+    }
     value["metadata"] = json!(metadata);
     value["tensor_count"] = tensors.len().into();
     value["dtypes"] = dtypes(&tensors)
@@ -262,7 +337,6 @@ fn model(path: &Path, args: &InspectArgs) -> Result<Answer, Failure> {
         .iter()
         .flat_map(|file| file.opaque_tensors())
         .collect();
-    let mut text = text;
     if args.unknown_dtypes {
         value["unknown_dtypes"] = unknown.iter().map(|place| {
             let OpaqueTensor { name, dtype, shape, .. } = place.tensor;
@@ -284,6 +358,23 @@ fn model(path: &Path, args: &InspectArgs) -> Result<Answer, Failure> {
         value["tensors"] = tensors.iter().map(tensor_json).collect();
     }
     Ok((text, value))
+}
+
+/// What a conversion would leave out or change.
+fn notes_text(notes: &Value) -> String {
+    let notes = notes.as_array().map_or(&[][..], Vec::as_slice);
+    let word = |note: &Value, key: &str| {
+        let text = note.get(key).and_then(Value::as_str).unwrap_or_default();
+        say::tame(text, VALUE_LENGTH_MAX)
+    };
+    let mut text = String::new();
+    for note in notes.iter().take(NOTES_MAX) {
+        text += &format!("note: `{}`: {}\n", word(note, "at"), word(note, "what"));
+    }
+    match notes.len().saturating_sub(NOTES_MAX) {
+        0 => text,
+        more => text + &format!("and {more} more; `safelight convert` lists all\n"),
+    }
 }
 
 fn model_text(

@@ -5,14 +5,13 @@ use std::io::Write;
 use std::path::Path;
 
 use clap::{Args, ValueEnum};
-use safelight_convert::{ConvertError, Source};
 use safelight_format::{Metadata, TensorInfo, TensorSpec, shown};
-use safelight_store::location::Location;
-use safelight_store::{Checkpoint, Place};
+use safelight_store::Place;
 use serde::Serialize;
 
 use crate::error::Failure;
 use crate::files::{self, FilesArgs, Outcome, Run};
+use crate::opened::{Note, Opened};
 use crate::pattern::Pattern;
 use crate::say;
 
@@ -98,7 +97,7 @@ impl LsArgs {
         let totals = Totals::of(&places);
         let mut unknown = opened.unknown();
         unknown.retain(|tensor| self.wants(tensor.name));
-        let is_foreign = matches!(opened, Opened::Foreign(_));
+        let is_foreign = matches!(opened, Opened::Foreign(..));
         if self.files.json {
             let answer = Answer {
                 file: files::name(path),
@@ -251,13 +250,6 @@ struct Answer<'a> {
     notes: Option<Vec<Note<'a>>>,
 }
 
-/// Something that would be left out or changed.
-#[derive(Serialize)]
-struct Note<'a> {
-    at: &'a str,
-    what: &'a str,
-}
-
 /// A tensor of a dtype that the format does not have.
 #[derive(Serialize)]
 struct Unknown<'a> {
@@ -296,36 +288,11 @@ impl<'a> Listed<'a> {
     }
 }
 
-/// A file of tensors.
-enum Opened {
-    /// Safetensors.
-    Ours(Box<Checkpoint>),
-    /// Of another kind, as it would be converted.
-    Foreign(Box<dyn Source>),
-}
-
 impl Opened {
-    /// Opens what is no safetensors file as `convert` would; what neither reads is refused in the words for it.
-    fn open(path: &Path, unknown_dtypes: bool) -> Result<Opened, Failure> {
-        let failure = match files::open_with(path, unknown_dtypes) {
-            Ok(checkpoint) => return Ok(Opened::Ours(Box::new(checkpoint))),
-            Err(failure) => failure,
-        };
-        let is_file = matches!(Location::of(path), Location::Path(path) if path.is_file());
-        if !is_file || !matches!(failure, Failure::Model(_)) {
-            return Err(failure);
-        }
-        match safelight_convert::open(path, &files::all_limits()) {
-            Ok(source) => Ok(Opened::Foreign(source)),
-            Err(ConvertError::Store(_) | ConvertError::UnknownKind { .. }) => Err(failure),
-            Err(error) => Err(error.into()),
-        }
-    }
-
     fn places(&self) -> Vec<Place<'_>> {
         match self {
             Opened::Ours(checkpoint) => checkpoint.places().collect(),
-            Opened::Foreign(source) => {
+            Opened::Foreign(source, _) => {
                 let tensors = source.tensors().iter();
                 tensors
                     .map(|tensor| foreign_place(tensor, source.label()))
@@ -347,29 +314,6 @@ impl Opened {
             offset: place.starts_at,
         });
         unknown.collect()
-    }
-
-    fn metadata(&self) -> Option<&Metadata> {
-        match self {
-            Opened::Ours(checkpoint) => checkpoint.metadata(),
-            Opened::Foreign(source) => Some(source.metadata()),
-        }
-    }
-
-    /// What would be left out or changed.
-    fn notes(&self) -> Option<Vec<Note<'_>>> {
-        let Opened::Foreign(source) = self else {
-            return None;
-        };
-        let notes = source.notes().iter();
-        Some(
-            notes
-                .map(|note| Note {
-                    at: &note.at,
-                    what: &note.what,
-                })
-                .collect(),
-        )
     }
 }
 

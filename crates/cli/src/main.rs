@@ -26,6 +26,7 @@ mod merge;
 mod meta;
 mod models;
 mod numbers;
+mod opened;
 mod output;
 mod pattern;
 mod picture;

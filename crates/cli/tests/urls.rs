@@ -193,3 +193,119 @@ fn an_object_that_is_replaced_midway_ends_every_walk_with_one_error() {
         |_| Reply::new(412).with("ETag", "\"two\""),
     );
 }
+
+/// A file of the golden ones.
+fn golden(name: &str) -> Vec<u8> {
+    let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../testdata/golden");
+    fs::read(folder.join(name)).unwrap()
+}
+
+/// What `inspect --json` says of a file, here and behind a URL: the same but for its place and what follows from that.
+fn inspected(place: &Place, name: &str, bytes: &[u8]) -> serde_json::Value {
+    place.write(name, bytes);
+    let here = place.works(&["inspect", name, "--no-hash", "--tensors", "--json"]);
+    let server = Server::of_file(bytes.to_vec());
+    let url = server.url(&format!("/{name}"));
+    let secret = format!("{url}?token=hush");
+    let far = place.works(&["inspect", &secret, "--tensors", "--json"]);
+    assert!(!far.stdout.contains("hush"), "{}", far.stdout);
+    assert!(server.count() <= 5, "{name}: {} requests", server.count());
+    let (mut here, mut far) = (here.json(), far.json());
+    assert_eq!(far["path"], format!("{url}?…"));
+    assert_eq!(far["sha256"], serde_json::Value::Null);
+    for value in [&mut here, &mut far] {
+        for key in ["path", "relative", "problem", "usable"] {
+            value.as_object_mut().unwrap().remove(key);
+        }
+    }
+    assert_eq!(here, far, "{name}");
+    let text = place.works(&["inspect", &url]).stdout;
+    assert!(text.contains(&url) && text.contains("usable"), "{text}");
+    here
+}
+
+#[test]
+fn inspect_says_the_same_of_files_here_and_behind_urls() {
+    let place = Place::new();
+    model(&place, "m.safetensors");
+    let ours = inspected(
+        &place,
+        "m.safetensors",
+        &fs::read(place.path("m.safetensors")).unwrap(),
+    );
+    assert_eq!(ours["tensor_count"], 7);
+    for (name, file) in [
+        ("a.gguf", "convert/little.gguf"),
+        ("a.npz", "convert/stored.npz"),
+        ("a.msgpack", "convert/flax.msgpack"),
+        ("a.onnx", "convert/graph.onnx"),
+        ("a.h5", "convert/dense.h5"),
+        ("a.ckpt", "pickle/lightning.ckpt"),
+    ] {
+        let bytes = golden(file);
+        let said = inspected(&place, name, &bytes);
+        assert_eq!(said["bytes"], bytes.len(), "{name}");
+        let listed = place.works(&["ls", name, "--json"]).json();
+        assert_eq!(said["tensor_count"], listed["tensor_count"], "{name}");
+        assert_eq!(said["metadata"], listed["metadata"], "{name}");
+        assert_eq!(said["notes"], listed["notes"], "{name}");
+        let names = |value: &serde_json::Value| {
+            let tensors = value["tensors"].as_array().unwrap().iter();
+            let mut names: Vec<_> = tensors
+                .map(|tensor| {
+                    ["name", "dtype", "shape", "bytes"].map(|key| tensor[key].to_string())
+                })
+                .collect();
+            names.sort();
+            names
+        };
+        assert_eq!(names(&said), names(&listed), "{name}");
+        assert!(said["tensor_count"].as_u64() > Some(0), "{name}");
+    }
+}
+
+#[test]
+fn inspect_knows_a_family_in_any_format_and_says_why_it_is_not_drawn_with() {
+    let place = Place::new();
+    place.works(&["models", "--export-demo", "demo.safetensors"]);
+    place.works(&["convert", "demo.safetensors", "demo.npz", "--quiet"]);
+    let ours = place
+        .works(&["inspect", "demo.safetensors", "--no-hash", "--json"])
+        .json();
+    let foreign = place
+        .works(&["inspect", "demo.npz", "--no-hash", "--json"])
+        .json();
+    assert!(ours["family"].is_string(), "{ours}");
+    for key in ["family", "parts", "part_details", "dtypes", "tensor_count"] {
+        assert_eq!(ours[key], foreign[key], "{key}");
+    }
+    assert_eq!(ours["usable"], true);
+    assert_eq!(foreign["usable"], false);
+    let problem = foreign["problem"].as_str().unwrap();
+    assert!(problem.contains("safelight convert"), "{problem}");
+}
+
+#[test]
+fn inspect_of_a_url_says_what_is_wrong_with_it() {
+    let place = Place::new();
+    let server = Server::start(|request, _| match request.target.as_str() {
+        "/gone.ckpt" => Reply::new(404),
+        "/page.ckpt" => serve(request, b"<!DOCTYPE html><html>Sign in</html>", "\"p\""),
+        _ => serve(
+            request,
+            b"\x80\x02cos\nsystem\nX\x02\0\0\0id\x85R.",
+            "\"a\"",
+        ),
+    });
+    for (path, word) in [
+        ("/gone.ckpt", "there is nothing here"),
+        ("/page.ckpt", "web page"),
+        ("/attack.ckpt", "`os.system`"),
+    ] {
+        let url = server.url(path);
+        for arguments in [&["inspect", &url][..], &["ls", &url]] {
+            let ran = place.refuses(arguments, 3, &[word, &url]);
+            assert!(!ran.stdout.contains("usable"), "{}", ran.stdout);
+        }
+    }
+}
