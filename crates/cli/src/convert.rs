@@ -99,6 +99,9 @@ pub(crate) struct ConvertArgs {
     /// Leave out objects in pickles that are not on the list, instead of refusing the file; known attacks are always refused
     #[arg(long)]
     drop_unknown: bool,
+    /// Tensors of dtypes that the format does not have come along as they are (to safetensors), instead of refusing their file
+    #[arg(long)]
+    unknown_dtypes: bool,
     /// Leave out tensors of GGUF files whose type nothing here reads, instead of refusing the file
     #[arg(long)]
     skip_unsupported: bool,
@@ -236,6 +239,7 @@ impl Run for ConvertArgs {
         let options = OpenOptions {
             unknown_objects,
             shared,
+            opaque_dtypes: self.unknown_dtypes,
             skip_unsupported: self.skip_unsupported,
             ..OpenOptions::default()
         };
@@ -306,10 +310,17 @@ impl ConvertArgs {
             path.extension()
                 .is_some_and(|ending| ending == "safetensors")
         }) {
-            let file = files::open(path)?;
-            let places = || file.places().filter(|place| place.tensor.byte_count() > 0);
-            data |= places().map(|place| place.starts_at).min().unwrap_or(0);
-            tensors |= places().fold(0, |all, place| all | place.starts_at);
+            let file = files::open_with(path, self.unknown_dtypes)?;
+            let known = file
+                .places()
+                .map(|place| (place.starts_at, place.tensor.byte_count()));
+            let opaque = file
+                .opaque_tensors()
+                .map(|place| (place.starts_at, place.tensor.byte_count()));
+            let all = known.chain(opaque).filter(|(_, bytes)| *bytes > 0);
+            let starts: Vec<u64> = all.map(|(start, _)| start).collect();
+            data |= starts.iter().min().unwrap_or(&0);
+            tensors |= starts.iter().fold(0, |all, start| all | start);
         }
         let multiple = |bits: u64| 1u64.checked_shl(bits.trailing_zeros()).unwrap_or(0);
         Ok((tensors > 0).then(|| Alignment {
@@ -437,12 +448,12 @@ impl ConvertArgs {
             Keep::Trained
         };
         let pruned = prune(source.clone(), &PruneOptions { keep })?;
-        if pruned.tensors().is_empty() {
+        if pruned.contents().tensor_count() == 0 {
             let option = if self.ema { "--ema" } else { "--prune" };
             return Err(Failure::Usage(format!(
                 "{}: {option} would leave out all of its {}; leave {option} away to convert them",
                 shown(source.label()),
-                say::plural(source.tensors().len() as u64, "tensor")
+                say::plural(source.contents().tensor_count() as u64, "tensor")
             )));
         }
         Ok(Arc::new(pruned))
@@ -459,11 +470,7 @@ impl ConvertArgs {
         };
         options.save.align_bytes = self.align.unwrap_or(options.save.align_bytes);
         options.save.reserve_header_bytes = self.reserve.unwrap_or(0);
-        let all: u64 = source
-            .tensors()
-            .iter()
-            .filter_map(|tensor| tensor.byte_count())
-            .fold(0, u64::saturating_add);
+        let all = source.contents().all_bytes();
         let bar = BytesProgress::new(self.quiet || self.json, "converting", all);
         let mut progress = |done, all| bar.at(done, all);
         if kind == Kind::Safetensors {
@@ -635,7 +642,7 @@ const NOTES_SHOWN: usize = 20;
 
 /// A source without tensors is no model: what it has instead, the notes tell.
 pub(crate) fn some_tensors(source: &dyn Source) -> Result<(), Failure> {
-    if !source.tensors().is_empty() {
+    if source.contents().tensor_count() > 0 {
         return Ok(());
     }
     let notes = source

@@ -3,7 +3,9 @@
 use std::path::PathBuf;
 
 use clap::{Args, ValueHint};
-use safelight_convert::{Diff, NumberDiff, TensorDiff, Tolerance, diff};
+use safelight_convert::{
+    Diff, NumberDiff, OpaqueDiff, OpaqueTensor, OpenOptions, TensorDiff, Tolerance, diff,
+};
 use safelight_format::{TensorSpec, shown};
 use serde_json::{Value, json};
 use unicode_width::UnicodeWidthStr as _;
@@ -24,11 +26,13 @@ Examples:
 Tensors are paired by name. Numbers differ if |a - b| > atol + rtol * |b| (with neither given: if they are not equal;
 NaN equals NaN). Files may be of different kinds. Where rows are too long for a terminal, names lose their middles and
 numbers stand below them; --json has all. `max abs`, `max rel` (of the larger of the two), `max ulp` (floats of
-the dtype from one to the other), `rms` and `cosine` are told of each tensor that differs.
+the dtype from one to the other), `rms` and `cosine` are told of each tensor that differs. Tensors of dtypes that the
+format does not have (--unknown-dtypes) are compared byte for byte.
 
 JSON: a, b, different, only_a [{name, dtype, shape}], only_b, metadata [{key, a, b}], tensors [{name, different, dtype_a,
 dtype_b, shape_a, shape_b, numbers {count, different, beyond, unlike, max_abs, max_at, max_rel, max_ulp, rms, cosine}}],
-same_count (tensors without any difference). `beyond`: pairs beyond the tolerance; `unlike`: NaN or infinite in one alone.";
+same_count (tensors without any difference). Where a dtype is unknown, numbers is null and same_bytes tells (null where
+dtype, shape or size differ already, or with --structure). `beyond`: pairs beyond the tolerance; `unlike`: NaN or infinite in one alone.";
 
 /// The arguments of `diff`.
 #[derive(Debug, Args)]
@@ -57,6 +61,9 @@ pub(crate) struct DiffArgs {
     /// Only tensors whose names fit: a glob, or the first parts of names (repeatable)
     #[arg(short, long, value_name = "GLOB", value_parser = Pattern::glob)]
     name: Vec<Pattern>,
+    /// Tensors of dtypes that the format does not have are compared byte for byte, instead of refusing their file
+    #[arg(long)]
+    unknown_dtypes: bool,
     /// Do not count what is the same
     #[arg(long)]
     only_different: bool,
@@ -85,28 +92,27 @@ impl Run for DiffArgs {
     }
 
     fn run(&self) -> Result<Outcome, Failure> {
-        let options = Default::default();
+        let options = OpenOptions {
+            opaque_dtypes: self.unknown_dtypes,
+            ..OpenOptions::default()
+        };
         let (a, b) = (
             files::source(&self.a, &options)?,
             files::source(&self.b, &options)?,
         );
-        let tensors = a.tensors().iter().chain(b.tensors());
-        let names: Vec<&str> = tensors.map(|tensor| tensor.name.as_str()).collect();
+        let names = a.contents().names().chain(b.contents().names());
+        let names: Vec<&str> = names.collect();
         let files = format!("{}, {}", files::name(&self.a), files::name(&self.b));
         check_names(&self.name, &files, &names)?;
         let numbers = (!self.structure).then_some(Tolerance {
             relative: self.rtol,
             absolute: self.atol,
         });
-        let all = a
-            .tensors()
-            .iter()
-            .filter_map(TensorSpec::byte_count)
-            .fold(0, u64::saturating_add);
+        let all = a.contents().all_bytes();
         let bar = BytesProgress::new(self.quiet || self.json, "comparing", all);
         let found = {
-            let wants = |tensor: &TensorSpec| {
-                self.name.is_empty() || self.name.iter().any(|pattern| pattern.fits(&tensor.name))
+            let wants = |name: &str| {
+                self.name.is_empty() || self.name.iter().any(|pattern| pattern.fits(name))
             };
             diff(&*a, &*b, numbers, &wants, &|bytes| bar.forward(bytes))?
         };
@@ -117,6 +123,7 @@ impl Run for DiffArgs {
             .iter()
             .filter(|tensor| self.is_different(tensor))
             .count();
+        let different = different + found.opaque.iter().filter(|t| t.is_different()).count();
         let outcome = if different > 0 || found.is_different_in_structure() {
             Outcome::Found
         } else {
@@ -148,7 +155,12 @@ impl DiffArgs {
 
     fn json(&self, found: &Diff, different: bool) -> Value {
         let spec = |spec: &TensorSpec| json!({"name": spec.name, "dtype": spec.dtype.name(), "shape": spec.shape});
-        let specs = |specs: &[TensorSpec]| specs.iter().map(spec).collect::<Vec<_>>();
+        let opaque =
+            |of: &OpaqueTensor| json!({"name": of.name, "dtype": of.dtype, "shape": of.shape});
+        let specs = |specs: &[TensorSpec], unknown: &[OpaqueTensor]| {
+            let known = specs.iter().map(spec);
+            known.chain(unknown.iter().map(opaque)).collect::<Vec<_>>()
+        };
         let tensor = |tensor: &TensorDiff| {
             json!({
                 "name": tensor.a.name, "different": self.is_different(tensor),
@@ -163,23 +175,42 @@ impl DiffArgs {
             .both
             .iter()
             .filter(|tensor| !self.only_different || self.is_different(tensor));
+        let unknown = |tensor: &OpaqueDiff| {
+            json!({
+                "name": tensor.a.name, "different": tensor.is_different(), "dtype_a": tensor.a.dtype, "dtype_b": tensor.b.dtype,
+                "shape_a": tensor.a.shape, "shape_b": tensor.b.shape, "numbers": null, "same_bytes": tensor.same_bytes,
+            })
+        };
+        let opaque = found.opaque.iter();
+        let opaque = opaque.filter(|tensor| !self.only_different || tensor.is_different());
         let metadata = found
             .metadata
             .iter()
             .map(|(key, a, b)| json!({"key": key, "a": a, "b": b}));
         json!({
             "a": files::name(&self.a), "b": files::name(&self.b), "different": different,
-            "only_a": specs(&found.only_a), "only_b": specs(&found.only_b), "metadata": metadata.collect::<Vec<_>>(),
-            "tensors": tensors.map(tensor).collect::<Vec<_>>(),
-            "same_count": found.both.iter().filter(|tensor| !self.is_different(tensor)).count(),
+            "only_a": specs(&found.only_a, &found.opaque_only_a),
+            "only_b": specs(&found.only_b, &found.opaque_only_b), "metadata": metadata.collect::<Vec<_>>(),
+            "tensors": tensors.map(tensor).chain(opaque.map(unknown)).collect::<Vec<_>>(),
+            "same_count": self.same_count(found),
         })
+    }
+
+    fn same_count(&self, found: &Diff) -> usize {
+        let known = found.both.iter();
+        let known = known.filter(|tensor| !self.is_different(tensor)).count();
+        let opaque = found.opaque.iter();
+        known + opaque.filter(|tensor| !tensor.is_different()).count()
     }
 
     fn text(&self, found: &Diff, columns: usize) -> String {
         let mut text = String::new();
-        for (sign, specs) in [('-', &found.only_a), ('+', &found.only_b)] {
-            for spec in specs {
-                let rest = format!("{} {:?}", spec.dtype, spec.shape);
+        let a = ('-', &found.only_a, &found.opaque_only_a);
+        let b = ('+', &found.only_b, &found.opaque_only_b);
+        for (sign, specs, opaque) in [a, b] {
+            let specs = specs.iter().map(OpaqueTensor::from);
+            for spec in specs.chain(opaque.iter().cloned()) {
+                let rest = format!("{} {:?}", shown(&spec.dtype), spec.shape);
                 text += &line(sign, &spec.name, &rest, columns);
             }
         }
@@ -201,7 +232,17 @@ impl DiffArgs {
             .filter(|tensor| self.is_different(tensor))
             .collect();
         text += &changes(&rows, columns);
-        let same = found.both.len() - rows.len();
+        let unlike = found.opaque.iter().filter(|tensor| tensor.is_different());
+        let unlike: Vec<_> = unlike.collect();
+        for tensor in &unlike {
+            let rest = format!(
+                "{}  {}",
+                changed_between(&tensor.a, &tensor.b),
+                unlike_bytes(tensor)
+            );
+            text += &line('~', &tensor.a.name, &rest, columns);
+        }
+        let same = self.same_count(found);
         if !self.only_different {
             let how = match (self.structure, self.rtol, self.atol) {
                 (true, ..) => " in structure",
@@ -211,9 +252,9 @@ impl DiffArgs {
             text += &format!(
                 "{} the same{how}, {} different, {} only in A, {} only in B\n",
                 say::plural(same as u64, "tensor"),
-                rows.len(),
-                found.only_a.len(),
-                found.only_b.len()
+                rows.len() + unlike.len(),
+                found.only_a.len() + found.opaque_only_a.len(),
+                found.only_b.len() + found.opaque_only_b.len()
             );
         }
         text
@@ -264,17 +305,32 @@ fn changes(tensors: &[&TensorDiff], columns: usize) -> String {
 
 /// What changed of a tensor besides its numbers.
 fn changed(tensor: &TensorDiff) -> String {
-    let dtype = if tensor.a.dtype == tensor.b.dtype {
-        tensor.a.dtype.to_string()
+    changed_between(&(&tensor.a).into(), &(&tensor.b).into())
+}
+
+/// The same of two tensors whose bytes alone matter.
+fn changed_between(a: &OpaqueTensor, b: &OpaqueTensor) -> String {
+    let dtype = if a.dtype == b.dtype {
+        shown(&a.dtype).to_string()
     } else {
-        format!("{} → {}", tensor.a.dtype, tensor.b.dtype)
+        format!("{} → {}", shown(&a.dtype), shown(&b.dtype))
     };
-    let shape = if tensor.a.shape == tensor.b.shape {
-        format!("{:?}", tensor.a.shape)
+    let shape = if a.shape == b.shape {
+        format!("{:?}", a.shape)
     } else {
-        format!("{:?} → {:?}", tensor.a.shape, tensor.b.shape)
+        format!("{:?} → {:?}", a.shape, b.shape)
     };
     format!("{dtype} {shape}")
+}
+
+/// How the bytes of a tensor of an unknown dtype differ.
+fn unlike_bytes(tensor: &OpaqueDiff) -> String {
+    let (a, b) = (tensor.a.byte_count, tensor.b.byte_count);
+    match tensor.same_bytes {
+        Some(_) => "other bytes".to_owned(),
+        None if a == b => "bytes not compared".to_owned(),
+        None => format!("{a} → {b} bytes"),
+    }
 }
 
 fn measures(numbers: &NumberDiff) -> Vec<String> {

@@ -464,12 +464,8 @@ impl Source for Spooled {
     }
 }
 
-/// Opens a safetensors file, an index with its shards (both may be URLs), a folder or a pattern of files.
-pub(crate) fn open(path: &Path) -> Result<Checkpoint, Failure> {
-    open_with(path, false)
-}
-
-/// As [`open`]; tensors of unknown dtypes are no error if `unknown_dtypes` says so.
+/// Opens a safetensors file, an index with its shards (both may be URLs), a folder or a pattern of files; tensors of unknown
+/// dtypes are no error if `unknown_dtypes` says so.
 pub(crate) fn open_with(path: &Path, unknown_dtypes: bool) -> Result<Checkpoint, Failure> {
     let options = safelight_store::OpenOptions {
         opaque_dtypes: unknown_dtypes,

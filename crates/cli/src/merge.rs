@@ -6,8 +6,8 @@ use std::time::Instant;
 
 use clap::{Args, ValueHint};
 use safelight_convert::{
-    Merge, MergeOptions, Method, Missing, Source, WriteOptions, join, write_safetensors,
-    write_sharded,
+    Merge, MergeOptions, Method, Missing, OpenOptions, Source, WriteOptions, join,
+    write_safetensors, write_sharded,
 };
 use safelight_format::{Dtype, shown};
 use serde_json::json;
@@ -71,6 +71,9 @@ pub(crate) struct MergeArgs {
     /// Write weights as this dtype
     #[arg(long, value_name = "DTYPE", value_parser = dtype)]
     dtype: Option<Dtype>,
+    /// Tensors of dtypes that the format does not have come along as they are where shards are joined, instead of refusing their file
+    #[arg(long)]
+    unknown_dtypes: bool,
     /// Files of at most this size, such as 5GB, and an index
     #[arg(long, value_name = "SIZE", value_parser = size)]
     shard_size: Option<u64>,
@@ -118,9 +121,13 @@ impl Run for MergeArgs {
             files::check_free(&index, self.force)?;
         }
         let limits = files::all_limits();
+        let options = OpenOptions {
+            opaque_dtypes: self.unknown_dtypes,
+            ..OpenOptions::default()
+        };
         let sources: Vec<Arc<dyn Source>> = inputs
             .iter()
-            .map(|path| Ok(files::source(path, &Default::default())?.into()))
+            .map(|path| Ok(files::source(path, &options)?.into()))
             .collect::<Result<_, Failure>>()?;
         let mut merge = None;
         let source: Arc<dyn Source> = match method.clone() {

@@ -142,7 +142,7 @@ impl RepairArgs {
         if repair.opaque_count() > 0 {
             let count = repair.opaque_count();
             text += &say::hanging(&format!(
-                "kept as bytes: {count} of unknown dtypes; --unknown-dtypes of ls, cat and verify reads them"
+                "kept as bytes: {count} of unknown dtypes; with --unknown-dtypes other commands read them"
             ));
         }
         match output {

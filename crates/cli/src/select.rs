@@ -42,8 +42,7 @@ impl SelectArgs {
         if self.only.is_empty() && self.exclude.is_empty() && self.rename.is_empty() {
             return Ok(source);
         }
-        let tensors = source.tensors().iter();
-        let all: Vec<&str> = tensors.map(|tensor| tensor.name.as_str()).collect();
+        let all: Vec<&str> = source.contents().names().collect();
         check_patterns("--only", &self.only, source.label(), &all)?;
         check_patterns("--exclude", &self.exclude, source.label(), &all)?;
         let mut new_names: HashMap<&str, &str> = HashMap::new();
@@ -60,7 +59,7 @@ impl SelectArgs {
             let name = self.wants(name).then_some(name)?;
             Some(new_names.get(name).copied().unwrap_or(name).to_owned())
         })?;
-        if chosen.tensors().is_empty() {
+        if chosen.contents().tensor_count() == 0 {
             let file = shown(source.label());
             let what = format!("{file}: --only and --exclude leave no tensor to write");
             return Err(Failure::Usage(what));

@@ -3,11 +3,9 @@
 use std::path::{Path, PathBuf};
 
 use clap::{ArgGroup, Args, ValueHint};
-use safelight_format::{Order, TensorSpec, shown};
+use safelight_format::{Dtype, OpaqueSpec, OpaqueTensor, Order, TensorInfo, TensorSpec, shown};
 use safelight_store::location::Location;
-use safelight_store::{
-    Checkpoint, Place, SaveOptions, Writer, listed_shards, matching, replace_file,
-};
+use safelight_store::{Checkpoint, SaveOptions, Writer, listed_shards, matching, replace_file};
 use serde_json::{Map, Value, json};
 
 use crate::error::Failure;
@@ -58,6 +56,9 @@ pub(crate) struct SplitArgs {
     /// Begin the shards' names with this [default: the file's name]
     #[arg(long, value_name = "NAME")]
     stem: Option<String>,
+    /// Tensors of dtypes that the format does not have come along as they are, instead of refusing their file
+    #[arg(long)]
+    unknown_dtypes: bool,
     /// Replace files that are there, and an earlier split of that name as a whole
     #[arg(short, long)]
     force: bool,
@@ -101,7 +102,7 @@ impl Run for SplitArgs {
 
     fn run(&self) -> Result<Outcome, Failure> {
         files::no_stdin(&self.file)?;
-        let checkpoint = files::open(&self.file)?;
+        let checkpoint = files::open_with(&self.file, self.unknown_dtypes)?;
         let units = self.units(&checkpoint);
         let shards = self.pack(units);
         if shards.len() > SHARDS_MAX {
@@ -145,6 +146,61 @@ impl Run for SplitArgs {
     }
 }
 
+/// A tensor that goes into a shard.
+#[derive(Clone, Copy)]
+enum Part<'a> {
+    Known(TensorInfo<'a>),
+    /// Of a dtype that the format does not have.
+    Opaque(OpaqueTensor<'a>),
+}
+
+impl<'a> Part<'a> {
+    /// All of a file: those of unknown dtypes at the end.
+    fn all(checkpoint: &'a Checkpoint) -> impl Iterator<Item = Part<'a>> {
+        let opaque = checkpoint.opaque_tensors();
+        let opaque = opaque.map(|place| Part::Opaque(place.tensor));
+        checkpoint.tensors().map(Part::Known).chain(opaque)
+    }
+
+    fn name(&self) -> &'a str {
+        match self {
+            Part::Known(tensor) => tensor.name,
+            Part::Opaque(tensor) => tensor.name,
+        }
+    }
+
+    fn byte_count(&self) -> u64 {
+        match self {
+            Part::Known(tensor) => tensor.byte_count(),
+            Part::Opaque(tensor) => tensor.byte_count(),
+        }
+    }
+
+    /// What the writer takes; what the header says is another thing, see [`Part::said`].
+    fn spec(&self) -> TensorSpec {
+        match self {
+            Part::Known(tensor) => tensor.to_spec(),
+            Part::Opaque(tensor) => TensorSpec {
+                name: tensor.name.to_owned(),
+                dtype: Dtype::U8,
+                shape: vec![tensor.byte_count()],
+            },
+        }
+    }
+
+    /// What the header says of an unknown dtype.
+    fn said(&self, position: usize) -> Option<OpaqueSpec> {
+        match self {
+            Part::Known(_) => None,
+            Part::Opaque(tensor) => Some(OpaqueSpec {
+                position,
+                dtype: tensor.dtype.to_owned(),
+                shape: tensor.shape.to_vec(),
+            }),
+        }
+    }
+}
+
 /// The files that will be written.
 struct Names {
     /// Folders that were made for them, the innermost first.
@@ -157,26 +213,26 @@ struct Names {
 
 impl SplitArgs {
     /// Tensors that stay together, in the order of the file.
-    fn units<'a>(&self, checkpoint: &'a Checkpoint) -> Vec<Vec<Place<'a>>> {
+    fn units<'a>(&self, checkpoint: &'a Checkpoint) -> Vec<Vec<Part<'a>>> {
         let layer = Pattern::regex(r"^(.*?(^|[._])\d+)([._]|$)").expect("our own pattern");
         let pattern = match &self.by_regex {
             Some(pattern) => pattern,
             None if self.by_layer => &layer,
-            None => return checkpoint.places().map(|place| vec![place]).collect(),
+            None => return Part::all(checkpoint).map(|part| vec![part]).collect(),
         };
         let mut rest = Vec::new();
-        let mut groups: Vec<Vec<Place<'a>>> = Vec::new();
+        let mut groups: Vec<Vec<Part<'a>>> = Vec::new();
         let mut known = std::collections::HashMap::new();
-        for place in checkpoint.places() {
-            let Some(key) = pattern.group(place.tensor.name) else {
-                rest.push(place);
+        for part in Part::all(checkpoint) {
+            let Some(key) = pattern.group(part.name()) else {
+                rest.push(part);
                 continue;
             };
             let at = *known.entry(key).or_insert_with(|| {
                 groups.push(Vec::new());
                 groups.len() - 1
             });
-            groups[at].push(place);
+            groups[at].push(part);
         }
         if !rest.is_empty() {
             groups.insert(0, rest);
@@ -185,16 +241,15 @@ impl SplitArgs {
     }
 
     /// Units to shards.
-    fn pack<'a>(&self, units: Vec<Vec<Place<'a>>>) -> Vec<Vec<Place<'a>>> {
-        let bytes_of = |unit: &[Place<'_>]| -> u64 {
-            unit.iter().map(|place| place.tensor.byte_count()).sum()
-        };
+    fn pack<'a>(&self, units: Vec<Vec<Part<'a>>>) -> Vec<Vec<Part<'a>>> {
+        let bytes_of =
+            |unit: &[Part<'_>]| -> u64 { unit.iter().map(|part| part.byte_count()).sum() };
         if self.size.is_none() && self.count.is_none() {
             return units;
         }
         let mut bytes_left: u64 = units.iter().map(|unit| bytes_of(unit)).sum();
         let mut units_left = units.len();
-        let mut shards: Vec<Vec<Place<'a>>> = Vec::new();
+        let mut shards: Vec<Vec<Part<'a>>> = Vec::new();
         let mut shard_bytes = 0;
         for unit in units {
             let bytes = bytes_of(&unit);
@@ -324,7 +379,7 @@ struct Written {
 /// Writes all shards, then the index. If that fails, what was new is removed again.
 fn write(
     checkpoint: &Checkpoint,
-    shards: &[Vec<Place<'_>>],
+    shards: &[Vec<Part<'_>>],
     names: &Names,
 ) -> Result<Written, Failure> {
     let new: Vec<&PathBuf> = names.shards.iter().filter(|path| !path.exists()).collect();
@@ -381,14 +436,11 @@ fn remove_old(checkpoint: &Checkpoint, names: &Names) {
 
 fn write_shards(
     checkpoint: &Checkpoint,
-    shards: &[Vec<Place<'_>>],
+    shards: &[Vec<Part<'_>>],
     names: &Names,
     done: &mut usize,
 ) -> Result<Written, Failure> {
-    let sizes = shards
-        .iter()
-        .flatten()
-        .map(|place| place.tensor.byte_count());
+    let sizes = shards.iter().flatten().map(|part| part.byte_count());
     let total_size = sizes.sum();
     let progress = BytesProgress::new(false, "splitting", total_size);
     let mut written = Written {
@@ -396,14 +448,18 @@ fn write_shards(
         total_size,
     };
     for (shard, path) in shards.iter().zip(&names.shards) {
-        let specs: Vec<TensorSpec> = shard.iter().map(|place| place.tensor.to_spec()).collect();
+        let specs: Vec<TensorSpec> = shard.iter().map(Part::spec).collect();
+        let opaque = shard.iter().zip(0..);
+        let opaque = opaque.filter_map(|(part, position)| part.said(position));
+        let opaque: Vec<OpaqueSpec> = opaque.collect();
         let options = SaveOptions {
             order: Order::Insertion,
             ..SaveOptions::default()
         };
-        let writer = Writer::create(path, &specs, checkpoint.metadata(), &options)?;
-        for (index, place) in shard.iter().enumerate() {
-            copy(checkpoint, place, &writer, index, &progress)?;
+        let metadata = checkpoint.metadata();
+        let writer = Writer::create_with_opaque(path, &specs, &opaque, metadata, &options)?;
+        for (index, part) in shard.iter().enumerate() {
+            copy(checkpoint, part, &writer, index, &progress)?;
         }
         written.bytes.push(writer.finish()?);
         *done += 1;
@@ -414,33 +470,29 @@ fn write_shards(
 /// Copies one tensor: in the kernel from a file, else through memory.
 fn copy(
     checkpoint: &Checkpoint,
-    place: &Place<'_>,
+    part: &Part<'_>,
     writer: &Writer,
     index: usize,
     progress: &BytesProgress,
 ) -> Result<(), Failure> {
-    let all = place.tensor.byte_count();
+    let all = part.byte_count();
     let mut offset = 0;
     while offset < all {
         let bytes = PIECE_BYTES.min(all - offset);
-        checkpoint.copy_to(place.tensor.name, (offset, bytes), writer, index)?;
+        checkpoint.copy_to(part.name(), (offset, bytes), writer, index)?;
         offset += bytes;
         progress.add(bytes)?;
     }
     Ok(())
 }
 
-fn write_index(shards: &[Vec<Place<'_>>], names: &Names, total_size: u64) -> Result<(), Failure> {
+fn write_index(shards: &[Vec<Part<'_>>], names: &Names, total_size: u64) -> Result<(), Failure> {
     let mut weight_map = Map::new();
     for (shard, path) in shards.iter().zip(&names.shards) {
         let file = path.file_name().unwrap_or_default().to_string_lossy();
-        for place in shard {
-            let twice = weight_map.insert(place.tensor.name.to_owned(), file.clone().into());
-            assert!(
-                twice.is_none(),
-                "{} is in two shards",
-                shown(place.tensor.name)
-            );
+        for part in shard {
+            let twice = weight_map.insert(part.name().to_owned(), file.clone().into());
+            assert!(twice.is_none(), "{} is in two shards", shown(part.name()));
         }
     }
     let index = json!({ "metadata": { "total_size": total_size }, "weight_map": weight_map });

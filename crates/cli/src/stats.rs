@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use clap::{Args, ValueEnum};
-use safelight_convert::{Numbers, TensorStats, stats};
+use safelight_convert::{Numbers, OpaqueTensor, OpenOptions, TensorStats, stats};
 use safelight_format::{TensorSpec, shown};
 use serde_json::{Value, json};
 
@@ -21,10 +21,12 @@ Examples:
   safelight stats merged.safetensors --fail-on nan,inf --total
 
 Any kind of file that `convert` reads, any dtype, in one pass. Range, mean and spread are of the finite numbers; a
-complex number counts as two. The histogram counts magnitudes by powers of two.
+complex number counts as two. The histogram counts magnitudes by powers of two. Of a dtype that the format does not
+have (--unknown-dtypes), nothing but the bytes is known.
 
 JSON, one object a file: file, tensors [{name, dtype, shape, count, nan, inf, zero, min, max, mean, std, histogram
-[{exponent, negative, positive}]}], total (the same of all), failed_on [kind].";
+[{exponent, negative, positive}]}], total (the same of all), failed_on [kind]; with --unknown-dtypes also unknown_dtypes
+[{name, dtype, shape, bytes}].";
 
 /// The arguments of `stats`.
 #[derive(Debug, Args)]
@@ -43,6 +45,9 @@ pub(crate) struct StatsArgs {
     /// Exit code 3 if any such number is there (comma-separated)
     #[arg(long, value_name = "KIND", value_delimiter = ',')]
     fail_on: Vec<FailOn>,
+    /// Tensors of dtypes that the format does not have are listed with their bytes, instead of refusing their file
+    #[arg(long)]
+    unknown_dtypes: bool,
     /// No progress bar
     #[arg(short, long)]
     quiet: bool,
@@ -74,13 +79,18 @@ impl Run for StatsArgs {
 
 impl StatsArgs {
     fn tell(&self, path: &Path) -> Result<Outcome, Failure> {
-        let source = files::source(path, &Default::default())?;
-        let tensors = source.tensors().iter();
-        let names: Vec<&str> = tensors.map(|tensor| tensor.name.as_str()).collect();
-        check_names(&self.name, &files::name(path), &names)?;
-        let wanted = |tensor: &TensorSpec| {
-            self.name.is_empty() || self.name.iter().any(|pattern| pattern.fits(&tensor.name))
+        let options = OpenOptions {
+            opaque_dtypes: self.unknown_dtypes,
+            ..OpenOptions::default()
         };
+        let source = files::source(path, &options)?;
+        let names: Vec<&str> = source.contents().names().collect();
+        check_names(&self.name, &files::name(path), &names)?;
+        let wants =
+            |name: &str| self.name.is_empty() || self.name.iter().any(|pattern| pattern.fits(name));
+        let wanted = |tensor: &TensorSpec| wants(&tensor.name);
+        let unknown = source.opaque().iter();
+        let unknown: Vec<_> = unknown.filter(|tensor| wants(&tensor.name)).collect();
         let all = source
             .tensors()
             .iter()
@@ -105,10 +115,15 @@ impl StatsArgs {
             } else {
                 tensors.iter().map(tensor_json).collect()
             };
-            let answer = json!({"file": files::name(path), "tensor_count": tensors.len(), "tensors": each, "total": numbers_json(&total), "failed_on": failed});
+            let mut answer = json!({"file": files::name(path), "tensor_count": tensors.len(), "tensors": each, "total": numbers_json(&total), "failed_on": failed});
+            if self.unknown_dtypes {
+                answer["unknown_dtypes"] = unknown.iter().map(unknown_json).collect();
+            }
             say::answer_json_line(&answer)?;
         } else {
-            say::answer(&self.text(path, &tensors, &total, &failed))?;
+            let mut text = self.text(path, &tensors, &total, &failed);
+            text += &unknown.iter().map(unknown_line).collect::<String>();
+            say::answer(&text)?;
         }
         Ok(if failed.is_empty() {
             Outcome::Clean
@@ -231,6 +246,19 @@ fn drawn(numbers: &Numbers) -> String {
         );
     }
     text
+}
+
+fn unknown_json(tensor: &&OpaqueTensor) -> Value {
+    json!({"name": tensor.name, "dtype": tensor.dtype, "shape": tensor.shape, "bytes": tensor.byte_count})
+}
+
+fn unknown_line(tensor: &&OpaqueTensor) -> String {
+    let (name, dtype) = (say::tame(&tensor.name, 100), say::tame(&tensor.dtype, 40));
+    let bytes = say::bytes(tensor.byte_count);
+    format!(
+        "unknown dtype: {name}  {dtype}  {:?}  {bytes}\n",
+        tensor.shape
+    )
 }
 
 fn tensor_json(tensor: &TensorStats) -> Value {

@@ -163,3 +163,135 @@ fn unknown_dtypes_are_refused_by_name_and_read_on_request() {
         .stdout;
     assert!(hash.starts_with("0x"), "{hash}");
 }
+
+/// The bytes of `odd` in a file, or in what an index names.
+fn odd_bytes(place: &Place, file: &str) -> String {
+    let raw = ["cat", file, "odd", "--unknown-dtypes", "--format", "raw"];
+    place.works(&raw).stdout
+}
+
+#[test]
+fn unknown_dtypes_come_along_where_bytes_are_enough() {
+    let place = odd();
+    let source = "odd.safetensors";
+    for command in [
+        &["convert", source, "refused.safetensors"][..],
+        &["split", source, "--count", "2", "-o", "refused"],
+        &["merge", source, "-o", "refused.safetensors"],
+        &["stats", source],
+    ] {
+        place.refuses(command, 3, &["`odd`", "`Q9`"]);
+    }
+    place.refuses(&["diff", source, source], 2, &["`odd`", "`Q9`"]);
+    let works = |arguments: &[&str]| place.works(&[arguments, &["--unknown-dtypes"]].concat());
+    works(&["convert", source, "one.safetensors"]);
+    works(&[
+        "convert",
+        source,
+        "renamed.safetensors",
+        "--rename",
+        "odd=new",
+    ]);
+    let shards = "shards/model.safetensors.index.json";
+    let converted = works(&["convert", source, "shards", "--shard-size", "1", "--json"]);
+    assert_eq!(converted.json()["tensor_bytes"], 4);
+    let split = works(&["split", source, "--count", "2", "-o", "split", "--json"]);
+    assert_eq!(split.json()["total_size"], 4);
+    let index = "split/odd.safetensors.index.json";
+    works(&["merge", index, "-o", "merged.safetensors"]);
+    for file in ["one.safetensors", shards, index, "merged.safetensors"] {
+        assert_eq!(odd_bytes(&place, file), "abc", "{file}");
+        let same = works(&["diff", source, file, "--json"]);
+        assert_eq!(same.json()["same_count"], 2, "{file}");
+        let listed = works(&["ls", file, "--json"]).json()["unknown_dtypes"][0].clone();
+        let expected = serde_json::json!(["odd", "Q9", [5], 3]);
+        let found = ["name", "dtype", "shape", "bytes"].map(|key| listed[key].clone());
+        assert_eq!(serde_json::json!(found), expected, "{file}");
+    }
+    let renamed = works(&["ls", "renamed.safetensors", "--json"]).json();
+    assert_eq!(renamed["unknown_dtypes"][0]["name"], "new");
+    let written = std::fs::read(place.path("one.safetensors")).unwrap();
+    let mut piped = place.command(&["convert", source, "-", "--unknown-dtypes"]);
+    assert!(piped.output().unwrap().stdout == written);
+}
+
+#[test]
+fn unknown_dtypes_are_refused_by_name_where_numbers_are_needed() {
+    let place = odd();
+    let source = "odd.safetensors";
+    let convert = |to: &'static str| ["convert", source, to, "--unknown-dtypes"];
+    let cast = [&convert("f.safetensors")[..], &["--dtype", "f16"]].concat();
+    for command in [
+        &convert("f.npz")[..],
+        &convert("f.gguf"),
+        &[&convert("f")[..], &["--to", "diffusers"]].concat(),
+        &cast,
+        &[
+            "merge",
+            "--weighted",
+            source,
+            source,
+            "--unknown-dtypes",
+            "-o",
+            "f.safetensors",
+        ],
+    ] {
+        let left = place.everything();
+        place.refuses(command, 2, &["`odd`", "`Q9`"]);
+        assert_eq!(place.everything(), left);
+    }
+    place.works(&[&cast[..], &["--keep", "odd"]].concat());
+    assert_eq!(odd_bytes(&place, "f.safetensors"), "abc");
+    place.works(&[&convert("f.npz")[..], &["--exclude", "odd"]].concat());
+}
+
+#[test]
+fn unknown_dtypes_are_compared_and_listed_as_bytes() {
+    let place = odd();
+    let json = r#"{"a":{"dtype":"U8","shape":[1],"data_offsets":[0,1]},"odd":{"dtype":"Q9","shape":[5],"data_offsets":[1,4]}}"#;
+    raw(&place, "other.safetensors", json, b"\x07abd");
+    let json = r#"{"odd":{"dtype":"U8","shape":[3],"data_offsets":[0,3]}}"#;
+    raw(&place, "known.safetensors", json, b"abc");
+    let diff = |to: &str, more: &[&str]| {
+        let ran = place.run(&[&["diff", "odd.safetensors", to, "--unknown-dtypes"], more].concat());
+        assert_eq!(ran.code, Some(1), "{}{}", ran.stdout, ran.stderr);
+        ran
+    };
+    let text = diff("other.safetensors", &[]).stdout;
+    assert!(text.contains("~ odd  Q9 [5]  other bytes"), "{text}");
+    let found = diff("other.safetensors", &["--json"]).json();
+    assert_eq!(found["tensors"][1]["same_bytes"], false);
+    assert_eq!(
+        (&found["same_count"], &found["different"]),
+        (&1.into(), &true.into())
+    );
+    let text = diff("known.safetensors", &[]).stdout;
+    assert!(text.contains("Q9 → U8 [5] → [3]"), "{text}");
+    assert!(text.contains("- a "), "{text}");
+    let whole = place.works(&[
+        "diff",
+        "odd.safetensors",
+        "other.safetensors",
+        "--unknown-dtypes",
+        "--structure",
+    ]);
+    assert!(
+        whole.stdout.starts_with("2 tensors the same"),
+        "{}",
+        whole.stdout
+    );
+    let stats = ["stats", "odd.safetensors", "--unknown-dtypes"];
+    let text = place.works(&stats).stdout;
+    assert!(text.contains("unknown dtype: odd  Q9  [5]  3 B"), "{text}");
+    let found = place.works(&[&stats[..], &["--json"]].concat()).json();
+    assert_eq!(found["tensor_count"], 1);
+    let expected = serde_json::json!([{"name": "odd", "dtype": "Q9", "shape": [5], "bytes": 3}]);
+    assert_eq!(found["unknown_dtypes"], expected);
+    let chosen = place
+        .works(&[&stats[..], &["--json", "--name", "odd"]].concat())
+        .json();
+    assert_eq!(
+        (&chosen["tensor_count"], &chosen["unknown_dtypes"]),
+        (&0.into(), &expected)
+    );
+}

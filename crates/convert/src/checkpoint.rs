@@ -3,7 +3,7 @@
 use safelight_store::Checkpoint;
 
 use crate::error::ConvertError;
-use crate::source::{Contents, PIECE_BYTES, Source};
+use crate::source::{Contents, OpaqueTensor, PIECE_BYTES, Source};
 
 /// The tensors of a [`Checkpoint`].
 pub struct CheckpointSource {
@@ -12,10 +12,18 @@ pub struct CheckpointSource {
 }
 
 impl CheckpointSource {
-    /// A checkpoint as a source: its tensors in the order of their bytes, its metadata as it is.
+    /// A checkpoint as a source: its tensors in the order of their bytes, its metadata as it is. Those of unknown dtypes are
+    /// there if they were asked for when it was opened.
     pub fn new(checkpoint: Checkpoint) -> CheckpointSource {
+        let opaque = checkpoint.opaque_tensors().map(|place| OpaqueTensor {
+            name: place.tensor.name.to_owned(),
+            dtype: place.tensor.dtype.to_owned(),
+            shape: place.tensor.shape.to_vec(),
+            byte_count: place.tensor.byte_count(),
+        });
         let contents = Contents {
             label: checkpoint.label().to_owned(),
+            opaque: opaque.collect(),
             tensors: checkpoint
                 .tensors()
                 .map(|tensor| tensor.to_spec())
@@ -45,15 +53,19 @@ impl Source for CheckpointSource {
         index: usize,
         out: &mut dyn FnMut(&[u8]) -> Result<(), ConvertError>,
     ) -> Result<(), ConvertError> {
-        let name = &self.tensors()[index].name;
-        let byte_count = self.checkpoint.get(name).map_or(0, |t| t.byte_count());
+        let (name, byte_count) = self.contents.name_and_bytes(index);
+        let byte_count = byte_count.unwrap_or(0); // the header's check has made it
+        let is_known = index < self.tensors().len();
         let mut buffer = vec![0; byte_count.min(PIECE_BYTES as u64) as usize];
         let mut offset = 0;
         while offset < byte_count {
             let len = (byte_count - offset).min(PIECE_BYTES as u64) as usize;
-            self.checkpoint
-                .read_bytes_at(name, offset, &mut buffer[..len])?;
-            out(&buffer[..len])?;
+            let piece = &mut buffer[..len];
+            match is_known {
+                true => self.checkpoint.read_bytes_at(name, offset, piece)?,
+                false => self.checkpoint.read_opaque_at(name, offset, piece)?,
+            }
+            out(piece)?;
             offset += len as u64;
         }
         // Whoever reads the last tensor knows of all.

@@ -10,7 +10,7 @@ use safelight_format::{Dtype, TensorSpec};
 use crate::adapt::pieces::side_by_side;
 use crate::error::ConvertError;
 use crate::numbers::{Decoder, number_count, numbers_in, ordinal};
-use crate::source::Source;
+use crate::source::{OpaqueTensor, Source};
 
 /// What counts as equal: `|a - b| <= absolute + relative * |b|`, as `numpy.isclose` has it. By default nothing but
 /// equal numbers do. NaN equals NaN, and an infinity itself.
@@ -70,6 +70,29 @@ impl TensorDiff {
     }
 }
 
+/// A tensor that both have, and whose dtype is unknown in one of them at least.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OpaqueDiff {
+    /// As the first has it.
+    pub a: OpaqueTensor,
+    /// As the second has it.
+    pub b: OpaqueTensor,
+    /// Whether their bytes are the same; `None` if dtypes, shapes or sizes differ, or numbers were not asked for.
+    pub same_bytes: Option<bool>,
+}
+
+impl OpaqueDiff {
+    /// Whether there is anything to tell: dtype, shape, size or bytes.
+    pub fn is_different(&self) -> bool {
+        self.same_bytes == Some(false) || self.is_different_in_structure()
+    }
+
+    fn is_different_in_structure(&self) -> bool {
+        let (a, b) = (&self.a, &self.b);
+        (&a.dtype, &a.shape, a.byte_count) != (&b.dtype, &b.shape, b.byte_count)
+    }
+}
+
 /// A key of the metadata whose value differs: with the first's and the second's value.
 pub type MetadataDiff = (String, Option<String>, Option<String>);
 
@@ -82,6 +105,12 @@ pub struct Diff {
     pub only_b: Vec<TensorSpec>,
     /// Tensors both have, by name.
     pub both: Vec<TensorDiff>,
+    /// Tensors of unknown dtypes that only the first has.
+    pub opaque_only_a: Vec<OpaqueTensor>,
+    /// And those that only the second has.
+    pub opaque_only_b: Vec<OpaqueTensor>,
+    /// Tensors both have whose dtype is unknown in one of them at least, by name.
+    pub opaque: Vec<OpaqueDiff>,
     /// Metadata that differs.
     pub metadata: Vec<MetadataDiff>,
 }
@@ -89,17 +118,20 @@ pub struct Diff {
 impl Diff {
     /// Whether one has tensors or metadata that the other has not.
     pub fn is_different_in_structure(&self) -> bool {
-        !self.only_a.is_empty() || !self.only_b.is_empty() || !self.metadata.is_empty()
+        !(self.only_a.is_empty() && self.only_b.is_empty() && self.metadata.is_empty())
+            || !(self.opaque_only_a.is_empty() && self.opaque_only_b.is_empty())
     }
 
     /// Whether anything differs.
     pub fn is_different(&self) -> bool {
-        self.is_different_in_structure() || self.both.iter().any(TensorDiff::is_different)
+        self.is_different_in_structure()
+            || self.both.iter().any(TensorDiff::is_different)
+            || self.opaque.iter().any(OpaqueDiff::is_different)
     }
 }
 
 /// Compares two sources, of whatever formats: structure always, numbers if `numbers` asks for a comparison;
-/// tensors that are not `wanted` are left out.
+/// tensors whose names are not `wanted` are left out. Tensors of unknown dtypes have no numbers: their bytes are compared.
 ///
 /// `progress` hears of bytes that are done (of `a`), from several threads, and stops the work by [`ControlFlow::Break`].
 ///
@@ -109,49 +141,91 @@ pub fn diff(
     a: &dyn Source,
     b: &dyn Source,
     numbers: Option<Tolerance>,
-    wanted: &(dyn Fn(&TensorSpec) -> bool + Sync),
+    wanted: &(dyn Fn(&str) -> bool + Sync),
     progress: &(dyn Fn(u64) -> ControlFlow<()> + Sync),
 ) -> Result<Diff, ConvertError> {
     let [mine, theirs] = [a, b].map(|source| {
-        source
-            .tensors()
-            .iter()
-            .enumerate()
-            .filter(|(_, tensor)| wanted(tensor))
-            .map(|(index, tensor)| (tensor.name.as_str(), index))
-            .collect::<BTreeMap<_, _>>()
+        let names = source.contents().names().zip(0..);
+        let names = names.filter(|(name, _)| wanted(name));
+        names.collect::<BTreeMap<&str, usize>>()
     });
-    let only =
-        |source: &dyn Source, here: &BTreeMap<&str, usize>, there: &BTreeMap<&str, usize>| {
-            here.iter()
-                .filter(|(name, _)| !there.contains_key(*name))
-                .map(|(_, &index)| source.tensors()[index].clone())
-                .collect()
-        };
-    let both: Vec<(usize, usize)> = mine
-        .iter()
-        .filter_map(|(name, &index)| Some((index, *theirs.get(name)?)))
-        .collect();
+    let pairs = mine.iter();
+    let pairs = pairs.filter_map(|(name, &index)| Some((index, *theirs.get(name)?)));
+    let known =
+        |&(in_a, in_b): &(usize, usize)| in_a < a.tensors().len() && in_b < b.tensors().len();
+    let (both, opaque): (Vec<_>, Vec<_>) = pairs.partition(known);
     let stopped = AtomicBool::new(false);
-    let compare = |&(in_a, in_b): &(usize, usize)| {
-        let mut done = |bytes: u64| {
-            if stopped.load(Ordering::Relaxed) || progress(bytes).is_break() {
-                stopped.store(true, Ordering::Relaxed);
-                return Err(ConvertError::Cancelled);
-            }
-            Ok(())
-        };
-        compare((a, in_a), (b, in_b), numbers, &mut done)
+    let done = |bytes: u64| {
+        if stopped.load(Ordering::Relaxed) || progress(bytes).is_break() {
+            stopped.store(true, Ordering::Relaxed);
+            return Err(ConvertError::Cancelled);
+        }
+        Ok(())
     };
+    let compare_numbers = |&(in_a, in_b): &(usize, usize)| {
+        compare((a, in_a), (b, in_b), numbers, &mut |bytes| done(bytes))
+    };
+    let compare_bytes = |&(in_a, in_b): &(usize, usize)| {
+        let asked = numbers.is_some();
+        same_bytes((a, in_a), (b, in_b), asked, &mut |bytes| done(bytes))
+    };
+    let both: Result<_, ConvertError> = both.par_iter().map(compare_numbers).collect();
+    let opaque: Result<_, ConvertError> = opaque.par_iter().map(compare_bytes).collect();
+    let (only_a, opaque_only_a) = only(a, &mine, &theirs);
+    let (only_b, opaque_only_b) = only(b, &theirs, &mine);
     Ok(Diff {
-        only_a: only(a, &mine, &theirs),
-        only_b: only(b, &theirs, &mine),
-        both: both
-            .par_iter()
-            .map(compare)
-            .collect::<Result<_, ConvertError>>()?,
+        only_a,
+        only_b,
+        both: both?,
+        opaque_only_a,
+        opaque_only_b,
+        opaque: opaque?,
         metadata: metadata(a.metadata(), b.metadata()),
     })
+}
+
+/// What only one source has: tensors, and those of unknown dtypes.
+fn only(
+    source: &dyn Source,
+    here: &BTreeMap<&str, usize>,
+    there: &BTreeMap<&str, usize>,
+) -> (Vec<TensorSpec>, Vec<OpaqueTensor>) {
+    let (mut known, mut opaque) = (Vec::new(), Vec::new());
+    let count = source.tensors().len();
+    for (_, &index) in here.iter().filter(|(name, _)| !there.contains_key(*name)) {
+        match source.tensors().get(index) {
+            Some(tensor) => known.push(tensor.clone()),
+            None => opaque.push(source.opaque()[index - count].clone()),
+        }
+    }
+    (known, opaque)
+}
+
+/// Compares two tensors byte for byte, if that was asked for and nothing else differs.
+fn same_bytes(
+    a: (&dyn Source, usize),
+    b: (&dyn Source, usize),
+    asked: bool,
+    done: &mut dyn FnMut(u64) -> Result<(), ConvertError>,
+) -> Result<OpaqueDiff, ConvertError> {
+    let [in_a, in_b] = [a, b].map(|(source, index)| match source.tensors().get(index) {
+        Some(tensor) => OpaqueTensor::from(tensor),
+        None => source.opaque()[index - source.tensors().len()].clone(),
+    });
+    let mut found = OpaqueDiff {
+        a: in_a,
+        b: in_b,
+        same_bytes: None,
+    };
+    if asked && !found.is_different_in_structure() {
+        let mut same = true;
+        side_by_side(&[a, b], &mut |runs| {
+            same &= runs[0] == runs[1];
+            done(runs[0].len() as u64)
+        })?;
+        found.same_bytes = Some(same);
+    }
+    Ok(found)
 }
 
 fn metadata(a: &BTreeMap<String, String>, b: &BTreeMap<String, String>) -> Vec<MetadataDiff> {

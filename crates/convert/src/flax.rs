@@ -125,6 +125,7 @@ impl FlaxSource {
             tensors: flat.tensors,
             metadata: flat.metadata,
             notes: flat.notes,
+            ..Contents::default()
         };
         Ok(FlaxSource {
             input,

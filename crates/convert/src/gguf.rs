@@ -149,6 +149,7 @@ impl GgufSource {
             tensors,
             metadata: keys.metadata,
             notes,
+            ..Contents::default()
         };
         Ok(GgufSource {
             contents,

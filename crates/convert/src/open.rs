@@ -59,6 +59,8 @@ pub struct OpenOptions {
     pub values_to_metadata: bool,
     /// What becomes of quantised tensors (GGUF).
     pub quantized: Quantized,
+    /// List tensors of dtypes that nothing here knows in [`crate::Contents::opaque`], instead of refusing their (safetensors) file.
+    pub opaque_dtypes: bool,
     /// Leave out tensors whose type nothing here reads (GGUF), with a note each, instead of refusing the file.
     pub skip_unsupported: bool,
 }
@@ -162,6 +164,7 @@ fn open_safetensors(
 ) -> Result<Box<dyn Source>, ConvertError> {
     let store_options = safelight_store::OpenOptions {
         limits: options.limits.header,
+        opaque_dtypes: options.opaque_dtypes,
         ..Default::default()
     };
     let checkpoint = location::open_with(location, &store_options)?;

@@ -3,7 +3,6 @@
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
-use safelight_format::TensorSpec;
 use safelight_store::ShardSet;
 
 use crate::error::ConvertError;
@@ -37,14 +36,12 @@ pub fn write_sharded(
     progress: &mut dyn FnMut(u64, u64) -> ControlFlow<()>,
 ) -> Result<ShardedReport, ConvertError> {
     let folders = MadeFolders::make(folder)?;
-    let groups = split(source.tensors(), shard_bytes_max);
+    let groups = split(source.contents(), shard_bytes_max);
     if groups.len() <= 1 {
         let mut set = ShardSet::new(folder, base, 1)?;
         let report = write_safetensors(source, &set.path(0), options, progress)?;
-        let names = source
-            .tensors()
-            .iter()
-            .map(|tensor| (tensor.name.clone(), 0));
+        let names = source.contents().names();
+        let names = names.map(|name| (name.to_owned(), 0));
         let path = set.finish(names, report.tensor_bytes, options.save.sync)?;
         folders.keep();
         return Ok(ShardedReport {
@@ -52,11 +49,7 @@ pub fn write_sharded(
             files: vec![path],
         });
     }
-    let all = source
-        .tensors()
-        .iter()
-        .map(|tensor| tensor.byte_count().unwrap_or(0))
-        .fold(0, u64::saturating_add);
+    let all = source.contents().all_bytes();
     let mut set = ShardSet::new(folder, base, groups.len())?;
     let (mut report, weight_map) = write_groups(source, &mut set, &groups, options, &mut |done| {
         progress(done, all)
@@ -79,12 +72,14 @@ fn write_groups(
     let mut report = Report::default();
     let mut weight_map = Vec::new();
     for (number, group) in groups.iter().enumerate() {
-        let tensors = group
-            .iter()
-            .map(|&index| source.tensors()[index].clone())
-            .collect();
+        // Indices ascend, so that tensors of unknown dtypes come behind the others in the shard too.
+        let known = source.tensors().len();
+        let (tensors, opaque) = group.split_at(group.partition_point(|&index| index < known));
+        let tensors = tensors.iter().map(|&index| source.tensors()[index].clone());
+        let opaque = opaque.iter().map(|&index| &source.opaque()[index - known]);
         let contents = Contents {
-            tensors,
+            tensors: tensors.collect(),
+            opaque: opaque.cloned().collect(),
             notes: vec![],
             ..source.contents().clone()
         };
@@ -99,18 +94,17 @@ fn write_groups(
         })?;
         report.tensor_count += this.tensor_count;
         report.tensor_bytes += this.tensor_bytes;
-        let names = shard.contents.tensors.into_iter().map(|tensor| tensor.name);
-        weight_map.extend(names.map(|name| (name, number)));
+        let names = shard.contents.names();
+        weight_map.extend(names.map(|name| (name.to_owned(), number)));
     }
     Ok((report, weight_map))
 }
 
 /// Runs of tensors that fit into one shard each.
-fn split(tensors: &[TensorSpec], shard_bytes_max: u64) -> Vec<Vec<usize>> {
+fn split(contents: &Contents, shard_bytes_max: u64) -> Vec<Vec<usize>> {
     let mut groups: Vec<Vec<usize>> = Vec::new();
     let mut shard_bytes = 0u64;
-    for (index, tensor) in tensors.iter().enumerate() {
-        let bytes = tensor.byte_count().unwrap_or(u64::MAX);
+    for (index, bytes) in contents.byte_counts().enumerate() {
         match groups.last_mut() {
             Some(group) if shard_bytes.saturating_add(bytes) <= shard_bytes_max => {
                 group.push(index);

@@ -34,11 +34,7 @@ impl Sink<'_> {
         progress: &mut dyn FnMut(u64, u64) -> ControlFlow<()>,
         write: impl FnOnce(&mut Sink<'_>) -> Result<T, ConvertError>,
     ) -> Result<T, ConvertError> {
-        let sizes = source
-            .tensors()
-            .iter()
-            .map(|tensor| tensor.byte_count().unwrap_or(0));
-        let all = sizes.fold(0u64, u64::saturating_add);
+        let all = source.contents().all_bytes();
         let mut result = None;
         let replaced = replace_file_seek(path, sync, |file| {
             let mut sink = Sink {

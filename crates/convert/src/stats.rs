@@ -206,7 +206,8 @@ pub struct TensorStats {
     pub numbers: Numbers,
 }
 
-/// The numbers of every tensor of `source` that is wanted, in the source's order; several tensors at a time.
+/// The numbers of every tensor of `source` that is wanted, in the source's order; several tensors at a time. Tensors of unknown
+/// dtypes ([`Source::opaque`]) have none, and are left out.
 ///
 /// `progress` hears of bytes that are done, from several threads, and stops the work by [`ControlFlow::Break`]. Memory:
 /// a piece for each thread.

@@ -30,6 +30,17 @@ pub struct Report {
     pub notes: Vec<Note>,
 }
 
+impl Report {
+    /// All of a source, as it is.
+    fn of(source: &dyn Source) -> Report {
+        Report {
+            tensor_count: source.contents().tensor_count() as u64,
+            tensor_bytes: source.contents().all_bytes(),
+            notes: source.notes().to_vec(),
+        }
+    }
+}
+
 /// As many tensors as are read and written at the same time: more would only queue for the disk.
 const THREADS_MAX: usize = 4;
 
@@ -50,9 +61,9 @@ pub fn write_safetensors(
     progress: &mut dyn FnMut(u64, u64) -> ControlFlow<()>,
 ) -> Result<Report, ConvertError> {
     let metadata = Some(source.metadata()).filter(|metadata| !metadata.is_empty());
-    let writer = Writer::create(path, source.tensors(), metadata, &options.save)?;
-    let sizes = source.tensors().iter().map(|tensor| tensor.byte_count());
-    let all = sizes.map(|bytes| bytes.unwrap_or(0)).sum();
+    let (specs, opaque) = source.contents().to_specs();
+    let writer = Writer::create_with_opaque(path, &specs, &opaque, metadata, &options.save)?;
+    let all = source.contents().all_bytes();
     let job = Job {
         source,
         writer: &writer,
@@ -67,11 +78,7 @@ pub fn write_safetensors(
     };
     run(&job, threads, all, progress)?;
     writer.finish()?;
-    Ok(Report {
-        tensor_count: source.tensors().len() as u64,
-        tensor_bytes: all,
-        notes: source.notes().to_vec(),
-    })
+    Ok(Report::of(source))
 }
 
 /// Writes the same bytes as [`write_safetensors`] into a pipe, a socket, a buffer: one after the other. `label` stands for
@@ -89,9 +96,10 @@ pub fn write_safetensors_to(
     progress: &mut dyn FnMut(u64, u64) -> ControlFlow<()>,
 ) -> Result<Report, ConvertError> {
     let metadata = Some(source.metadata()).filter(|metadata| !metadata.is_empty());
-    let mut writer = StreamWriter::new(label, out, source.tensors(), metadata, &options.save)?;
-    let sizes = source.tensors().iter().map(|tensor| tensor.byte_count());
-    let all = sizes.map(|bytes| bytes.unwrap_or(0)).sum();
+    let (specs, opaque) = source.contents().to_specs();
+    let save = &options.save;
+    let mut writer = StreamWriter::with_opaque(label, out, &specs, &opaque, metadata, save)?;
+    let all = source.contents().all_bytes();
     let mut done = 0;
     while let Some(index) = writer.next_tensor() {
         source.read(index, &mut |piece| {
@@ -107,11 +115,7 @@ pub fn write_safetensors_to(
         }
     }
     writer.finish()?;
-    Ok(Report {
-        tensor_count: source.tensors().len() as u64,
-        tensor_bytes: all,
-        notes: source.notes().to_vec(),
-    })
+    Ok(Report::of(source))
 }
 
 /// Tensors that are still to be written, and by whom.
@@ -207,7 +211,7 @@ mod tests {
                     label: "made".into(),
                     tensors: sizes.iter().enumerate().map(spec).collect(),
                     metadata: BTreeMap::from([("made".into(), "here".into())]),
-                    notes: vec![],
+                    ..Contents::default()
                 },
                 failing,
             }

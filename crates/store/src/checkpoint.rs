@@ -405,14 +405,7 @@ impl Checkpoint {
         offset: u64,
         out: &mut [u8],
     ) -> Result<(), StoreError> {
-        let mut places = self.files.iter().filter_map(|file| {
-            let mut opaque = file.header.opaque_tensors();
-            Some((file, opaque.find(|tensor| tensor.name == name)?))
-        });
-        let (file, tensor) = places.next().ok_or_else(|| StoreError::NoSuchTensor {
-            file: self.label.clone(),
-            tensor: name.to_owned(),
-        })?;
+        let (file, tensor) = self.find_opaque(name)?;
         let end = offset.checked_add(out.len() as u64);
         assert!(
             end.is_some_and(|end| end <= tensor.byte_count()),
@@ -422,6 +415,27 @@ impl Checkpoint {
         );
         let start = file.header.data_start() + tensor.data_offsets.0;
         file.source.read_exact_at(out, start + offset)
+    }
+
+    fn find_opaque(&self, name: &str) -> Result<(&ShardFile, OpaqueTensor<'_>), StoreError> {
+        let mut places = self.files.iter().filter_map(|file| {
+            let mut opaque = file.header.opaque_tensors();
+            Some((file, opaque.find(|tensor| tensor.name == name)?))
+        });
+        places.next().ok_or_else(|| StoreError::NoSuchTensor {
+            file: self.label.clone(),
+            tensor: name.to_owned(),
+        })
+    }
+
+    /// Where a tensor's bytes are, whatever its dtype: from the first byte of tensor data of its file.
+    fn find_bytes(&self, name: &str) -> Result<(&ShardFile, (u64, u64)), StoreError> {
+        match self.locate(name) {
+            Some((file, tensor)) => Ok((file, tensor.data_offsets)),
+            None => self
+                .find_opaque(name)
+                .map(|(file, tensor)| (file, tensor.data_offsets)),
+        }
     }
 
     /// The names of all tensors, in the order of [`Checkpoint::tensors`].
@@ -575,17 +589,17 @@ impl Checkpoint {
         files.try_for_each(|file| file.source.unchanged())
     }
 
-    /// As [`Checkpoint::unchanged`], of the file that a tensor lies in.
+    /// As [`Checkpoint::unchanged`], of the file that a tensor (of an unknown dtype too) lies in.
     ///
     /// # Errors
     /// As there, and [`StoreError::NoSuchTensor`].
     pub fn unchanged_around(&self, name: &str) -> Result<(), StoreError> {
-        let (file, _) = self.find(name)?;
+        let (file, _) = self.find_bytes(name)?;
         file.source.unchanged()
     }
 
     /// Copies a piece of a tensor, `byte_count` bytes that start at `offset` within it, to the same place in tensor `index` of a file
-    /// that is being written: in the kernel where that is possible.
+    /// that is being written: in the kernel where that is possible. The tensor may be one of an unknown dtype.
     ///
     /// # Errors
     /// As [`Checkpoint::read_bytes`], [`Checkpoint::unchanged`] and [`crate::Writer::write_at`].
@@ -599,21 +613,19 @@ impl Checkpoint {
         writer: &crate::Writer,
         index: usize,
     ) -> Result<(), StoreError> {
-        let (file, tensor) = self.find(name)?;
+        let (file, (start, tensor_end)) = self.find_bytes(name)?;
         let end = offset.checked_add(byte_count);
         assert!(
-            end.is_some_and(|end| end <= tensor.byte_count()),
+            end.is_some_and(|end| end <= tensor_end - start),
             "{byte_count} bytes from {offset} of a tensor of {} bytes",
-            tensor.byte_count()
+            tensor_end - start
         );
+        let from_offset = file.header.data_start() + start + offset;
         let copied = match &file.source.source {
-            Source::File(from) => {
-                let start = file.header.data_start() + tensor.data_offsets.0;
-                writer.copy_at(index, offset, from, start + offset, byte_count)
-            }
+            Source::File(from) => writer.copy_at(index, offset, from, from_offset, byte_count),
             _ => {
                 let mut piece = vec![0; byte_count as usize];
-                self.read_bytes_at(name, offset, &mut piece)?;
+                file.source.read_exact_at(&mut piece, from_offset)?;
                 writer.write_at(index, offset, &piece)
             }
         };

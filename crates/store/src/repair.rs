@@ -10,8 +10,8 @@ use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
 use safelight_format::{
-    Dtype, FormatError, Header, HeaderPlan, Limits, Metadata, OpaqueSpec, Order, ParseOptions,
-    Strictness, TensorSpec, WriteError, header_bytes, shown,
+    Dtype, FormatError, Header, Limits, Metadata, OpaqueSpec, Order, ParseOptions, Strictness,
+    TensorSpec, WriteError, header_bytes, shown,
 };
 use serde::de::{Error as _, MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer};
@@ -178,12 +178,7 @@ impl Repair {
         });
         let opaque: Vec<OpaqueSpec> = opaque.collect();
         let metadata = self.metadata.as_ref();
-        let planned = HeaderPlan::with_opaque(&specs, &opaque, metadata, &options.plan());
-        let plan = planned.map_err(|error| StoreError::Write {
-            file: path_text(target),
-            error,
-        })?;
-        let writer = Writer::with_plan(target, specs, plan, &options)?;
+        let writer = Writer::create_with_opaque(target, &specs, &opaque, metadata, &options)?;
         let (mut done, all) = (0, self.tensor_bytes());
         let mut index = 0;
         while let Some(kept) = self.kept.get(index) {

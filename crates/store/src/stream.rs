@@ -3,7 +3,7 @@
 use std::io::{self, Write};
 use std::path::Path;
 
-use safelight_format::{HeaderPlan, Metadata, TensorSpec};
+use safelight_format::{HeaderPlan, Metadata, OpaqueSpec, TensorSpec};
 
 use crate::error::StoreError;
 use crate::save::SaveOptions;
@@ -58,8 +58,27 @@ impl<W: Write> StreamWriter<W> {
         metadata: Option<&Metadata>,
         options: &SaveOptions,
     ) -> Result<StreamWriter<W>, StoreError> {
+        StreamWriter::with_opaque(label, out, specs, &[], metadata, options)
+    }
+
+    /// As [`StreamWriter::new`], with tensors of dtypes that the format does not have, as
+    /// [`crate::Writer::create_with_opaque`] takes them.
+    ///
+    /// # Errors
+    /// As [`StreamWriter::new`].
+    ///
+    /// # Panics
+    /// If there are not as many specs as a position in `opaque` says.
+    pub fn with_opaque(
+        label: impl Into<String>,
+        out: W,
+        specs: &[TensorSpec],
+        opaque: &[OpaqueSpec],
+        metadata: Option<&Metadata>,
+        options: &SaveOptions,
+    ) -> Result<StreamWriter<W>, StoreError> {
         let label = label.into();
-        let planned = HeaderPlan::from_specs(specs, metadata, &options.plan());
+        let planned = HeaderPlan::with_opaque(specs, opaque, metadata, &options.plan());
         let plan = planned.map_err(|error| StoreError::Write {
             file: label.clone(),
             error,

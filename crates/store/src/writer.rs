@@ -5,7 +5,7 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
-use safelight_format::{HeaderPlan, Metadata, TensorSpec};
+use safelight_format::{HeaderPlan, Metadata, OpaqueSpec, TensorSpec};
 
 use crate::around::Around;
 use crate::atomic::{Publish, Temporary};
@@ -71,21 +71,29 @@ impl Writer {
         metadata: Option<&Metadata>,
         options: &SaveOptions,
     ) -> Result<Writer, StoreError> {
-        let planned = HeaderPlan::from_specs(specs, metadata, &options.plan());
+        Writer::create_with_opaque(path, specs, &[], metadata, options)
+    }
+
+    /// As [`Writer::create`], for files that hand on tensors of dtypes which the format does not have: the spec of each such
+    /// tensor says `U8` and how many bytes it has, and `opaque` what the header says, see [`HeaderPlan::with_opaque`].
+    ///
+    /// # Errors
+    /// As [`Writer::create`].
+    ///
+    /// # Panics
+    /// If there are not as many specs as a position in `opaque` says.
+    pub fn create_with_opaque(
+        path: &Path,
+        specs: &[TensorSpec],
+        opaque: &[OpaqueSpec],
+        metadata: Option<&Metadata>,
+        options: &SaveOptions,
+    ) -> Result<Writer, StoreError> {
+        let planned = HeaderPlan::with_opaque(specs, opaque, metadata, &options.plan());
         let plan = planned.map_err(|error| StoreError::Write {
             file: path_text(path),
             error,
         })?;
-        Writer::with_plan(path, specs.to_vec(), plan, options)
-    }
-
-    /// As [`Writer::create`], laid out already.
-    pub(crate) fn with_plan(
-        path: &Path,
-        specs: Vec<TensorSpec>,
-        plan: HeaderPlan,
-        options: &SaveOptions,
-    ) -> Result<Writer, StoreError> {
         let temporary = Temporary::for_target(path)?;
         let (file, target) = (&temporary.file, &temporary.target);
         sys::allocate(file, plan.file_bytes(), target)
@@ -99,7 +107,7 @@ impl Writer {
             publish: options.publish(),
             path: path.to_owned(),
             temporary,
-            specs,
+            specs: specs.to_vec(),
             plan,
         })
     }

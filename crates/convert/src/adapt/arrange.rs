@@ -6,7 +6,7 @@ use std::sync::Arc;
 use safelight_format::TensorSpec;
 
 use crate::error::ConvertError;
-use crate::source::{Contents, Note, PIECE_BYTES, Source};
+use crate::source::{Contents, Note, OpaqueTensor, PIECE_BYTES, Source};
 
 /// Where an arranged tensor's bytes come from.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -44,29 +44,51 @@ impl Arranged {
         memory_bytes_max: u64,
     ) -> Result<Arranged, ConvertError> {
         let (tensors, takes): (Vec<TensorSpec>, Vec<Take>) = entries.into_iter().unzip();
-        let mut seen = BTreeSet::new();
-        if let Some(twice) = tensors
-            .iter()
-            .find(|tensor| !seen.insert(tensor.name.as_str()))
-        {
-            return Err(ConvertError::Request {
-                at: twice.name.clone(),
-                problem: format!("two tensors of {} would get this name", inner.label()),
-            });
-        }
         let notes = inner.notes().iter().cloned().chain(notes).collect();
         let contents = Contents {
             label: inner.label().to_owned(),
             tensors,
+            opaque: vec![],
             metadata,
             notes,
         };
-        Ok(Arranged {
+        let arranged = Arranged {
             inner,
             contents,
             takes,
             memory_bytes_max,
-        })
+        };
+        arranged.check_names()?;
+        Ok(arranged)
+    }
+
+    /// As arranged, and with tensors of unknown dtypes: each with the name it gets and its position in [`Source::opaque`].
+    ///
+    /// # Errors
+    /// As [`Arranged::new`].
+    pub(crate) fn with_opaque(
+        mut self,
+        entries: impl IntoIterator<Item = (String, usize)>,
+    ) -> Result<Arranged, ConvertError> {
+        for (name, position) in entries {
+            let opaque = self.inner.opaque()[position].clone();
+            self.contents.opaque.push(OpaqueTensor { name, ..opaque });
+            let index = self.inner.tensors().len() + position;
+            self.takes.push(Take::Whole(index));
+        }
+        self.check_names()?;
+        Ok(self)
+    }
+
+    fn check_names(&self) -> Result<(), ConvertError> {
+        let mut seen = BTreeSet::new();
+        match self.contents.names().find(|name| !seen.insert(*name)) {
+            None => Ok(()),
+            Some(twice) => Err(ConvertError::Request {
+                at: twice.to_owned(),
+                problem: format!("two tensors of {} would get this name", self.label()),
+            }),
+        }
     }
 
     /// A matrix needs to be in memory as a whole to be turned.
@@ -115,12 +137,12 @@ pub(crate) fn read_whole(
     index: usize,
     bytes_max: u64,
 ) -> Result<Vec<u8>, ConvertError> {
-    let tensor = &source.tensors()[index];
-    let bytes = tensor.byte_count().unwrap_or(u64::MAX);
+    let (name, bytes) = source.contents().name_and_bytes(index);
+    let bytes = bytes.unwrap_or(u64::MAX);
     if bytes > bytes_max {
         return Err(ConvertError::Limit {
             file: source.label().to_owned(),
-            at: tensor.name.clone(),
+            at: name.to_owned(),
             what: "bytes of a tensor that has to be in memory as a whole",
             value: bytes,
             limit: bytes_max,
@@ -133,7 +155,7 @@ pub(crate) fn read_whole(
     {
         return Err(ConvertError::OutOfMemory {
             file: source.label().to_owned(),
-            at: tensor.name.clone(),
+            at: name.to_owned(),
             byte_count: bytes,
         });
     }

@@ -8,7 +8,7 @@ use safelight_format::{CastReport as Counts, Dtype, TensorSpec, can_encode};
 use super::pieces::{element_bytes, for_each_run};
 use super::real::Real;
 use crate::error::ConvertError;
-use crate::source::{Contents, Source};
+use crate::source::{Contents, Source, refuse_opaque};
 
 /// Elements that are decoded and encoded together: a multiple of eight, so that elements smaller than a byte fit.
 const RUN_ELEMENTS: usize = 64 * 1024;
@@ -39,10 +39,12 @@ impl CastOptions {
             && tensor.dtype != self.dtype
             && element_bytes(tensor.dtype).is_some()
             && !(self.keep_vectors && tensor.shape.len() <= 1)
-            && !self
-                .keep_names
-                .iter()
-                .any(|part| tensor.name.contains(part.as_str()))
+            && !self.keeps(&tensor.name)
+    }
+
+    fn keeps(&self, name: &str) -> bool {
+        let mut parts = self.keep_names.iter();
+        parts.any(|part| name.contains(part.as_str()))
     }
 }
 
@@ -111,7 +113,7 @@ impl Cast {
     /// A cast of all floats in `inner` that `options` does not keep.
     ///
     /// # Errors
-    /// [`ConvertError::Request`] if nothing can be cast to this dtype.
+    /// [`ConvertError::Request`] if nothing can be cast to this dtype, or for tensors of unknown dtypes that are not kept by name.
     pub fn new(inner: Arc<dyn Source>, options: &CastOptions) -> Result<Cast, ConvertError> {
         if !can_encode(options.dtype) {
             let problem =
@@ -121,6 +123,10 @@ impl Cast {
                 problem,
             });
         }
+        let opaque = inner.opaque().iter();
+        let opaque = opaque.filter(|tensor| !options.keeps(&tensor.name));
+        let instead = "keep them as they are (--keep), or leave them out (--exclude)";
+        refuse_opaque(inner.label(), opaque, "a cast", instead)?;
         let cast = |tensor: &TensorSpec| {
             let dtype = if options.wants(tensor) {
                 options.dtype
@@ -201,7 +207,9 @@ impl Source for Cast {
         index: usize,
         out: &mut dyn FnMut(&[u8]) -> Result<(), ConvertError>,
     ) -> Result<(), ConvertError> {
-        let tensor = &self.inner.tensors()[index];
+        let Some(tensor) = self.inner.tensors().get(index) else {
+            return self.inner.read(index, out); // of an unknown dtype, kept
+        };
         let (from, to) = (tensor.dtype, self.tensors()[index].dtype);
         let Some(from_bytes) = element_bytes(from).filter(|_| from != to) else {
             return self.inner.read(index, out);

@@ -12,6 +12,7 @@ use crate::source::{Contents, Source};
 struct Joined {
     contents: Contents,
     sources: Vec<Arc<dyn Source>>,
+    /// By index: which source, and the index there.
     places: Vec<(usize, usize)>,
 }
 
@@ -32,21 +33,26 @@ pub fn join(sources: Vec<Arc<dyn Source>>) -> Result<Arc<dyn Source>, ConvertErr
     };
     let mut seen = BTreeMap::<&str, usize>::new();
     let mut twice = Vec::new();
-    let (mut tensors, mut places, mut metadata, mut notes) =
+    let (mut tensors, mut opaque, mut metadata, mut notes) =
         (vec![], vec![], BTreeMap::new(), vec![]);
+    let (mut places, mut opaque_places) = (vec![], vec![]);
     for (source, joined) in sources.iter().enumerate() {
-        for (index, tensor) in joined.tensors().iter().enumerate() {
-            if let Some(before) = seen.insert(&tensor.name, source) {
+        for name in joined.contents().names() {
+            if let Some(before) = seen.insert(name, source) {
                 twice.push(format!(
                     "`{}` in {} and {}",
-                    shown(&tensor.name),
+                    shown(name),
                     sources[before].label(),
                     joined.label()
                 ));
             }
-            tensors.push(tensor.clone());
-            places.push((source, index));
         }
+        tensors.extend_from_slice(joined.tensors());
+        opaque.extend_from_slice(joined.opaque());
+        let known = joined.tensors().len();
+        places.extend((0..known).map(|index| (source, index)));
+        let behind = known..joined.contents().tensor_count();
+        opaque_places.extend(behind.map(|index| (source, index)));
         for (key, value) in joined.metadata() {
             metadata.entry(key.clone()).or_insert_with(|| value.clone());
         }
@@ -63,9 +69,11 @@ pub fn join(sources: Vec<Arc<dyn Source>>) -> Result<Arc<dyn Source>, ConvertErr
             problem,
         });
     }
+    places.append(&mut opaque_places);
     let contents = Contents {
         label,
         tensors,
+        opaque,
         metadata,
         notes,
     };

@@ -15,7 +15,7 @@ use super::pieces::side_by_side;
 use super::plan::{Plan, Recipe, request};
 use super::real::Real;
 use crate::error::ConvertError;
-use crate::source::{Contents, PIECE_BYTES, Source};
+use crate::source::{Contents, PIECE_BYTES, Source, refuse_opaque};
 
 /// How numbers of the models become one.
 #[derive(Clone, Debug, PartialEq)]
@@ -96,8 +96,8 @@ impl Merge {
     /// A merge of A, B and, for a difference, C.
     ///
     /// # Errors
-    /// [`ConvertError::Request`] if the number of models or of blocks is wrong, naming all shapes that do not fit, or all
-    /// tensors that are missing where that is refused.
+    /// [`ConvertError::Request`] if the number of models or of blocks is wrong, naming all shapes that do not fit, all tensors
+    /// that are missing where that is refused, or those of unknown dtypes.
     pub fn new(
         sources: Vec<Arc<dyn Source>>,
         options: MergeOptions,
@@ -111,6 +111,15 @@ impl Merge {
         }
         if options.dtype.is_some_and(|dtype| !is_float(dtype)) {
             return Err(request("", "merged weights cannot be written as this dtype; choose F32, F16, BF16, F8_E4M3 or F8_E5M2".into()));
+        }
+        for source in &sources {
+            let instead = "only shards are joined with such tensors as they are";
+            refuse_opaque(
+                source.label(),
+                source.opaque(),
+                "a merge of models",
+                instead,
+            )?;
         }
         let mut plan = Plan::new(&sources, &options)?;
         for (index, tensor) in sources[0].tensors().iter().enumerate() {
@@ -132,6 +141,7 @@ impl Merge {
         let contents = Contents {
             label,
             tensors,
+            opaque: vec![],
             metadata,
             notes,
         };

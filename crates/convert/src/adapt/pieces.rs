@@ -57,7 +57,8 @@ pub(crate) const SIDE_BY_SIDE_ELEMENTS: usize = 256 * 1024;
 /// Takes a run of the same elements of each tensor.
 pub(crate) type TakeRuns<'t> = dyn FnMut(&[&[u8]]) -> Result<(), ConvertError> + 't;
 
-/// Reads tensors of equally many elements side by side: `out` gets a run of the same elements of each.
+/// Reads tensors of equally many elements side by side: `out` gets a run of the same elements of each. Those of unknown dtypes
+/// have bytes for elements.
 ///
 /// Each source is read by a thread of its own, a few pieces ahead.
 ///
@@ -69,10 +70,14 @@ pub(crate) fn side_by_side(
 ) -> Result<(), ConvertError> {
     let dtypes: Vec<Dtype> = tensors
         .iter()
-        .map(|(source, index)| source.tensors()[*index].dtype)
+        .map(|(source, index)| {
+            let tensor = source.tensors().get(*index);
+            tensor.map_or(Dtype::U8, |tensor| tensor.dtype)
+        })
         .collect();
     let bytes = |&(source, index): &(&dyn Source, usize)| {
-        source.tensors()[index].byte_count().unwrap_or(u64::MAX)
+        let (_, bytes) = source.contents().name_and_bytes(index);
+        bytes.unwrap_or(u64::MAX)
     };
     if tensors.iter().all(|tensor| bytes(tensor) <= SMALL_BYTES) {
         let read = |&(source, index): &(&dyn Source, usize)| read_whole(source, index, SMALL_BYTES);

@@ -109,6 +109,11 @@ pub fn prune(source: Arc<dyn Source>, options: &PruneOptions) -> Result<Arranged
         Keep::Trained | Keep::Both => BTreeMap::new(),
     };
     let mut dropped = BTreeMap::<Kind, (usize, u64)>::new();
+    let mut drop = |kind, byte_count| {
+        let (count, bytes) = dropped.entry(kind).or_default();
+        *count += 1;
+        *bytes = bytes.saturating_add(byte_count);
+    };
     let mut entries = Vec::new();
     for (index, tensor) in source.tensors().iter().enumerate() {
         let kind = kind_of(&tensor.name);
@@ -120,9 +125,17 @@ pub fn prune(source: Arc<dyn Source>, options: &PruneOptions) -> Result<Arranged
             };
             entries.push((spec, Take::Whole(taken)));
         } else {
-            let (count, bytes) = dropped.entry(kind).or_default();
-            *count += 1;
-            *bytes = bytes.saturating_add(tensor.byte_count().unwrap_or(0));
+            drop(kind, tensor.byte_count().unwrap_or(0));
+        }
+    }
+    let mut opaque = Vec::new();
+    for (position, tensor) in source.opaque().iter().enumerate() {
+        match kind_of(&tensor.name) {
+            Kind::Model => opaque.push((tensor.name.clone(), position)),
+            Kind::Averaged if options.keep == Keep::Both => {
+                opaque.push((tensor.name.clone(), position));
+            }
+            kind => drop(kind, tensor.byte_count),
         }
     }
     let mut notes: Vec<Note> = dropped
@@ -139,7 +152,7 @@ pub fn prune(source: Arc<dyn Source>, options: &PruneOptions) -> Result<Arranged
         notes.push(Note::new(Kind::Averaged.name(), what));
     }
     let metadata = source.metadata().clone();
-    Arranged::new(source, entries, metadata, notes, 0)
+    Arranged::new(source, entries, metadata, notes, 0)?.with_opaque(opaque)
 }
 
 /// For each name of the model, the averaged tensor that stands for it.
@@ -216,11 +229,18 @@ pub fn rename(
             None => left_out += 1,
         }
     }
+    let mut opaque = Vec::new();
+    for (position, tensor) in source.opaque().iter().enumerate() {
+        match rename(&tensor.name) {
+            Some(name) => opaque.push((name, position)),
+            None => left_out += 1,
+        }
+    }
     let s = if left_out == 1 { "" } else { "s" };
     let note = Note::new("", format!("{left_out} tensor{s} left out, as asked"));
     let notes = if left_out > 0 { vec![note] } else { Vec::new() };
     let metadata = source.metadata().clone();
-    Arranged::new(source, entries, metadata, notes, 0)
+    Arranged::new(source, entries, metadata, notes, 0)?.with_opaque(opaque)
 }
 
 #[cfg(test)]

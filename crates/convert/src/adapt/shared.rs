@@ -19,10 +19,10 @@ pub fn restore_shared(source: Arc<dyn Source>) -> Result<Arranged, ConvertError>
         entries.push((tensor.clone(), Take::Whole(index)));
     }
     let mut metadata = source.metadata().clone();
-    let names: BTreeSet<&str> = source
-        .tensors()
-        .iter()
-        .map(|tensor| tensor.name.as_str())
+    let names: BTreeSet<&str> = source.contents().names().collect();
+    let opaque = source.opaque().iter().enumerate();
+    let mut opaque: Vec<(String, usize)> = opaque
+        .map(|(position, tensor)| (tensor.name.clone(), position))
         .collect();
     let is_record = |key: &String, value: &String| {
         key != "format" && names.contains(value.as_str()) && !names.contains(key.as_str())
@@ -31,20 +31,22 @@ pub fn restore_shared(source: Arc<dyn Source>) -> Result<Arranged, ConvertError>
         .extract_if(.., |key, value| is_record(key, value))
         .collect();
     for (name, first) in records {
-        let index = source
-            .tensors()
-            .iter()
-            .position(|tensor| tensor.name == first);
+        let index = source.contents().names().position(|of| of == first);
         let index = index.expect("names are those of tensors");
-        let mut tensor = source.tensors()[index].clone();
-        tensor.name.clone_from(&name);
-        entries.push((tensor, Take::Whole(index)));
+        match source.tensors().get(index) {
+            Some(tensor) => {
+                let mut tensor = tensor.clone();
+                tensor.name.clone_from(&name);
+                entries.push((tensor, Take::Whole(index)));
+            }
+            None => opaque.push((name.clone(), index - source.tensors().len())),
+        }
         notes.push(Note::new(
             name,
             format!("written again: the same tensor as `{first}`"),
         ));
     }
-    Arranged::new(source, entries, metadata, notes, 0)
+    Arranged::new(source, entries, metadata, notes, 0)?.with_opaque(opaque)
 }
 
 #[cfg(test)]

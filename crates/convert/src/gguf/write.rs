@@ -14,7 +14,7 @@ use super::kinds::GgmlType;
 use super::metadata::{TYPES_KEY, ValueType};
 use crate::error::ConvertError;
 use crate::sink::{Regroup, Sink};
-use crate::source::{Note, Source};
+use crate::source::{Note, Source, refuse_opaque};
 use crate::write::Report;
 
 /// ggml has as many dimensions.
@@ -65,6 +65,8 @@ pub fn write_gguf(
     options: &GgufOptions,
     progress: &mut dyn FnMut(u64, u64) -> ControlFlow<()>,
 ) -> Result<Report, ConvertError> {
+    let instead = "leave them out (--exclude), or write safetensors";
+    refuse_opaque(source.label(), source.opaque(), "a GGUF file", instead)?;
     let mut notes = source.notes().to_vec();
     let plan = plan(source, options.weights, &mut notes)?;
     let prefix = prefix(source, options, &plan)?;

@@ -135,6 +135,7 @@ impl Hdf5Source {
             tensors: walk.tensors,
             metadata,
             notes: walk.notes,
+            ..Contents::default()
         };
         Ok(Hdf5Source {
             limits: *limits,

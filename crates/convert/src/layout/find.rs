@@ -11,7 +11,7 @@ use super::{Family, Prediction};
 use crate::adapt::arrange::{Take, read_whole};
 use crate::adapt::prune::{Kind, kind_of};
 use crate::error::ConvertError;
-use crate::source::{Note, Source};
+use crate::source::{Note, Source, refuse_opaque};
 
 /// How a source's tensors are named and split.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -131,6 +131,9 @@ impl Model {
         prediction: Option<Prediction>,
         memory_bytes_max: u64,
     ) -> Result<Model, ConvertError> {
+        let instead = "leave them out (--exclude)";
+        let what = "the layout of a model";
+        refuse_opaque(source.label(), source.opaque(), what, instead)?;
         let tensors = source.tensors();
         let starts = |prefix: &str| tensors.iter().any(|tensor| tensor.name.starts_with(prefix));
         let layout = if starts("unet.") {

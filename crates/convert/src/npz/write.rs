@@ -11,7 +11,7 @@ use super::{DTYPES_KEY, METADATA};
 use crate::error::ConvertError;
 use crate::npy::npy_header;
 use crate::sink::Sink;
-use crate::source::Source;
+use crate::source::{Source, refuse_opaque};
 use crate::write::Report;
 use crate::zip_write::ZipWriter;
 
@@ -42,6 +42,8 @@ pub fn write_npz(
     options: &NpzOptions,
     progress: &mut dyn FnMut(u64, u64) -> ControlFlow<()>,
 ) -> Result<Report, ConvertError> {
+    let instead = "leave them out (--exclude), or write safetensors";
+    refuse_opaque(source.label(), source.opaque(), "an npz file", instead)?;
     let headers = source
         .tensors()
         .iter()

@@ -203,6 +203,7 @@ impl OnnxSource {
             tensors: model.tensors,
             metadata: model.metadata,
             notes: model.notes,
+            ..Contents::default()
         };
         Ok(OnnxSource {
             input,

@@ -223,6 +223,7 @@ impl TorchSource {
             tensors: specs,
             metadata: holds.metadata,
             notes: holds.notes,
+            ..Contents::default()
         };
         Ok(TorchSource {
             contents,
