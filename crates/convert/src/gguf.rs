@@ -572,7 +572,7 @@ mod tests {
             tensors(&[tensor("w", &[2], 0, u64::MAX)], 8),
             "is it whole?",
         );
-        refused(tensors(&[tensor("w", &[2], 9, 0)], 8), "9 (Q8_1)");
+        refused(tensors(&[tensor("w", &[2], 31, 0)], 8), "31 (Q4_0_4_4)");
         refused(
             tensors(&[tensor("w", &[33], 8, 0)], 99),
             "rows of 33 elements are not whole Q8_0 blocks of 32",
@@ -591,7 +591,7 @@ mod tests {
     #[test]
     fn what_nothing_reads_can_be_left_out() {
         let tensors = [
-            tensor("odd", &[32], 9, 0), // Q8_1
+            tensor("odd", &[32], 31, 0), // Q4_0_4_4
             tensor("new", &[32], 77, 64),
             tensor("w", &[2], 0, 128),
         ];
@@ -610,7 +610,7 @@ mod tests {
         };
         let refused = open(false).err().unwrap().to_string();
         assert!(
-            refused.contains("`odd`: has ggml's type 9 (Q8_1)")
+            refused.contains("`odd`: has ggml's type 31 (Q4_0_4_4)")
                 && refused.contains("--skip-unsupported"),
             "{refused}"
         );

@@ -42,6 +42,9 @@ pub enum GgmlType {
     TQ2_0,
     MXFP4,
     NVFP4,
+    Q8_1,
+    Q1_0,
+    Q2_0,
 }
 
 /// What is known of a type: number, name, elements and bytes of a block.
@@ -51,7 +54,7 @@ use GgmlType::*;
 
 /// All types we read.
 #[rustfmt::skip]
-const TYPES: [Row; 32] = [
+const TYPES: [Row; 35] = [
     Row(F32, 0, "F32", 1, 4),
     Row(F16, 1, "F16", 1, 2),
     Row(Q4_0, 2, "Q4_0", 32, 18),
@@ -59,6 +62,7 @@ const TYPES: [Row; 32] = [
     Row(Q5_0, 6, "Q5_0", 32, 22),
     Row(Q5_1, 7, "Q5_1", 32, 24),
     Row(Q8_0, 8, "Q8_0", 32, 34),
+    Row(Q8_1, 9, "Q8_1", 32, 36),
     Row(Q2_K, 10, "Q2_K", 256, 84),
     Row(Q3_K, 11, "Q3_K", 256, 110),
     Row(Q4_K, 12, "Q4_K", 256, 144),
@@ -84,17 +88,14 @@ const TYPES: [Row; 32] = [
     Row(TQ2_0, 35, "TQ2_0", 256, 66),
     Row(MXFP4, 39, "MXFP4", 32, 17),
     Row(NVFP4, 40, "NVFP4", 64, 36),
+    Row(Q1_0, 41, "Q1_0", 128, 18),
+    Row(Q2_0, 42, "Q2_0", 64, 18),
 ];
 
 /// Types that exist, or existed, and are not read: number, name, why.
-const REFUSED: [(u32, &str, &str); 10] = [
+const REFUSED: [(u32, &str, &str); 8] = [
     (4, "Q4_2", "removed from ggml in 2023"),
     (5, "Q4_3", "removed from ggml in 2023"),
-    (
-        9,
-        "Q8_1",
-        "ggml's intermediate format, whose layout differs between versions",
-    ),
     (31, "Q4_0_4_4", "a repacked format, removed from GGUF files"),
     (32, "Q4_0_4_8", "a repacked format, removed from GGUF files"),
     (33, "Q4_0_8_8", "a repacked format, removed from GGUF files"),
@@ -112,11 +113,6 @@ const REFUSED: [(u32, &str, &str); 10] = [
         38,
         "IQ4_NL_8_8",
         "a repacked format, removed from GGUF files",
-    ),
-    (
-        41,
-        "Q1_0",
-        "without a published reference to check ourselves against",
     ),
 ];
 
@@ -210,8 +206,8 @@ mod tests {
 
     #[test]
     fn refusals_have_a_name() {
-        let refused = GgmlType::from_id(9).unwrap_err();
-        assert!(refused.starts_with("9 (Q8_1), "), "{refused}");
+        let refused = GgmlType::from_id(31).unwrap_err();
+        assert!(refused.starts_with("31 (Q4_0_4_4), "), "{refused}");
         assert!(GgmlType::from_id(77).unwrap_err().starts_with("77, "));
     }
 
