@@ -47,6 +47,14 @@ def views():
             "turned": torch.arange(6, dtype=torch.float16).reshape(2, 3).t(), "none": base[:, 4:4]}
 
 
+def signs():
+    """Views whose numbers torch stores as they were before conjugation or negation."""
+    base = torch.complex(numbers(6, torch.float32, (2, 3)), torch.arange(6.0).reshape(2, 3))
+    reals = {str(dtype).removeprefix("torch."): torch._neg_view(numbers(4, dtype, (4,))) for dtype in FLOATS}
+    return {"base": base, "conj": base.conj(), "turned": base.conj().t(), "part": base.conj()[1],
+            "imag": base.clone().conj().imag, "both": torch._neg_view(base.conj()), "neg": torch._neg_view(base)} | reals
+
+
 def lightning():
     """What Lightning writes: the state dict among counters, callbacks by class, and the optimizer's state."""
     package = "pytorch_lightning.callbacks.model_checkpoint"
@@ -144,6 +152,10 @@ def cases():
     yield "dtypes_legacy.pt", save(by_dtype(FLOATS + INTEGERS), legacy=True), by_dtype(FLOATS + INTEGERS)
     yield "views.pt", save(views()), views()
     yield "views_legacy.pth", save(views(), legacy=True), views()
+    turned = {key: value.resolve_conj().resolve_neg() for key, value in signs().items()}
+    yield "signs.pt", save(signs()), turned
+    yield "signs_legacy.pt", save(signs(), legacy=True), turned
+    yield "signs_compressed.pt", rezip(save(signs()), zipfile.ZIP_DEFLATED), turned
     yield "shared.bin", save(shared), alike
     yield "lightning.ckpt", save(checkpoint), checkpoint_tensors
     yield "lightning_legacy.ckpt", save(checkpoint, legacy=True), checkpoint_tensors
@@ -168,11 +180,8 @@ def cases():
 
 
 def refused():
-    """Views whose numbers torch stores as they were before conjugation or negation: there is nothing expected of them."""
-    lazy = torch.complex(*numbers(6, torch.float32, (2, 3))).conj()
-    yield "refused_conj.pt", save({"lazy": lazy})
-    yield "refused_neg.pt", save({"lazy": lazy.imag})
-    yield "refused_neg_legacy.pt", save({"lazy": lazy.imag}, legacy=True)
+    """Whole numbers whose sign is still to be turned: there is nothing expected of them."""
+    yield "refused_neg.pt", save({"lazy": torch._neg_view(torch.arange(3))})
 
 
 if __name__ == "__main__":

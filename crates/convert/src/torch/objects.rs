@@ -53,6 +53,17 @@ pub(crate) struct Tensor {
     pub(crate) strides: Vec<u64>,
     /// Whether its numbers are big-endian, whatever the file says.
     pub(crate) is_big_endian: bool,
+    /// What torch put off doing to them.
+    pub(crate) pending: Pending,
+}
+
+/// What torch does to a view's numbers only as they are read: `.conj()` and the imaginary part of that take no time there.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub(crate) struct Pending {
+    /// Imaginary parts have the other sign.
+    pub(crate) conjugate: bool,
+    /// All numbers have the other sign.
+    pub(crate) negate: bool,
 }
 
 /// What a value is.
@@ -267,12 +278,13 @@ impl Objects<'_, '_, '_> {
                 "_rebuild_tensor" | "_rebuild_tensor_v2",
                 [storage, offset, shape, strides, rest @ ..],
             ) => {
-                self.no_pending_sign(rest.get(2), at)?;
-                self.strided([*storage, *offset, *shape, *strides], None, at)
+                let tensor = self.strided([*storage, *offset, *shape, *strides], None, at)?;
+                self.with_pending(tensor, rest.get(2), at)
             }
             ("_rebuild_tensor_v3", [storage, offset, shape, strides, _, _, dtype, rest @ ..]) => {
-                self.no_pending_sign(rest.first(), at)?;
-                self.strided([*storage, *offset, *shape, *strides], Some(*dtype), at)
+                let tensor =
+                    self.strided([*storage, *offset, *shape, *strides], Some(*dtype), at)?;
+                self.with_pending(tensor, rest.first(), at)
             }
             (
                 "_rebuild_parameter"
@@ -323,20 +335,50 @@ impl Objects<'_, '_, '_> {
         }
     }
 
-    /// Refuses tensors whose `metadata`, torch's last argument, says that the stored numbers are still to be conjugated
-    /// or negated (`torch._utils._rebuild_tensor_v2`, the keys "conj" and "neg").
-    fn no_pending_sign(&self, metadata: Option<&Id>, at: &str) -> Result<(), ConvertError> {
-        let is_empty = metadata.is_none_or(|&id| match self.heap.node(id) {
-            Node::None => true,
-            Node::Dict(pairs) => pairs
-                .chunks(2)
-                .all(|pair| matches!(pair, [_, value] if matches!(self.heap.node(*value), Node::Bool(false)))),
-            _ => false,
-        });
-        if is_empty {
-            return Ok(());
+    /// The tensor with what its `metadata`, torch's last argument, says of its numbers: the keys "conj" and "neg", whatever their
+    /// values are.
+    ///
+    /// Source: PyTorch 2.x, `torch/csrc/jit/serialization/pickler.h` (`setTensorMetadata`).
+    fn with_pending(
+        &mut self,
+        mut tensor: Tensor,
+        metadata: Option<&Id>,
+        at: &str,
+    ) -> Result<Tensor, ConvertError> {
+        let pairs = match metadata.map(|&id| self.heap.node(id)) {
+            None | Some(Node::None) => return Ok(tensor),
+            Some(Node::Dict(items)) => pairs(items),
+            Some(_) => {
+                return Err(self
+                    .context
+                    .malformed(at, "tensor metadata that is no dict"));
+            }
+        };
+        for (key, _) in pairs {
+            match self.key(key).as_deref() {
+                Some("conj") => tensor.pending.conjugate = true,
+                Some("neg") => tensor.pending.negate = true,
+                key => {
+                    let key = safelight_format::shown(key.unwrap_or("?")).to_string();
+                    let what = format!(
+                        "tensor metadata `{key}`, which nothing here knows; save a `.clone()` of it in PyTorch"
+                    );
+                    return Err(ConvertError::unsupported(&self.context.label, at, what));
+                }
+            }
         }
-        let what = "a view that is still to be conjugated or negated; call `.resolve_conj().resolve_neg()` in PyTorch first";
+        let has_signs = match tensor.dtype {
+            Dtype::C64 => true,
+            Dtype::F16 | Dtype::Bf16 | Dtype::F32 | Dtype::F64 => !tensor.pending.conjugate,
+            _ => tensor.pending == Pending::default(),
+        };
+        if has_signs {
+            return Ok(tensor);
+        }
+        let what = format!(
+            "a view of {} that is still to be conjugated or negated; call `.resolve_conj().resolve_neg()` in PyTorch first",
+            tensor.dtype
+        );
         Err(ConvertError::unsupported(&self.context.label, at, what))
     }
 
@@ -378,6 +420,7 @@ impl Objects<'_, '_, '_> {
             shape,
             strides,
             is_big_endian: false,
+            pending: Pending::default(),
         })
     }
 
@@ -641,6 +684,7 @@ impl Objects<'_, '_, '_> {
             shape,
             strides,
             is_big_endian,
+            pending: Pending::default(),
         })
     }
 

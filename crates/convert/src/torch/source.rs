@@ -9,7 +9,7 @@ use safelight_store::ReadAt;
 
 use super::Context;
 use super::flatten::{Found, Holds};
-use super::objects::{Bytes, Tensor};
+use super::objects::{Bytes, Pending, Tensor};
 use super::strided::{View, is_contiguous, pack};
 use crate::bytes::{Memory, Part, read_exact_at};
 use crate::error::ConvertError;
@@ -149,8 +149,59 @@ struct Entry {
     place: Place,
     view: View,
     is_contiguous: bool,
-    /// Numbers of so many bytes are turned around; 1 for none.
+    numbers: Numbers,
+}
+
+/// What is done to numbers between the file and whoever asked for them.
+#[derive(Clone, Copy)]
+struct Numbers {
+    /// Those of so many bytes are turned around; 1 for none.
     swap_bytes: usize,
+    /// One number, or one part of a complex one.
+    part_bytes: usize,
+    /// Whether the first part, and whether the second one, gets the other sign. Those of real numbers take turns, with the same.
+    signs: [bool; 2],
+}
+
+impl Numbers {
+    fn of(dtype: Dtype, pending: Pending, is_big_endian: bool) -> Numbers {
+        let (part_bytes, signs) = match dtype {
+            Dtype::C64 => (4, [pending.negate, pending.negate != pending.conjugate]),
+            _ => (dtype.bits().div_ceil(8) as usize, [pending.negate; 2]),
+        };
+        Numbers {
+            swap_bytes: if is_big_endian { part_bytes } else { 1 },
+            part_bytes,
+            signs,
+        }
+    }
+
+    /// What must not be cut.
+    fn unit_bytes(&self) -> usize {
+        match self.signs {
+            [false, false] => self.swap_bytes,
+            _ => 2 * self.part_bytes,
+        }
+    }
+
+    /// Does it to whole units, and to the last number alone.
+    fn finish(&self, bytes: &mut [u8]) {
+        if self.swap_bytes > 1 {
+            bytes
+                .chunks_exact_mut(self.swap_bytes)
+                .for_each(<[u8]>::reverse);
+        }
+        if self.signs == [false; 2] {
+            return;
+        }
+        // Little-endian IEEE 754: the sign is the last byte's top bit.
+        for (part, turns) in bytes
+            .chunks_exact_mut(self.part_bytes)
+            .zip(self.signs.iter().cycle())
+        {
+            part[self.part_bytes - 1] ^= u8::from(*turns) << 7;
+        }
+    }
 }
 
 /// A file's tensors.
@@ -295,10 +346,6 @@ fn entry(
         Bytes::Storage { .. } => is_big_endian,
         Bytes::Inline { .. } => tensor.is_big_endian,
     };
-    let number_bytes = match tensor.dtype {
-        Dtype::C64 => 4,
-        _ => element_bytes as usize,
-    };
     let is_empty = shape.contains(&0);
     let view = View {
         at: if is_empty {
@@ -319,7 +366,7 @@ fn entry(
         place,
         view,
         is_contiguous,
-        swap_bytes: if is_big_endian { number_bytes } else { 1 },
+        numbers: Numbers::of(tensor.dtype, tensor.pending, is_big_endian),
     })
 }
 
@@ -346,15 +393,6 @@ impl std::fmt::Display for Stopped {
 }
 
 impl std::error::Error for Stopped {}
-
-/// Turns the bytes of each number around.
-fn swap(bytes: &mut [u8], number_bytes: usize) {
-    if number_bytes > 1 {
-        bytes
-            .chunks_exact_mut(number_bytes)
-            .for_each(<[u8]>::reverse);
-    }
-}
 
 impl Source for TorchSource {
     fn contents(&self) -> &Contents {
@@ -433,7 +471,7 @@ fn packed(
     failed: &mut Option<ConvertError>,
 ) -> io::Result<()> {
     pack(storage, &entry.view, &mut |piece| {
-        swap(piece, entry.swap_bytes);
+        entry.numbers.finish(piece);
         hand_on(piece, out, failed)
     })
 }
@@ -459,7 +497,7 @@ impl TorchSource {
             if whole.is_some() {
                 crc.update(piece);
             }
-            swap(piece, entry.swap_bytes);
+            entry.numbers.finish(piece);
             hand_on(piece, out, failed)?;
             done += len as u64;
         }
@@ -489,8 +527,14 @@ impl TorchSource {
                 return Ok(());
             }
             carried.extend_from_slice(&piece[from as usize..to as usize]);
-            let len = carried.len() - carried.len() % entry.swap_bytes.max(1);
-            swap(&mut carried[..len], entry.swap_bytes);
+            let is_last = at >= end;
+            let unit_bytes = if is_last {
+                1
+            } else {
+                entry.numbers.unit_bytes()
+            };
+            let len = carried.len() - carried.len() % unit_bytes;
+            entry.numbers.finish(&mut carried[..len]);
             if len > 0 {
                 hand_on(&carried[..len], out, failed)?;
             }
