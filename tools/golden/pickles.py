@@ -55,6 +55,16 @@ def signs():
             "imag": base.clone().conj().imag, "both": torch._neg_view(base.conj()), "neg": torch._neg_view(base)} | reals
 
 
+def keys():
+    """Keys of dicts that are no texts, and some that look like others: what they are called."""
+    named = {"1": 1, "1~2": "1", "(0, 'a')": (0, "a"), "(0, 'a')~2": "(0, 'a')", "b'x'": b"x", "None": None, "1.5": 1.5,
+             "('a',)": ("a",), "(1, (2, b'y'))": (1, (2, b"y")), "False": False, "a.b": "a.b", "a.b~2": "a"}
+    tensors = {name: torch.tensor(float(idx)) for idx, name in enumerate(named)}
+    values = {key: tensors[name] for name, key in named.items()}
+    values["a"] = {"b": values["a"]}
+    return {"state": values}, {f"state.{name}": tensor for name, tensor in tensors.items()}
+
+
 def lightning():
     """What Lightning writes: the state dict among counters, callbacks by class, and the optimizer's state."""
     package = "pytorch_lightning.callbacks.model_checkpoint"
@@ -156,6 +166,7 @@ def cases():
     yield "signs.pt", save(signs()), turned
     yield "signs_legacy.pt", save(signs(), legacy=True), turned
     yield "signs_compressed.pt", rezip(save(signs()), zipfile.ZIP_DEFLATED), turned
+    yield "keys.pt", save(keys()[0]), keys()[1]
     yield "shared.bin", save(shared), alike
     yield "lightning.ckpt", save(checkpoint), checkpoint_tensors
     yield "lightning_legacy.ckpt", save(checkpoint, legacy=True), checkpoint_tensors

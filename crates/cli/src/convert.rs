@@ -39,6 +39,10 @@ kind of DST follows from its name: .safetensors, .npz or .gguf; another name is 
 for diffusers (--to diffusers). DST appears when it is complete. `-` as DST is standard output: safetensors, with the
 report on standard error.
 
+Tensors in nested dicts and lists are named by the keys on the way to them, joined by dots; what is in `state_dict` takes
+the names it has there. A key that is neither text nor whole number stands as Python writes it: `state.(0, 'a')`. Of
+tensors with the same name the later ones are `name~2`, `name~3` …, with a note each.
+
 JSON: file, kind, files [PATH], tensor_count, tensor_bytes, seconds, notes [{at, what}], cast [{name, from, to,
 elements, overflows, underflows, infinities, nans}] (tensors that lost numbers); of models whose layout changed also
 family, prediction, pipeline; with --align also align {asked, data, tensors}: what positions are multiples of.";

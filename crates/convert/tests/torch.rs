@@ -99,6 +99,17 @@ fn plain_values_go_into_the_metadata_if_asked() {
 }
 
 #[test]
+fn keys_that_are_no_texts() {
+    let source = check("keys.pt");
+    let notes: Vec<_> = source.notes().iter().map(ToString::to_string).collect();
+    for name in ["state.1", "state.(0, 'a')", "state.a.b"] {
+        let said = format!("`{name}`: renamed to `{name}~2`: another tensor has its name");
+        assert!(notes.contains(&said), "{notes:?}");
+    }
+    assert_eq!(notes.len(), 3, "{notes:?}");
+}
+
+#[test]
 fn whole_modules_and_scripts() {
     check("module.pt");
     check("one_tensor.pt");

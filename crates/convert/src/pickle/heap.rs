@@ -134,10 +134,13 @@ impl Heap {
             Node::Bytes(blob) => Some((*blob, None)),
             Node::Call(call) => {
                 let (module, name) = self.global(call.function)?;
-                let first = *self.elements(call.arguments)?.first()?;
+                let arguments = self.elements(call.arguments)?;
+                let first = *arguments.first()?;
                 match (self.node(first), name) {
                     (Node::Text(blob, coding), "encode")
-                        if module == "_codecs" && *coding != Coding::Quoted =>
+                        if module == "_codecs"
+                            && *coding != Coding::Quoted
+                            && arguments.len() == 2 =>
                     {
                         Some((*blob, Some(*coding)))
                     }
@@ -259,6 +262,12 @@ fn unicode_unescape(bytes: &[u8]) -> Option<String> {
         let len = match rest {
             [b'\\', b'u', ..] => 4,
             [b'\\', b'U', ..] => 8,
+            // Whatever follows a backslash is no start of an escape, another one included.
+            [b'\\', other, tail @ ..] => {
+                out.extend(['\\', char::from(*other)]);
+                rest = tail;
+                continue;
+            }
             _ => {
                 out.push(char::from(*first));
                 rest = tail;
@@ -294,5 +303,8 @@ mod tests {
         check(b"\\U0001f600", Coding::UnicodeEscape, Some("\u{1f600}"));
         check(b"\\ud800", Coding::UnicodeEscape, None);
         check(b"\\u00", Coding::UnicodeEscape, None);
+        check(b"\\\\u0041", Coding::UnicodeEscape, Some("\\\\u0041"));
+        check(b"\\\\\\u0041", Coding::UnicodeEscape, Some("\\\\A"));
+        check(b"a\\", Coding::UnicodeEscape, Some("a\\"));
     }
 }

@@ -92,7 +92,10 @@ impl Writer<'_, '_, '_> {
             }
             Node::Dict(items) => self.items(items, depth),
             Node::Global(_) => self.global(id),
-            Node::Call(_) => self.call(id, depth),
+            Node::Call(_) => match self.encoded(id) {
+                Some(text) => self.out += &text,
+                None => self.call(id, depth),
+            },
             Node::Persistent(_) if self.heap.class_with_source(id) != id => {
                 self.global(self.heap.class_with_source(id));
             }
@@ -103,6 +106,23 @@ impl Writer<'_, '_, '_> {
             }
             Node::Outside => self.out.push_str("<from outside>"),
         }
+    }
+
+    /// Bytes that protocols before 3 write as `_codecs.encode(text, 'latin1')`, if they are few.
+    fn encoded(&mut self, id: Id) -> Option<String> {
+        let (blob, Some(coding)) = self.heap.bytes(id)? else {
+            return None;
+        };
+        if blob.len > STRING_BYTES_MAX {
+            return None;
+        }
+        let text = self.input.read(blob, STRING_BYTES_MAX).ok()?;
+        let text = decode_text(text, coding)?;
+        let bytes: Option<Vec<u8>> = text
+            .chars()
+            .map(|c| u8::try_from(u32::from(c)).ok())
+            .collect();
+        Some(format!("b'{}'", bytes?.escape_ascii()))
     }
 
     fn cut(&mut self, len: u64) {

@@ -16,6 +16,9 @@ const NOTE_COUNT_MAX: usize = 1000;
 const VALUE_COUNT_MAX: usize = 10_000;
 const VALUE_BYTES_MAX: u64 = 4096;
 
+/// Longer keys of bytes are only equal to themselves.
+const IDENTITY_BYTES_MAX: u64 = 4096;
+
 /// What a pickle holds.
 #[derive(Debug, Default)]
 pub(crate) struct Holds {
@@ -49,7 +52,7 @@ impl Holds {
 /// A tensor that cannot be read, or too much of something.
 pub(crate) fn flatten(objects: &mut Objects<'_, '_, '_>, root: Id) -> Result<Holds, ConvertError> {
     let holds_tensors = holders(objects.heap, root);
-    let mut holds = Holds::default();
+    let (mut holds, mut value_names) = (Holds::default(), Names::default());
     let limits = objects.context.options.limits;
     // (value, its name, how deep it lies), the next one last.
     let mut todo = vec![(root, String::new(), 0)];
@@ -64,7 +67,7 @@ pub(crate) fn flatten(objects: &mut Objects<'_, '_, '_>, root: Id) -> Result<Hol
             ));
         }
         if !holds_tensors.contains(id) {
-            plain(objects, id, &name, depth, &mut holds);
+            plain(objects, (id, &name, depth), &mut holds, &mut value_names);
             continue;
         }
         let children = match objects.meaning(id, &name)? {
@@ -136,27 +139,69 @@ fn join(name: &str, key: &str) -> String {
     format!("{name}.{key}")
 }
 
-/// Keys as text; of equal keys the last one counts, as in Python.
+/// Keys as text, see [`key_text`]; of keys that are equal in Python the last one counts, as it does there.
 fn last_of_each(objects: &mut Objects<'_, '_, '_>, items: Vec<(Id, Id)>) -> Vec<(String, Id)> {
     let mut at: HashMap<String, usize> = HashMap::with_capacity(items.len());
     let mut list: Vec<(String, Id)> = Vec::with_capacity(items.len());
     for (key, value) in items {
-        let key = match objects.key(key) {
-            Some(key) => key,
-            None => format!(
-                "({})",
-                crate::pickle::show(objects.heap, objects.input, key)
-            ),
-        };
-        match at.get(&key) {
+        let identity = identity(objects, key, 0);
+        match at.get(&identity) {
             Some(&position) => list[position].1 = value,
             None => {
-                at.insert(key.clone(), list.len());
-                list.push((key, value));
+                at.insert(identity, list.len());
+                list.push((key_text(objects, key), value));
             }
         }
     }
     list
+}
+
+/// A key as a part of a name: texts as they are, whole numbers in digits, all else as Python writes it: `(0, 'a')`, `b'x'`, `None`.
+fn key_text(objects: &mut Objects<'_, '_, '_>, key: Id) -> String {
+    match objects.key(key) {
+        Some(text) => text,
+        None => crate::pickle::show(objects.heap, objects.input, key),
+    }
+}
+
+/// The same for keys that are equal in Python, and only for those: `1`, `1.0` and `True` are one key, `1` and `'1'` are two.
+fn identity(objects: &mut Objects<'_, '_, '_>, key: Id, depth: u32) -> String {
+    match objects.heap.node(key) {
+        Node::None => "none".into(),
+        Node::Bool(value) => format!("i{}", u8::from(*value)),
+        Node::Int(value) => format!("i{value}"),
+        Node::Float(value) if *value == (*value as i64) as f64 => format!("i{}", *value as i64),
+        Node::Float(value) => format!("f{value:e}"),
+        Node::Text(..) => match objects.key(key) {
+            Some(text) => format!("t{text}"),
+            None => format!("#{key}"),
+        },
+        Node::Bytes(blob) if blob.len <= IDENTITY_BYTES_MAX => {
+            let bytes = objects.input.read(*blob, IDENTITY_BYTES_MAX);
+            format!("b{}", bytes.unwrap_or_default().escape_ascii())
+        }
+        Node::Tuple(elements) if depth < 3 && elements.len() <= 8 => {
+            let elements = elements.clone();
+            let mut text = format!("({}", elements.len());
+            for element in elements {
+                let inner = identity(objects, element, depth + 1);
+                text += &format!(",{}:{inner}", inner.len());
+            }
+            text
+        }
+        Node::Global(index) => format!("g{index}"),
+        // Bytes of protocols before 3, short enough to be shown whole.
+        Node::Call(_)
+            if objects
+                .heap
+                .bytes(key)
+                .is_some_and(|(blob, _)| blob.len <= 200) =>
+        {
+            format!("e{}", crate::pickle::show(objects.heap, objects.input, key))
+        }
+        // Objects are equal to themselves; more would take their code.
+        _ => format!("#{key}"),
+    }
 }
 
 /// All values below `root` that are a tensor or hold one. No recursion, each value once: neither depth nor
@@ -212,7 +257,12 @@ impl Flags {
 }
 
 /// What is no tensor: into the metadata if asked for, else a note.
-fn plain(objects: &mut Objects<'_, '_, '_>, id: Id, name: &str, depth: u32, holds: &mut Holds) {
+fn plain(
+    objects: &mut Objects<'_, '_, '_>,
+    (id, name, depth): (Id, &str, u32),
+    holds: &mut Holds,
+    names: &mut Names,
+) {
     if !objects.context.options.values_to_metadata {
         let what = kind(objects, id);
         holds.note(name, format!("dropped: {what}"));
@@ -233,6 +283,7 @@ fn plain(objects: &mut Objects<'_, '_, '_>, id: Id, name: &str, depth: u32, hold
         if let Some(text) =
             text.filter(|_| holds.metadata.len() < VALUE_COUNT_MAX && !name.is_empty())
         {
+            let name = names.take(&name);
             holds.metadata.insert(name, text);
             continue;
         }
@@ -280,33 +331,50 @@ fn kind(objects: &mut Objects<'_, '_, '_>, id: Id) -> String {
     }
 }
 
+/// Names that are taken, and how far those were counted that were asked for again.
+#[derive(Default)]
+struct Names {
+    taken: HashSet<String>,
+    counts: HashMap<String, u64>,
+}
+
+impl Names {
+    /// Takes a name; if it is taken, the first free one of `name~2`, `name~3`, …
+    fn take(&mut self, name: &str) -> String {
+        if self.taken.insert(name.to_owned()) {
+            return name.to_owned();
+        }
+        // Counted on from the last time: a million tensors of one name take no longer than others.
+        let count = self.counts.entry(name.to_owned()).or_insert(1);
+        loop {
+            *count += 1;
+            let numbered = format!("{name}~{count}");
+            if self.taken.insert(numbered.clone()) {
+                return numbered;
+            }
+        }
+    }
+}
+
 /// Gives tensors whose names another one has, or which no file can hold, a name of their own.
 fn unique_names(holds: &mut Holds) {
-    let mut taken: HashSet<String> = HashSet::with_capacity(holds.tensors.len());
+    let mut names = Names::default();
+    names.take("__metadata__");
     let mut renamed = Vec::new();
     for found in &mut holds.tensors {
         if found.name.is_empty() {
             found.name = "tensor".into(); // the file is one tensor and nothing else
         }
-        let is_reserved = found.name == "__metadata__";
-        if is_reserved || taken.contains(&found.name) {
-            let mut count = 2u64;
-            let mut name = format!("{}~{count}", found.name);
-            while taken.contains(&name) {
-                count += 1;
-                name = format!("{}~{count}", found.name);
-            }
-            let why = if is_reserved {
+        let name = names.take(&found.name);
+        if name != found.name {
+            let why = if found.name == "__metadata__" {
                 "the format reserves its name"
             } else {
                 "another tensor has its name"
             };
-            renamed.push((
-                std::mem::replace(&mut found.name, name.clone()),
-                format!("renamed to `{name}`: {why}"),
-            ));
+            let before = std::mem::replace(&mut found.name, name.clone());
+            renamed.push((before, format!("renamed to `{name}`: {why}")));
         }
-        taken.insert(found.name.clone());
     }
     for (name, what) in renamed {
         holds.note(&name, what);
@@ -346,5 +414,23 @@ fn shared(holds: &mut Holds, context: &Context<'_>) {
             position += 1;
             !gone.contains(&(position - 1))
         });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_counted_on() {
+        let mut names = Names::default();
+        names.take("a~3");
+        let taken: Vec<_> = ["a", "a", "a", "b", "a~3"]
+            .map(|name| names.take(name))
+            .into();
+        assert_eq!(taken, ["a", "a~2", "a~4", "b", "a~3~2"]);
+        // From the start each time, this would take 45 billion steps.
+        let last = (0..300_000).map(|_| names.take("c")).last();
+        assert_eq!(last.as_deref(), Some("c~300000"));
     }
 }
