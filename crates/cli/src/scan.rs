@@ -306,10 +306,15 @@ pub(crate) fn warn(path: &Path, findings: &[Finding]) -> Vec<Note> {
     notes
 }
 
-/// Why a file is refused that could not be read as a model: if it is a pickle that asks for code, what it asks for.
+/// Why a file is refused that could not be read as a model: if it is a pickle that asks for code, what it asks for; if it is not
+/// what its name says, what it is.
 pub(crate) fn refusal(path: &Path) -> Option<Failure> {
     let error = safelight_convert::open(path, &files::all_limits()).err()?;
-    matches!(error, ConvertError::RefusedGlobal { .. }).then(|| error.into())
+    let says_more = matches!(
+        error,
+        ConvertError::RefusedGlobal { .. } | ConvertError::NotAsNamed { .. }
+    );
+    says_more.then(|| error.into())
 }
 
 /// A path, or what fits it if it is a pattern, folders too.

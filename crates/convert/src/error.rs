@@ -29,6 +29,15 @@ pub enum ConvertError {
         /// What it is, if its first bytes tell.
         kind: Option<FileKind>,
     },
+    /// Its name promises a model of some format, and the content is nothing like it, nor anything else that is read here.
+    NotAsNamed {
+        /// The file.
+        file: String,
+        /// What files with this ending are.
+        expected: &'static str,
+        /// What it is instead.
+        seen: String,
+    },
     /// The bytes contradict the format they claim to be.
     Malformed {
         /// The file.
@@ -194,6 +203,15 @@ impl fmt::Display for ConvertError {
                     shown(file)
                 ),
             },
+            ConvertError::NotAsNamed {
+                file,
+                expected,
+                seen,
+            } => write!(
+                f,
+                "{}: its name says it is {expected}, but it is {seen}",
+                shown(file)
+            ),
             ConvertError::Malformed {
                 file,
                 format,

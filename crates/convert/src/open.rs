@@ -5,7 +5,7 @@ use std::fs::File;
 use std::io;
 use std::path::Path;
 
-use safelight_format::{FileKind, sniff};
+use safelight_format::{FileKind, FormatError, sniff};
 use safelight_store::location::{self, Location};
 use safelight_store::{ReadAt, StoreError, WatchedFile, matching};
 
@@ -107,12 +107,70 @@ pub fn open_with(path: &Path, options: &OpenOptions) -> Result<Box<dyn Source>, 
             let opened = open_safetensors(path.as_os_str(), options);
             opened.map_err(|error| match claims_header(&start) {
                 true => refused_pickle(path, options).unwrap_or(error),
-                false => error,
+                false => not_as_named(path, &start, error),
             })
         }
         // Its data may lie beside it.
         Format::Onnx => Ok(Box::new(OnnxSource::open(path, &options.limits)?)),
+        Format::Other(kind) => {
+            let (file, kind) = (label.clone().into_owned(), Some(kind));
+            let error = ConvertError::UnknownKind { file, kind };
+            Err(not_as_named(path, &start, error))
+        }
         format => open_foreign(format, &label, Box::new(file), options),
+    }
+}
+
+/// What files with a name like this are, if it is the name of a foreign model's.
+fn promised(path: &Path) -> Option<&'static str> {
+    let ending = path.extension()?.to_string_lossy().to_ascii_lowercase();
+    Some(match ending.as_str() {
+        "ckpt" | "pt" | "pth" | "bin" => "a PyTorch checkpoint (a zip archive or a pickle)",
+        "pkl" | "pickle" => "a pickle",
+        "gguf" => "a GGUF model (which begins with `GGUF`)",
+        "npz" => "a zip archive of NumPy arrays",
+        "npy" => "a NumPy array",
+        "onnx" => "an ONNX model (protobuf)",
+        "h5" | "hdf5" => "an HDF5 file",
+        "keras" => "a Keras model (a zip archive)",
+        "msgpack" | "flax" => "a Flax checkpoint (msgpack)",
+        _ => return None,
+    })
+}
+
+/// What to say of a file that is of no kind that is read here: what its name promises and what it is instead, if it has a name
+/// that promises anything, or else `error`.
+fn not_as_named(path: &Path, start: &[u8], error: ConvertError) -> ConvertError {
+    let Some(expected) = promised(path) else {
+        return error;
+    };
+    let kind = match &error {
+        ConvertError::UnknownKind { kind, .. } => *kind,
+        ConvertError::Store(StoreError::Format { error, .. }) => match error {
+            FormatError::OtherKind { kind } => Some(*kind),
+            _ => sniff(start),
+        },
+        _ => return error,
+    };
+    let seen = match (kind, start) {
+        (_, []) => "empty (0 bytes); copy or download it again".to_owned(),
+        (Some(kind), _) => kind.advice().to_owned(),
+        (None, _) => {
+            let bytes: Vec<_> = start
+                .iter()
+                .take(8)
+                .map(|byte| format!("{byte:02x}"))
+                .collect();
+            let bytes = bytes.join(" ");
+            format!(
+                "of no kind known here (it begins with the bytes {bytes}); is it whole, and what made it?"
+            )
+        }
+    };
+    ConvertError::NotAsNamed {
+        file: path.to_string_lossy().into_owned(),
+        expected,
+        seen,
     }
 }
 

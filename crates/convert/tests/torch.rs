@@ -183,3 +183,62 @@ fn views_are_conjugated_and_negated() {
         "{said}"
     );
 }
+
+#[test]
+fn what_is_not_as_named_is_told() {
+    let folder = tempfile::tempdir().unwrap();
+    let noise: Vec<u8> = (0..500u32).map(|idx| (idx * 37 + 155) as u8).collect();
+    let torch = "its name says it is a PyTorch checkpoint (a zip archive or a pickle), but it is ";
+    let unknown = "of no kind known here (it begins with the bytes 9b c0 e5 0a 2f 54 79 9e)";
+    for (name, content, said) in [
+        ("a.ckpt", noise.as_slice(), format!("{torch}{unknown}")),
+        ("a.PT", b"", format!("{torch}empty")),
+        (
+            "a.pth",
+            b"just some words, and then more",
+            format!("{torch}a text"),
+        ),
+        (
+            "a.bin",
+            b"<!DOCTYPE html><html></html>",
+            format!("{torch}a web page"),
+        ),
+        (
+            "b.ckpt",
+            b"{\"error\": \"no such file\"}",
+            format!("{torch}a server's"),
+        ),
+        (
+            "c.ckpt",
+            b"7z\xbc\xaf\x27\x1c\0\x04",
+            format!("{torch}a 7-Zip archive"),
+        ),
+        ("d.ckpt", &[0; 300], format!("{torch}a run of zero bytes")),
+        (
+            "a.gguf",
+            &noise,
+            format!("a GGUF model (which begins with `GGUF`), but it is {unknown}"),
+        ),
+        (
+            "a.onnx",
+            b"",
+            "an ONNX model (protobuf), but it is empty".into(),
+        ),
+    ] {
+        let path = folder.path().join(name);
+        std::fs::write(&path, content).unwrap();
+        let error = open(&path, &Limits::default()).err().unwrap().to_string();
+        assert!(error.contains(name) && error.contains(&said), "{error}");
+        assert!(!error.contains("not a safetensors file"), "{error}");
+    }
+    // A name that promises nothing else, and a header that is one but for its end.
+    for (name, content) in [
+        ("a.safetensors", noise.as_slice()),
+        ("x.ckpt", b"\x10\0\0\0\0\0\0\0{\"a\":"),
+    ] {
+        let path = folder.path().join(name);
+        std::fs::write(&path, content).unwrap();
+        let error = open(&path, &Limits::default()).err().unwrap();
+        assert!(matches!(error, ConvertError::Store(_)), "{error}");
+    }
+}
