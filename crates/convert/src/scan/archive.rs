@@ -43,6 +43,11 @@ pub(super) fn is_zlib(start: &[u8]) -> bool {
     matches!(start, [0x78, flags, ..] if (0x7800 + u32::from(*flags)) % 31 == 0)
 }
 
+/// Whether bytes begin as LZMA streams without a container do, as Python writes them: of unknown length.
+pub(super) fn is_bare_lzma(start: &[u8]) -> bool {
+    start.starts_with(&[0x5d, 0, 0]) && start.get(5..13) == Some(&[0xff; 8])
+}
+
 /// A member within a member.
 pub(super) fn join(outer: &str, inner: &str) -> String {
     if outer.is_empty() {
@@ -93,6 +98,12 @@ impl Scanner<'_> {
             let at = join(member, &code.name);
             let message = "a TorchScript archive: `torch.jit.load` runs its code";
             self.suspicious(Rule::CodeLayer, &at, code.header_at, message);
+        }
+        let is_package = |entry: &&Member| entry.name.ends_with("/.data/extern_modules");
+        if let Some(package) = archive.members.iter().find(is_package) {
+            let at = join(member, &package.name);
+            let message = "a torch.package archive: `PackageImporter` runs the Python code in it";
+            self.suspicious(Rule::CodeLayer, &at, package.header_at, message);
         }
         if archive.members.len() > MEMBERS_MAX {
             let message = format!(

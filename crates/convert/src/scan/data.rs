@@ -16,6 +16,12 @@ const WINDOW_BYTES: usize = 1024 * 1024;
 /// What windows have in common, so that nothing of interest lies half in one and half in the next.
 const DESCRIPTION_OVERLAP_BYTES: usize = 1024;
 
+/// Longer templates are searched in parts.
+const TEMPLATE_OVERLAP_BYTES: usize = 64 * 1024;
+
+/// As far as a model file is searched for templates, which stand before the tensors.
+const TEMPLATES_BYTES_MAX: u64 = 64 * 1024 * 1024;
+
 /// As far as a model file is searched for layers.
 const SEARCHED_BYTES_MAX: u64 = 256 * 1024 * 1024;
 
@@ -145,6 +151,60 @@ impl Scanner<'_> {
             format!("only its first {SEARCHED_BYTES_MAX} bytes were searched for layers with code");
         self.find(Severity::Allowed, Rule::CodeLayer, member, at, message);
     }
+}
+
+impl Scanner<'_> {
+    /// Chat templates (Jinja) that reach into Python's objects, as CVE-2024-34359 did: they are rendered with each prompt.
+    pub(super) fn templates(&mut self, bytes: &dyn ReadAt, member: &str) {
+        let mut window = vec![0; WINDOW_BYTES];
+        let mut at = 0u64;
+        while at < TEMPLATES_BYTES_MAX {
+            let len = read_up_to(bytes, &mut window, at).unwrap_or(0);
+            if let Some((found, word)) = escape_in_template(&window[..len]) {
+                let message =
+                    format!("a chat template that reaches into Python's objects with `{word}`");
+                self.suspicious(Rule::Text, member, at + found as u64, message);
+                return;
+            }
+            if len < window.len() {
+                return;
+            }
+            at += (len - TEMPLATE_OVERLAP_BYTES) as u64;
+        }
+    }
+}
+
+/// Where in `text` a Jinja template begins that has a word which no honest one needs, and that word. Strings of GGUF stand apart by
+/// zero bytes of their lengths, so that a vocabulary with such words is no template.
+fn escape_in_template(text: &[u8]) -> Option<(usize, &'static str)> {
+    const WORDS: [&str; 10] = [
+        "__class__",
+        "__subclasses__",
+        "__mro__",
+        "__base__",
+        "__bases__",
+        "__globals__",
+        "__builtins__",
+        "__import__",
+        "__init__",
+        "__getattribute__",
+    ];
+    let has = |part: &[u8], word: &str| {
+        part.windows(word.len())
+            .any(|window| window == word.as_bytes())
+    };
+    let mut at = 0;
+    for part in text.split(|byte| *byte == 0) {
+        let start = at;
+        at += part.len() + 1;
+        if part.len() < 8 || !(has(part, "{{") || has(part, "{%")) || !has(part, "__") {
+            continue;
+        }
+        if let Some(word) = WORDS.iter().find(|word| has(part, word)) {
+            return Some((start, word));
+        }
+    }
+    None
 }
 
 /// What in the JSON of a Keras model, wherever in `text` it stands, would run code when the model is loaded: where it is,

@@ -387,3 +387,253 @@ fn messages_show_what_is_hidden() {
             .contains("o\\u{202e}\\u{200b}\\u{1b}[31ms.system")
     }));
 }
+
+/// A pickle of one string: bytes, a text, or bytes as protocols before 3 write them.
+fn strings(content: &[u8]) -> [Vec<u8>; 3] {
+    let latin1: String = content.iter().map(|&byte| char::from(byte)).collect();
+    let long =
+        |op: u8, bytes: &[u8]| [&[op], &(bytes.len() as u32).to_le_bytes()[..], bytes].concat();
+    let text = long(b'X', latin1.as_bytes());
+    [
+        [b"\x80\x03}X\x01\0\0\0a", &long(b'B', content)[..], b"s."].concat(),
+        [b"\x80\x02]", &text[..], b"a."].concat(),
+        [
+            b"\x80\x02c_codecs\nencode\n",
+            &text[..],
+            b"X\x06\0\0\0latin1\x86R.",
+        ]
+        .concat(),
+    ]
+}
+
+#[test]
+fn strings_that_are_pickles() {
+    let in_turn = "if a program loads this string in turn: would have run: os.system('id')";
+    let (severity, rule) = (Severity::Suspicious, Rule::Call);
+    let text = b"cos\nsystem\n(S'id'\ntR.";
+    let stack = b"\x8c\x02os\x8c\x06system\x93\x8c\x02id\x85R.";
+    let zip = Builder::new().add("m/data.pkl", ATTACK, 8).finish();
+    let mut zlib = Vec::new();
+    let mut encoder = flate2::read::ZlibEncoder::new(ATTACK, flate2::Compression::default());
+    std::io::Read::read_to_end(&mut encoder, &mut zlib).unwrap();
+    for content in [ATTACK, text, stack, &zip, &zlib] {
+        for pickle in strings(content) {
+            let told = finds("a.pkl", &pickle, severity, rule, in_turn);
+            let place = |finding: &Finding| finding.member.starts_with("bytes at ");
+            assert!(told.findings.iter().any(place), "{told:#?}");
+            // A string in a string in a string.
+            for outer in strings(&pickle).iter().flat_map(|pickle| strings(pickle)) {
+                finds(
+                    "a.pkl",
+                    &outer,
+                    severity,
+                    rule,
+                    "would have run: os.system('id')",
+                );
+            }
+        }
+    }
+    // Behind more strings than anyone would look at one by one; and what a call takes is told as before.
+    let mut many = b"\x80\x03(".to_vec();
+    for _ in 0..5000 {
+        many.extend_from_slice(b"C\x0a]\n\nnothing");
+    }
+    many.extend_from_slice(&strings(ATTACK)[0][2..]);
+    finds("a.pkl", &many, severity, rule, in_turn);
+    for harmless in [
+        &b"\x80\x02N."[..],
+        b"cat\nand\ndog\n",
+        b"(I1\nI2\nt.",
+        &[0x80, 2, 0xff, 9, 9, 9],
+        b"x = 1 + 2 # and so on",
+    ] {
+        for pickle in strings(harmless) {
+            let told = report("a.pkl", &pickle);
+            assert!(told.is_clean(), "{told:#?}");
+        }
+    }
+    let tensors = b"\x80\x02ccollections\nOrderedDict\n)R.";
+    for pickle in strings(tensors) {
+        assert!(report("a.pkl", &pickle).is_clean());
+    }
+}
+
+#[test]
+fn strings_in_strings_end() {
+    let mut pickle = ATTACK.to_vec();
+    for _ in 0..2000 {
+        pickle = [
+            b"\x80\x03B",
+            &(pickle.len() as u32).to_le_bytes()[..],
+            &pickle,
+            b".",
+        ]
+        .concat();
+    }
+    let what = "strings in strings, too many or too deep";
+    finds(
+        "a.pkl",
+        &pickle,
+        Severity::Suspicious,
+        Rule::NotScannable,
+        what,
+    );
+}
+
+/// Bytes of which one read fails, the others before and after it not.
+struct Failing {
+    bytes: Memory,
+    read_count: std::sync::atomic::AtomicU64,
+    fails_at: u64,
+}
+
+impl Failing {
+    fn new(bytes: &[u8], fails_at: u64) -> Failing {
+        Failing {
+            bytes: Memory(bytes.to_vec()),
+            read_count: 0.into(),
+            fails_at,
+        }
+    }
+}
+
+impl ReadAt for Failing {
+    fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
+        let count = self
+            .read_count
+            .fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        if count == self.fails_at {
+            return Err(io::Error::other("the disk is tired"));
+        }
+        self.bytes.read_at(buffer, offset)
+    }
+
+    fn byte_count(&self) -> io::Result<u64> {
+        self.bytes.byte_count()
+    }
+}
+
+#[test]
+fn a_read_that_fails_is_an_error_wherever_it_happens() {
+    let zip = Builder::new()
+        .add("a.npy", &npy_of("'<f4'", "(3,)", &[0; 12]), 0)
+        .add("b.txt", b"words", 8)
+        .finish();
+    let mut tar = vec![0; 512];
+    tar[..2].copy_from_slice(b"a\0");
+    tar[124..135].copy_from_slice(b"00000000005");
+    tar[257..262].copy_from_slice(b"ustar");
+    tar.resize(2048, 0);
+    let files = [
+        zip[..zip.len() - 30].to_vec(),
+        zip,
+        tar,
+        b"GGUF\x03\0\0\0".to_vec(),
+        golden("legacy_4.pt"),
+        golden("plain_2.pkl"),
+        golden("views.pt"),
+        b"words".to_vec(),
+    ];
+    for bytes in files {
+        let sound = Failing::new(&bytes, u64::MAX);
+        scan_bytes("a", &sound, &Limits::default()).unwrap();
+        let read_count = sound.read_count.into_inner();
+        for fails_at in (0..read_count).step_by(1 + read_count as usize / 40) {
+            let failing = Failing::new(&bytes, fails_at);
+            let error = scan_bytes("a", &failing, &Limits::default()).unwrap_err();
+            assert!(error.to_string().contains("the disk is tired"), "{error}");
+        }
+    }
+}
+
+#[test]
+fn a_file_that_changes_meanwhile_is_never_clean() {
+    /// Another program, which writes to the file after the first read.
+    struct Meddled<R> {
+        file: R,
+        path: std::path::PathBuf,
+        is_done: std::sync::atomic::AtomicBool,
+    }
+    impl<R: ReadAt> ReadAt for Meddled<R> {
+        fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
+            let read = self.file.read_at(buffer, offset);
+            if !self
+                .is_done
+                .swap(true, std::sync::atomic::Ordering::Relaxed)
+            {
+                let mut file = std::fs::OpenOptions::new().append(true).open(&self.path)?;
+                std::io::Write::write_all(&mut file, ATTACK)?;
+            }
+            read
+        }
+        fn byte_count(&self) -> io::Result<u64> {
+            self.file.byte_count()
+        }
+    }
+    let folder =
+        std::env::temp_dir().join(format!("safelight-scan-changes-{}", std::process::id()));
+    std::fs::create_dir_all(&folder).unwrap();
+    let path = folder.join("a.pkl");
+    std::fs::write(&path, b"\x80\x02N.").unwrap();
+    let file = open_file(&path).unwrap();
+    let is_done = false.into();
+    let meddled = Meddled {
+        file,
+        path: path.clone(),
+        is_done,
+    };
+    let error = scan_bytes("a.pkl", &meddled, &Limits::default()).unwrap_err();
+    std::fs::remove_dir_all(&folder).unwrap();
+    let said = error.to_string();
+    assert!(said.contains("a.pkl") && said.contains("changed"), "{said}");
+}
+
+#[test]
+fn templates_packages_and_bare_streams() {
+    let string = |text: &str| [&(text.len() as u64).to_le_bytes()[..], text.as_bytes()].concat();
+    let gguf = |template: &str| {
+        let head = [&b"GGUF\x03\0\0\0"[..], &[0; 8], &1u64.to_le_bytes()].concat();
+        [
+            head,
+            string("tokenizer.chat_template"),
+            8u32.to_le_bytes().to_vec(),
+            string(template),
+        ]
+        .concat()
+    };
+    let hostile = "{% for x in ().__class__.__base__.__subclasses__() %}{{ x }}{% endfor %}";
+    let (severity, rule) = (Severity::Suspicious, Rule::Text);
+    let json = format!("{{\"chat_template\": \"{hostile}\"}}");
+    finds(
+        "a.gguf",
+        &gguf(hostile),
+        severity,
+        rule,
+        "reaches into Python's objects with `__class__`",
+    );
+    finds(
+        "tokenizer_config.json",
+        json.as_bytes(),
+        severity,
+        rule,
+        "`__class__`",
+    );
+    let honest = "{% for message in messages %}{{ message['content'] }}{% endfor %}";
+    let with_vocabulary = [gguf(honest), string("__class__"), string("__init__")].concat();
+    is_clean("a.gguf", &with_vocabulary, "a GGUF/GGML model");
+    let package = Builder::new()
+        .add("p/.data/extern_modules", b"os\n", 0)
+        .add("p/evil/__init__.py", b"import os\n", 0)
+        .finish();
+    finds(
+        "a.pt",
+        &package,
+        severity,
+        Rule::CodeLayer,
+        "PackageImporter",
+    );
+    // LZMA as joblib writes it, where an archive hides it.
+    let lzma = [&[0x5d, 0, 0, 0x80, 0][..], &[0xff; 8], &[0, 1, 2, 3]].concat();
+    let zip = Builder::new().add("model.bin", &lzma, 0).finish();
+    finds("a.zip", &zip, severity, Rule::NotScannable, "LZMA");
+}

@@ -9,8 +9,9 @@ mod pickles;
 mod sarif;
 
 use std::fmt;
-use std::fs::File;
+use std::io;
 use std::path::Path;
+use std::sync::{Mutex, PoisonError};
 
 use safelight_format::{FileKind, sniff};
 use safelight_store::ReadAt;
@@ -19,6 +20,7 @@ pub use sarif::sarif;
 
 use crate::bytes::read_up_to;
 use crate::error::ConvertError;
+use crate::open::open_file;
 use crate::pickle::printable;
 use crate::source::Limits;
 
@@ -38,6 +40,9 @@ const WORK_TIMES_MAX: u64 = 16;
 /// Endings of names that programs unpickle, whatever the content is.
 const LOADED_AS_PICKLES: &str =
     "pkl pickle p pt pth ckpt bin dill joblib dat data pk model npy npz";
+
+/// What is said before all that is found in byte strings that nothing in the file loads.
+const ONLY_DATA: &str = "if a program loads this string in turn: ";
 
 /// Findings beyond this many are counted only.
 const FINDING_COUNT_MAX: usize = 2000;
@@ -203,7 +208,8 @@ impl ScanReport {
 /// Scans a file. The limits bound what is unpacked and remembered; what goes beyond is a finding.
 ///
 /// # Errors
-/// [`ConvertError::Io`] if the file cannot be read.
+/// [`ConvertError::Io`] if the file cannot be read, or if another program writes to it meanwhile: what was seen of it then is
+/// neither the old file nor the new one.
 pub fn scan(path: &Path, limits: &Limits) -> Result<ScanReport, ConvertError> {
     // Asked before it is opened: opening a pipe waits for a writer.
     let metadata = std::fs::metadata(path).map_err(ConvertError::io("open", path))?;
@@ -211,7 +217,7 @@ pub fn scan(path: &Path, limits: &Limits) -> Result<ScanReport, ConvertError> {
         let what = "a folder, device or pipe, where a file is expected";
         return Err(ConvertError::unsupported(&path.to_string_lossy(), "", what));
     }
-    let file = File::open(path).map_err(ConvertError::io("open", path))?;
+    let file = open_file(path)?;
     scan_bytes(&path.to_string_lossy(), &file, limits)
 }
 
@@ -225,9 +231,10 @@ pub fn scan_bytes(
     bytes: &dyn ReadAt,
     limits: &Limits,
 ) -> Result<ScanReport, ConvertError> {
-    let mut scanner = Scanner::new(limits, bytes);
-    let kind = scanner.blob(bytes, label, "", 0);
-    if let Some(error) = scanner.error {
+    let bytes = Watched::new(bytes);
+    let mut scanner = Scanner::new(limits, &bytes);
+    let kind = scanner.blob(&bytes, label, "", 0);
+    if let Some(error) = bytes.ended().or(scanner.error) {
         let (doing, file) = ("read", label.to_owned());
         return Err(ConvertError::Io { doing, file, error });
     }
@@ -247,11 +254,12 @@ pub fn scan_bytes(
 /// # Errors
 /// As [`scan`].
 pub fn warnings(path: &Path, limits: &Limits) -> Result<Vec<Finding>, ConvertError> {
-    let file = crate::open::open_file(path)?;
-    let mut scanner = Scanner::new(limits, &file);
+    let file = open_file(path)?;
+    let bytes = Watched::new(&file);
+    let mut scanner = Scanner::new(limits, &bytes);
     scanner.is_quick = true;
-    scanner.blob(&file, &path.to_string_lossy(), "", 0);
-    if let Some(error) = scanner.error {
+    scanner.blob(&bytes, &path.to_string_lossy(), "", 0);
+    if let Some(error) = bytes.ended().or(scanner.error) {
         return Err(ConvertError::io("read", path)(error));
     }
     let mut findings = scanner.findings;
@@ -266,6 +274,48 @@ pub fn warnings(path: &Path, limits: &Limits) -> Result<Vec<Finding>, ConvertErr
     Ok(findings)
 }
 
+/// Bytes whose first error is kept, so that it ends the scan even where whoever read took it for the end of the bytes.
+struct Watched<'a> {
+    of: &'a dyn ReadAt,
+    error: Mutex<Option<io::Error>>,
+}
+
+impl<'a> Watched<'a> {
+    fn new(of: &'a dyn ReadAt) -> Watched<'a> {
+        let error = Mutex::new(None);
+        Watched { of, error }
+    }
+
+    fn keep<T>(&self, result: io::Result<T>) -> io::Result<T> {
+        result.map_err(|error| {
+            let told = io::Error::new(error.kind(), error.to_string());
+            if error.kind() != io::ErrorKind::Interrupted {
+                let mut first = self.error.lock().unwrap_or_else(PoisonError::into_inner);
+                first.get_or_insert(error);
+            }
+            told
+        })
+    }
+
+    /// The first error. Reads once more, which is when a file says that it changed since the last time.
+    fn ended(self) -> Option<io::Error> {
+        let _ = read_up_to(&self, &mut [0], 0);
+        self.error
+            .into_inner()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl ReadAt for Watched<'_> {
+    fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
+        self.keep(self.of.read_at(buffer, offset))
+    }
+
+    fn byte_count(&self) -> io::Result<u64> {
+        self.keep(self.of.byte_count())
+    }
+}
+
 /// Collects findings, however deep they lie.
 struct Scanner<'l> {
     limits: &'l Limits,
@@ -273,13 +323,16 @@ struct Scanner<'l> {
     unlisted_count: u64,
     /// With so many findings listed, none of them is milder than this.
     full_below: Severity,
-    error: Option<std::io::Error>,
+    error: Option<io::Error>,
     /// Bytes of unpacked content that are in memory now.
     held_bytes: u64,
     /// Bytes that may still be unpacked or compared.
     work_left: u64,
     /// Leaves out what takes long and is no sign of an attack.
     is_quick: bool,
+    /// How many byte strings this one lies in that nothing in the file loads: what it would run, it would run only if another
+    /// program loaded it.
+    only_data: u32,
     /// How many storages with files of their own this one lies in: what is allowed is not told again for each of them.
     nested: u32,
 }
@@ -298,6 +351,7 @@ impl<'l> Scanner<'l> {
                 .saturating_mul(WORK_TIMES_MAX)
                 .saturating_add(WORK_BYTES_FREE),
             is_quick: false,
+            only_data: 0,
             nested: 0,
         }
     }
@@ -339,10 +393,14 @@ impl Scanner<'_> {
 
     /// Adds a finding; whatever of the file is in its message can be printed after this.
     fn add(&mut self, mut finding: Finding) {
-        if finding.severity == Severity::Allowed && self.nested > 0 {
+        if finding.severity == Severity::Allowed && self.nested + self.only_data > 0 {
             return;
         }
         finding.message = printable(&finding.message);
+        if self.only_data > 0 {
+            finding.severity = finding.severity.min(Severity::Suspicious);
+            finding.message.insert_str(0, ONLY_DATA);
+        }
         // What is worse is never left out for what is not.
         let room = match finding.severity {
             Severity::Allowed => FINDING_COUNT_MAX / 2,
@@ -459,9 +517,12 @@ impl Scanner<'_> {
                 let message = "an executable program among model files";
                 self.suspicious(Rule::NotScannable, member, 0, message);
             }
-            FileKind::Hdf5 | FileKind::Json if !self.is_quick => {
+            FileKind::Hdf5 if !self.is_quick => self.code_layers(bytes, member),
+            FileKind::Json if !self.is_quick => {
                 self.code_layers(bytes, member);
+                self.templates(bytes, member);
             }
+            FileKind::Gguf => self.templates(bytes, member),
             _ => {}
         }
         if !matches!(kind, FileKind::Gzip | FileKind::Tar | FileKind::Npy) {
@@ -473,8 +534,11 @@ impl Scanner<'_> {
     /// Content that no first bytes tell: pickles of protocols 0 and 1, streams of zlib, text.
     fn unknown(&mut self, bytes: &dyn ReadAt, start: &[u8], at: (&str, &str, u32)) -> String {
         let (name, member, depth) = at;
-        if start.starts_with(b"BZh") || start.starts_with(b"\x04\x22\x4d\x18") {
-            let message = "a bzip2 or lz4 stream: nothing here can look into it; unpack it and scan what is inside";
+        if start.starts_with(b"BZh")
+            || start.starts_with(b"\x04\x22\x4d\x18")
+            || archive::is_bare_lzma(start)
+        {
+            let message = "a bzip2, lz4 or LZMA stream: nothing here can look into it; unpack it and scan what is inside";
             self.suspicious(Rule::NotScannable, member, 0, message);
             return "a compressed stream".into();
         }
@@ -496,12 +560,15 @@ impl Scanner<'_> {
             |text| !text.contains('\0'),
         );
         if depth == 0 && loaded_as_pickle(name).is_some() {
-            let kind = if is_text {
-                "a text"
-            } else {
-                "something unknown"
+            let kind = match is_text {
+                true => "a text".to_owned(),
+                false => {
+                    let bytes = start.iter().take(8).map(|byte| format!(" {byte:02x}"));
+                    let bytes: String = bytes.collect();
+                    format!("something unknown that begins with the bytes{bytes}")
+                }
             };
-            self.misnamed(name, kind, member, depth);
+            self.misnamed(name, &kind, member, depth);
         } else if depth == 0 && !is_text {
             self.suspicious(
                 Rule::NotScannable,

@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, HashSet};
 
 use safelight_store::ReadAt;
 
-use super::{Finding, HELD_BYTES_MAX, Rule, Scanner, Severity};
-use crate::bytes::{Memory, Part, read_exact_at};
+use super::{DEPTH_MAX, Finding, HELD_BYTES_MAX, Rule, Scanner, Severity};
+use crate::bytes::{Memory, Part, read_exact_at, read_up_to};
 use crate::pickle::{
     Blob, Coding, Fault, Heap, Id, Input, Machine, Node, Problem, Standing, Watch, is_nested_load,
     memory_of, show, standing, sweep,
@@ -17,6 +17,12 @@ const TOLD_MAX: usize = 500;
 
 /// Byte strings handed to calls that are looked into.
 const INNER_MAX: usize = 64;
+
+/// Strings that are looked into because they may be pickles.
+const PACKED_MAX: usize = 100_000;
+
+/// Of longer strings only the start tells whether they are looked into.
+const PACKED_LOOK_BYTES: u64 = 64 * 1024;
 
 /// Different globals of one file that are told.
 const GLOBALS_MAX: usize = 50_000;
@@ -44,9 +50,31 @@ struct Seen {
     /// Files within the file that `torch.storage._load_from_bytes` would load, by where they begin.
     nested: BTreeMap<u64, (Blob, Option<Coding>)>,
     has_wide_memo: bool,
+    /// Strings that may be pickles, or archives of some, and that nothing in this one loads.
+    packed: Vec<(Blob, Option<Coding>)>,
+    has_more_packed: bool,
 }
 
 impl Seen {
+    /// Finds the strings among all values that may be pickles.
+    fn find_packed(&mut self, heap: &Heap, input: &mut Input<'_>) {
+        for node in &heap.nodes {
+            let (blob, coding) = match node {
+                Node::Bytes(blob) => (*blob, None),
+                Node::Text(blob, coding) => (*blob, Some(*coding)),
+                _ => continue,
+            };
+            if !may_be_packed(input, blob, coding) {
+                continue;
+            }
+            if self.packed.len() >= PACKED_MAX {
+                self.has_more_packed = true;
+                return;
+            }
+            self.packed.push((blob, coding));
+        }
+    }
+
     fn tell(&mut self, severity: Severity, rule: Rule, at: u64, message: String) {
         // Room is kept for what is worse.
         let room = TOLD_MAX * (1 + usize::from(severity == Severity::Dangerous));
@@ -95,6 +123,39 @@ impl Seen {
             }
         }
     }
+}
+
+/// Whether a string begins as pickles and archives do and has what every pickle needs that names something: two lines of text, or
+/// the opcode that takes names from the stack.
+fn may_be_packed(input: &mut Input<'_>, blob: Blob, coding: Option<Coding>) -> bool {
+    if blob.len < 6 {
+        return false;
+    }
+    let bytes = input.read(blob, PACKED_LOOK_BYTES).unwrap_or_default();
+    let content = match coding {
+        Some(coding) if blob.len <= PACKED_LOOK_BYTES => {
+            decode_latin1(bytes.clone(), coding).unwrap_or(bytes)
+        }
+        _ => bytes,
+    };
+    let content = match content.as_slice() {
+        // U+0080 in UTF-8.
+        [0xc2, rest @ ..] if coding.is_some() => rest,
+        all => all,
+    };
+    if matches!(content, [0x80, 0..=5, ..] | [0x1f, 0x8b, 8, ..])
+        || content.starts_with(b"PK\x03\x04")
+    {
+        return true;
+    }
+    if super::archive::is_zlib(content) {
+        return true;
+    }
+    let begins = content.first().is_some_and(|first| {
+        b"(])}c0NIJKMGFLSTUVXBCP\x88\x89\x8a\x8b\x8c\x8d\x8e\x8f\x95\x96".contains(first)
+    });
+    let lines = content.iter().filter(|byte| **byte == b'\n').count();
+    begins && (lines >= 2 || content.contains(&0x93) || blob.len > PACKED_LOOK_BYTES)
 }
 
 /// What is known of what would be called: a global's standing, or that of what made it.
@@ -288,12 +349,18 @@ impl Scanner<'_> {
         let named = ended.seen.globals.keys().any(names);
         let calls = ended.seen.told.iter().any(|told| told.1 != Rule::Oddity);
         if !(known || (named && (ended.any_whole || calls))) {
-            // One that names nothing does nothing.
-            return ended.any_whole && Some(ended.end) == bytes.byte_count().ok();
+            // One that names nothing does nothing, but its strings may.
+            let is_whole = ended.any_whole && Some(ended.end) == bytes.byte_count().ok();
+            if ended.any_whole {
+                self.packed(&ended.seen, bytes, member, depth);
+            }
+            return is_whole;
         }
         if ended.seen.has_more_than_data() || depth == 0 {
             self.ending(bytes, &ended, member, depth);
             self.report(ended.seen, bytes, member, depth);
+        } else {
+            self.packed(&ended.seen, bytes, member, depth);
         }
         true
     }
@@ -345,6 +412,7 @@ impl Scanner<'_> {
             }
         }
         self.work_left = self.work_left.saturating_sub(machine.memory_bytes());
+        ended.seen.find_packed(&machine.heap, &mut machine.input);
         if hands_on_nested_load(&machine.heap) {
             let message =
                 "hands `torch.storage._load_from_bytes`, which loads any pickle, to something else";
@@ -398,6 +466,7 @@ impl Scanner<'_> {
     }
 
     fn report(&mut self, seen: Seen, bytes: &dyn ReadAt, member: &str, depth: u32) {
+        self.packed(&seen, bytes, member, depth);
         for (severity, rule, at, message) in seen.told {
             self.find(severity, rule, member, at, message);
         }
@@ -437,6 +506,72 @@ impl Scanner<'_> {
         }
     }
 
+    /// The bytes for which a text stands: `None` if they are too many, `Some(None)` if it is no such text.
+    fn decoded(&mut self, text: &Part<'_>, coding: Coding) -> Option<Option<Vec<u8>>> {
+        let room = HELD_BYTES_MAX.saturating_sub(self.held_bytes);
+        let limit = room.min(self.limits.memory_bytes_max).min(self.work_left);
+        self.work_left = self.work_left.saturating_sub(text.len);
+        (text.len <= limit).then(|| {
+            let mut bytes = vec![0; text.len as usize];
+            read_exact_at(text, &mut bytes, 0).ok()?;
+            decode_latin1(bytes, coding)
+        })
+    }
+
+    /// Looks into strings that nothing in the pickle loads, but another program may.
+    fn packed(&mut self, seen: &Seen, bytes: &dyn ReadAt, member: &str, depth: u32) {
+        let loaded = |blob: &Blob| seen.inner.contains(blob) || seen.nested.contains_key(&blob.at);
+        for (blob, coding) in seen.packed.iter().filter(|(blob, _)| !loaded(blob)) {
+            let inner = super::archive::join(member, &format!("bytes at {}", blob.at));
+            let cost = blob.len.min(PACKED_LOOK_BYTES) + 256;
+            if depth >= DEPTH_MAX || self.work_left < cost {
+                let message = "strings in strings, too many or too deep: not looked into";
+                self.suspicious(Rule::NotScannable, &inner, 0, message);
+                return;
+            }
+            self.work_left -= cost;
+            let part = Part {
+                of: bytes,
+                at: blob.at,
+                len: blob.len,
+            };
+            self.only_data += 1;
+            let decoded = match coding {
+                Some(coding) => self.decoded(&part, *coding).flatten(),
+                None => None,
+            };
+            match decoded {
+                Some(content) => {
+                    let held = content.len() as u64;
+                    self.held_bytes += held;
+                    self.packed_content(&Memory(content), &inner, depth + 1);
+                    self.held_bytes -= held;
+                }
+                None => self.packed_content(&part, &inner, depth + 1),
+            }
+            self.only_data -= 1;
+        }
+        if seen.has_more_packed {
+            let message = format!(
+                "more than {PACKED_MAX} strings that may be pickles: the others were not looked into"
+            );
+            self.suspicious(Rule::NotScannable, member, 0, message);
+        }
+    }
+
+    /// What such a string holds: an archive, a stream that unpacks, a pickle, or mostly nothing.
+    fn packed_content(&mut self, bytes: &dyn ReadAt, member: &str, depth: u32) {
+        let mut start = [0; 4];
+        let len = read_up_to(bytes, &mut start, 0).unwrap_or(0);
+        let start = &start[..len];
+        let is_archive = start == b"PK\x03\x04" || start.starts_with(b"\x1f\x8b\x08");
+        if is_archive || (super::archive::is_zlib(start) && self.unpacks(bytes)) {
+            self.blob(bytes, "", member, depth);
+        } else {
+            self.hidden_pickle(bytes, member, depth);
+        }
+    }
+
     /// A file within the file: what `torch.storage._load_from_bytes` would load.
     fn nested_file(
         &mut self,
@@ -455,34 +590,24 @@ impl Scanner<'_> {
         self.nested += 1;
         let kind = match coding {
             None => Some(self.blob(&part, "", &inner, depth + 1)),
-            Some(coding) => {
-                let room = HELD_BYTES_MAX.saturating_sub(self.held_bytes);
-                let limit = room.min(self.limits.memory_bytes_max).min(self.work_left);
-                self.work_left = self.work_left.saturating_sub(blob.len);
-                let content = (blob.len <= limit).then(|| {
-                    let mut text = vec![0; blob.len as usize];
-                    read_exact_at(&part, &mut text, 0).ok()?;
-                    decode_latin1(text, coding)
-                });
-                match content {
-                    Some(Some(content)) => {
-                        let held = content.len() as u64;
-                        self.held_bytes += held;
-                        let kind = self.blob(&Memory(content), "", &inner, depth + 1);
-                        self.held_bytes -= held;
-                        Some(kind)
-                    }
-                    Some(None) => Some("no Latin-1 text".into()),
-                    None => {
-                        let message = format!(
-                            "a file within the file, of {} bytes as text: not looked into",
-                            blob.len
-                        );
-                        self.suspicious(Rule::NotScannable, &inner, 0, message);
-                        None
-                    }
+            Some(coding) => match self.decoded(&part, coding) {
+                Some(Some(content)) => {
+                    let held = content.len() as u64;
+                    self.held_bytes += held;
+                    let kind = self.blob(&Memory(content), "", &inner, depth + 1);
+                    self.held_bytes -= held;
+                    Some(kind)
                 }
-            }
+                Some(None) => Some("no Latin-1 text".into()),
+                None => {
+                    let message = format!(
+                        "a file within the file, of {} bytes as text: not looked into",
+                        blob.len
+                    );
+                    self.suspicious(Rule::NotScannable, &inner, 0, message);
+                    None
+                }
+            },
         };
         self.nested -= 1;
         if let Some(kind) = kind.filter(|kind| !kind.starts_with("PyTorch")) {
