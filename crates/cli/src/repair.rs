@@ -13,15 +13,18 @@ use crate::say;
 
 pub(crate) const HELP: &str = "\
 Every tensor whose bytes are all there is kept, undecoded; what can't be kept is named, with the reason. Padding, white
-space, holes, overlaps and tensors that are named twice are put in order. Without -o or --in-place nothing is
-written: what would be done is told. --in-place replaces the file, atomically. If no tensor can be kept, nothing is
-written and the exit code is 3, unless --force is given.
+space, holes, overlaps, a wrong length prefix and tensors that are named twice are put in order. Without -o or
+--in-place nothing is written: what would be done is told. --in-place replaces the file, atomically.
+
+Nothing is guessed. Where the length prefix, the end of the header and the file's size contradict each other, or numbers
+seem to have moved (bytes were inserted or lost in the middle, a text transfer, zeros that a download left), nothing is
+written, and the exit code is 3; so it is if no tensor can be kept. --force writes all the same what is only doubtful.
 
 Examples:
   safelight repair download.safetensors
   safelight repair download.safetensors -o rescued.safetensors
 
-JSON: {file, needed, output, kept_count, unknown_count, kept_bytes, dropped [{what, why}], changes [TEXT], bytes}; output and bytes are
+JSON: {file, needed, output, kept_count, unknown_count, kept_bytes, dropped [{what, why}], changes [TEXT], doubts [TEXT], bytes}; output and bytes are
 null if nothing was written.";
 
 /// As many dropped things as a text lists.
@@ -40,7 +43,7 @@ pub(crate) struct RepairArgs {
     /// Replace the damaged file
     #[arg(long)]
     in_place: bool,
-    /// Replace an output that is there; write a file even if no tensor can be kept
+    /// Replace an output that is there; write a file even if it is doubtful, or no tensor can be kept
     #[arg(short, long, requires = "where")]
     force: bool,
     /// List all that is dropped
@@ -75,6 +78,9 @@ impl Run for RepairArgs {
         {
             return Err(nothing_left(&repair));
         }
+        if target.is_some() && !repair.doubts.is_empty() && !self.force {
+            return Err(doubtful(&repair));
+        }
         let written = match target {
             None => None,
             Some(target) => {
@@ -93,13 +99,26 @@ impl Run for RepairArgs {
                 "file": self.file.to_string_lossy(), "needed": repair.is_needed(),
                 "output": output.map(|path| path.to_string_lossy()), "kept_count": repair.tensor_count(),
                 "unknown_count": repair.opaque_count(),
-                "kept_bytes": repair.tensor_bytes(), "dropped": dropped, "changes": repair.changes, "bytes": written,
+                "kept_bytes": repair.tensor_bytes(), "dropped": dropped, "changes": repair.changes, "doubts": repair.doubts, "bytes": written,
             }))?;
         } else {
             say::answer(&self.text(&repair, output))?;
         }
-        Ok(Outcome::Clean)
+        // What was forced was told to be doubtful.
+        Ok(match repair.doubts.is_empty() || output.is_some() {
+            true => Outcome::Clean,
+            false => Outcome::Found,
+        })
     }
+}
+
+/// Numbers that may be wrong, in a file that looks sound, are worse than none.
+fn doubtful(repair: &Repair) -> Failure {
+    Failure::Model(format!(
+        "{}: {}; nothing was written (--force writes what the header says all the same)",
+        shown_path(repair.path()),
+        repair.doubts.join("; ")
+    ))
 }
 
 /// A file without tensors in the place of a damaged one helps nobody, and hides that there was something.
@@ -121,8 +140,11 @@ impl RepairArgs {
         let (count, bytes) = (repair.tensor_count(), say::bytes(repair.tensor_bytes()));
         let s = if count == 1 { "" } else { "s" };
         let mut text = String::new();
-        if !repair.is_needed() {
+        if !repair.is_needed() && repair.doubts.is_empty() {
             text += &format!("{file}: nothing to repair\n");
+        }
+        for doubt in &repair.doubts {
+            text += &say::hanging(&format!("doubtful: {doubt}"));
         }
         for change in &repair.changes {
             text += &say::hanging(&format!("changed: {change}"));
@@ -150,6 +172,11 @@ impl RepairArgs {
                 text += &say::hanging(&format!(
                     "{}: {count} tensor{s}, {bytes}, written",
                     shown_path(output)
+                ));
+            }
+            None if !repair.doubts.is_empty() => {
+                text += &say::hanging(&format!(
+                    "{file}: no repair is sure; --force with -o or --in-place writes what the header says"
                 ));
             }
             None if repair.is_needed() => {

@@ -447,3 +447,43 @@ fn repair_keeps_what_is_whole() {
     );
     assert_eq!(place.everything(), ["m.safetensors", "new.safetensors"]);
 }
+
+#[test]
+fn repair_writes_no_numbers_that_may_have_moved() {
+    let place = Place::new();
+    let numbers: Vec<u8> = (1..400u32)
+        .flat_map(|n| (n as f32 / 7e3).to_le_bytes())
+        .collect();
+    let json = r#"{"w":{"dtype":"F32","shape":[399],"data_offsets":[0,1596]}}     "#;
+    let path = raw(&place, "m.safetensors", json, &numbers);
+    let sound = fs::read(&path).unwrap();
+
+    // A prefix that is one too large: by the size, the number of before.
+    let prefix = json.len() as u64 + 1;
+    fs::write(&path, [&prefix.to_le_bytes(), &sound[8..]].concat()).unwrap();
+    let ran = place.works(&["repair", "m.safetensors", "-o", "new.safetensors"]);
+    let said = ran.stdout.replace("\n ", "");
+    assert!(said.contains("the length prefix is wrong"), "{said}");
+    assert_eq!(fs::read(place.path("new.safetensors")).unwrap(), sound);
+    // And cut off: nothing tells.
+    fs::write(&path, [&prefix.to_le_bytes(), &sound[8..1000]].concat()).unwrap();
+    let words = ["length prefix", "can't be told"];
+    place.refuses(
+        &["repair", "m.safetensors", "--in-place", "--force"],
+        3,
+        &words,
+    );
+
+    // A byte in the middle.
+    fs::write(&path, [&sound[..300], b"x", &sound[300..]].concat()).unwrap();
+    let damaged = fs::read(&path).unwrap();
+    let arguments = ["repair", "m.safetensors", "--in-place"];
+    place.refuses(&arguments, 3, &["inserted in the middle", "--force"]);
+    assert_eq!(fs::read(&path).unwrap(), damaged);
+    let told = place.run(&["repair", "m.safetensors"]);
+    assert_eq!(told.code, Some(3), "{}", told.stdout);
+    assert!(told.stdout.contains("doubtful: "), "{}", told.stdout);
+    let told = place.run(&["repair", "m.safetensors", "--json"]);
+    assert!(told.json()["doubts"][0].is_string(), "{}", told.stdout);
+    place.works(&["repair", "m.safetensors", "--in-place", "--force"]);
+}

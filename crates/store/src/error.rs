@@ -43,6 +43,13 @@ pub enum StoreError {
         /// Why not.
         error: FormatError,
     },
+    /// What a damaged file says about itself does not agree, so that a repair would be a guess.
+    Contradictory {
+        /// The file.
+        file: String,
+        /// What does not agree, with the numbers.
+        problem: String,
+    },
     /// The file became shorter after it was opened: someone is writing to it.
     Shrank {
         /// The file.
@@ -308,6 +315,9 @@ impl fmt::Display for StoreError {
                 write!(f, "{}: {}", shown(location), shown(problem))
             }
             StoreError::Format { file, error } => write!(f, "{}: {error}", shown(file)),
+            StoreError::Contradictory { file, problem } => {
+                write!(f, "{}: {problem}", shown(file))
+            }
             StoreError::Shrank {
                 file,
                 opened_bytes,

@@ -3,6 +3,11 @@
 //! A header is read here as leniently as possible: what can't be used is dropped *and told*, and every tensor whose bytes
 //! are all there is kept. What [`Strictness::Compat`] reads is kept in any case.
 
+mod doubt;
+mod head;
+mod said;
+mod start;
+
 use std::collections::HashMap;
 use std::fmt;
 use std::fs::File;
@@ -11,11 +16,13 @@ use std::path::{Path, PathBuf};
 
 use safelight_format::{
     Dtype, FormatError, Header, Limits, Metadata, OpaqueSpec, Order, ParseOptions, Strictness,
-    TensorSpec, WriteError, header_bytes, shown,
+    TensorSpec, shown,
 };
-use serde::de::{Error as _, MapAccess, SeqAccess, Visitor};
-use serde::{Deserialize, Deserializer};
 use serde_json::Value;
+
+use head::{Found, Head, is_padding};
+use said::{Said, SaidTensor};
+use start::Start;
 
 use crate::error::{StoreError, path_text};
 use crate::save::SaveOptions;
@@ -25,9 +32,6 @@ use crate::writer::Writer;
 
 /// What is copied between two calls of `progress`.
 const PIECE_BYTES: u64 = 16 * 1024 * 1024;
-
-/// The first bytes of a file, from which is told what it is.
-const SNIFFED_BYTES: u64 = 512;
 
 /// What a repaired file would be.
 #[derive(Debug)]
@@ -41,6 +45,8 @@ pub struct Repair {
     pub dropped: Vec<Dropped>,
     /// What is put in order without losing anything.
     pub changes: Vec<String>,
+    /// Why the numbers of what is kept may be wrong, though nothing else says so: a repair that is written all the same is a guess.
+    pub doubts: Vec<String>,
 }
 
 /// A tensor all of whose bytes are there.
@@ -81,40 +87,43 @@ impl Repair {
             error,
         };
         let file_bytes = source.file_bytes;
-        let mut prefix = vec![0; SNIFFED_BYTES.min(file_bytes) as usize];
-        source.read_exact_at(&mut prefix, 0)?;
-        let header_bytes = header_bytes(&prefix, file_bytes, limits).map_err(bad)?;
-        // Within the limit, which was just checked.
-        let mut all = vec![0; 8 + header_bytes as usize];
-        source.read_exact_at(&mut all, 0)?;
         let options = ParseOptions {
             strictness: Strictness::Spec,
             limits: *limits,
             opaque_dtypes: true,
         };
-        let strict = Header::parse_with(&all, file_bytes, &options).err();
+        let head = Head::read(&source, limits)?;
+        let parsed = |strictness| {
+            let options = ParseOptions {
+                strictness,
+                ..options
+            };
+            Header::parse_with(&head.bytes, file_bytes, &options)
+        };
+        let (strict, compat) = (parsed(Strictness::Spec).err(), parsed(Strictness::Compat));
         let mut repair = Repair {
             path: path.to_owned(),
             file: open_regular(path)?,
-            stamp: source.stamp,
+            stamp: source.stamp.clone(),
             kept: Vec::new(),
             metadata: None,
             dropped: Vec::new(),
             changes: Vec::new(),
+            doubts: Vec::new(),
         };
-        let options = ParseOptions {
-            strictness: Strictness::Compat,
-            ..options
-        };
-        let compat = Header::parse_with(&all, file_bytes, &options);
-        match (repair.entries(&all[8..]), compat) {
-            (Some(entries), compat) => {
-                repair.take(entries, 8 + header_bytes, file_bytes);
+        match (head.found, compat) {
+            (Some(mut found), compat) => {
+                let start = found.start(&source)?;
+                repair.tell_head(&head.bytes, &found, &start);
+                let data_end = start.at.saturating_add(found.evidence.data_bytes);
+                let entries = std::mem::take(&mut found.entries.0);
+                repair.take(entries, start.at, file_bytes);
                 if let Ok(header) = compat
                     && repair.lacks(&header)
                 {
                     repair.take_header(&header);
                 }
+                repair.doubts = doubt::doubts(&source, &repair.kept, start.at, data_end)?;
             }
             (None, Ok(header)) => repair.take_header(&header),
             // What no one can read as JSON is named by the parser.
@@ -240,30 +249,22 @@ impl Repair {
         count
     }
 
-    /// The header's entries, whatever stands around them; `None` if there is no object.
-    fn entries(&mut self, json: &[u8]) -> Option<Vec<(String, Said)>> {
-        let text = std::str::from_utf8(json).ok()?;
-        let start = text.find(|c: char| !is_padding(c) && c != '\u{feff}')?;
-        if start > 0 {
-            self.changes.push(format!(
-                "{start} bytes in front of the header's JSON are left out"
-            ));
+    /// What is put in order, or left out, in front of the tensors.
+    fn tell_head(&mut self, head: &[u8], found: &Found, start: &Start) {
+        self.changes.extend(found.changes(start));
+        if start.overrules_prefix {
+            return;
         }
-        let mut deserializer = serde_json::Deserializer::from_str(&text[start..]);
-        let entries = deserializer.deserialize_map(Entries).ok()?;
-        let end = start + consumed(&text[start..])?;
-        let rest = &text[end..];
-        let padding = rest.trim_end_matches(is_padding);
-        if !padding.trim_start_matches(is_padding).is_empty() {
+        let rest = found.behind_json(head);
+        if rest.iter().any(|&byte| !is_padding(byte)) {
             self.dropped.push(Dropped {
                 what: format!("{} bytes", rest.len()),
                 why: "stand behind the header's JSON and mean nothing".into(),
             });
-        } else if rest.contains(|c: char| c != ' ') {
+        } else if rest.iter().any(|&byte| byte != b' ') {
             self.changes
                 .push("the header's padding becomes spaces".into());
         }
-        Some(entries)
     }
 
     fn take(&mut self, entries: Vec<(String, Said)>, data_start: u64, file_bytes: u64) {
@@ -402,17 +403,6 @@ impl Repair {
     }
 }
 
-fn is_padding(c: char) -> bool {
-    matches!(c, ' ' | '\t' | '\n' | '\r' | '\0')
-}
-
-/// How long the JSON value is that a text begins with.
-fn consumed(text: &str) -> Option<usize> {
-    let mut values = serde_json::Deserializer::from_str(text).into_iter::<serde::de::IgnoredAny>();
-    values.next()?.ok()?;
-    Some(values.byte_offset())
-}
-
 /// A tensor, if all that is said of it makes sense and its bytes are there.
 fn tensor(
     name: String,
@@ -420,7 +410,18 @@ fn tensor(
     data_start: u64,
     file_bytes: u64,
 ) -> Result<Kept, Dropped> {
-    match place(&said, data_start, file_bytes) {
+    let place = said
+        .place()
+        .and_then(|(start, end)| match data_start.checked_add(end) {
+            Some(in_file) if in_file <= file_bytes => Ok((data_start + start, end - start)),
+            in_file => {
+                let in_file = in_file.map_or("2^64".to_owned(), |end| end.to_string());
+                Err(format!(
+                    "it ends at byte {in_file}, and the file at byte {file_bytes}"
+                ))
+            }
+        });
+    match place {
         Err(why) => Err(Dropped { what: name, why }),
         Ok((starts_at, byte_count)) => {
             let shape = said.shape.unwrap_or_default();
@@ -440,219 +441,5 @@ fn tensor(
                 opaque,
             })
         }
-    }
-}
-
-/// Where in the file a tensor starts, and how many bytes it has.
-fn place(said: &SaidTensor, data_start: u64, file_bytes: u64) -> Result<(u64, u64), String> {
-    let dtype = said.dtype.as_ref().ok_or("has no dtype")?;
-    let shape = said.shape.as_ref().ok_or("has no shape")?;
-    let (starts_at, ends_at) = match said.offsets.ok_or("has no data_offsets")? {
-        Offsets::Two(start, end) => (start, end),
-        Offsets::Other(count) => return Err(format!("has {count} data_offsets instead of 2")),
-    };
-    let spanned = ends_at.checked_sub(starts_at);
-    let needed = match dtype {
-        Ok(dtype) => {
-            let elements = shape
-                .iter()
-                .try_fold(1u64, |all, &dim| all.checked_mul(dim));
-            let bits = elements.and_then(|elements| elements.checked_mul(dtype.bits()));
-            let whole = bits
-                .filter(|bits| bits.is_multiple_of(8))
-                .map(|bits| bits / 8);
-            whole.ok_or("its shape is no whole number of bytes below 2^64")?
-        }
-        // Its size is known from its place alone.
-        Err(_) => spanned.ok_or_else(|| {
-            format!("its data_offsets are {starts_at} and {ends_at}: it ends before it starts")
-        })?,
-    };
-    if spanned != Some(needed) {
-        return Err(format!(
-            "its data_offsets are {starts_at} and {ends_at}, but its shape needs {needed} bytes"
-        ));
-    }
-    match data_start.checked_add(ends_at) {
-        Some(end) if end <= file_bytes => Ok((data_start + starts_at, needed)),
-        end => {
-            let end = end.map_or("2^64".to_owned(), |end| end.to_string());
-            Err(format!(
-                "it ends at byte {end}, and the file at byte {file_bytes}"
-            ))
-        }
-    }
-}
-
-/// What an entry of the header says. A header may have millions: only what is needed is kept of each.
-enum Said {
-    Metadata(Value),
-    Tensor(SaidTensor),
-}
-
-/// The fields of a tensor, as far as they make sense.
-#[derive(Default)]
-struct SaidTensor {
-    /// The type, or the unknown one's name.
-    dtype: Option<Result<Dtype, String>>,
-    shape: Option<Vec<u64>>,
-    offsets: Option<Offsets>,
-}
-
-/// What `data_offsets` says, if it is a list of whole numbers.
-#[derive(Clone, Copy)]
-enum Offsets {
-    Two(u64, u64),
-    /// So many of them.
-    Other(usize),
-}
-
-impl SaidTensor {
-    /// Takes a field by its place in an entry that is a list, which readers accept too.
-    fn set(&mut self, place: usize, value: Any) {
-        match (place, value) {
-            // `"F32"`, or `{"F32":null}`, which readers accept too.
-            (0, Any::Text(name) | Any::Wrapped(name)) => {
-                self.dtype = Some(Dtype::from_name(&name).ok_or(name));
-            }
-            (0, _) => self.dtype = None,
-            (1, Any::Numbers(shape)) => self.shape = Some(shape),
-            (1, _) => self.shape = None,
-            (2, Any::Numbers(offsets)) => {
-                self.offsets = Some(match offsets[..] {
-                    [start, end] => Offsets::Two(start, end),
-                    _ => Offsets::Other(offsets.len()),
-                });
-            }
-            (2, _) => self.offsets = None,
-            _ => {}
-        }
-    }
-}
-
-/// The fields of an entry, in their places.
-const FIELDS: [&str; 3] = ["dtype", "shape", "data_offsets"];
-
-/// Any JSON, as far as a tensor's entry may have it: nothing else is kept, however large it is.
-enum Any {
-    Number(u64),
-    Text(String),
-    /// A list of whole numbers.
-    Numbers(Vec<u64>),
-    /// An object or a list, which may be a tensor's entry.
-    Entry(SaidTensor),
-    /// An object whose only key has no value.
-    Wrapped(String),
-    Null,
-    /// What no entry has.
-    Other,
-}
-
-impl<'de> Deserialize<'de> for Any {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Any, D::Error> {
-        deserializer.deserialize_any(AnyVisitor)
-    }
-}
-
-struct AnyVisitor;
-
-impl<'de> Visitor<'de> for AnyVisitor {
-    type Value = Any;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("any JSON")
-    }
-
-    fn visit_bool<E>(self, _: bool) -> Result<Any, E> {
-        Ok(Any::Other)
-    }
-
-    fn visit_i64<E>(self, _: i64) -> Result<Any, E> {
-        Ok(Any::Other) // a negative one
-    }
-
-    fn visit_u64<E>(self, number: u64) -> Result<Any, E> {
-        Ok(Any::Number(number))
-    }
-
-    fn visit_f64<E>(self, _: f64) -> Result<Any, E> {
-        Ok(Any::Other)
-    }
-
-    fn visit_unit<E>(self) -> Result<Any, E> {
-        Ok(Any::Null)
-    }
-
-    fn visit_str<E>(self, text: &str) -> Result<Any, E> {
-        Ok(Any::Text(text.to_owned()))
-    }
-
-    fn visit_seq<S: SeqAccess<'de>>(self, mut list: S) -> Result<Any, S::Error> {
-        let (mut numbers, mut are_numbers) = (Vec::new(), true);
-        let mut said = SaidTensor::default();
-        let mut place = 0;
-        while let Some(element) = list.next_element()? {
-            match element {
-                Any::Number(number) if are_numbers => numbers.push(number),
-                element => {
-                    (are_numbers, numbers) = (false, Vec::new());
-                    said.set(place, element);
-                }
-            }
-            place += 1;
-        }
-        numbers.shrink_to_fit();
-        Ok(match are_numbers {
-            true => Any::Numbers(numbers),
-            false => Any::Entry(said),
-        })
-    }
-
-    fn visit_map<M: MapAccess<'de>>(self, mut map: M) -> Result<Any, M::Error> {
-        let mut said = SaidTensor::default();
-        let (mut count, mut wrapped) = (0, None);
-        while let Some(key) = map.next_key::<String>()? {
-            let value = map.next_value()?;
-            count += 1;
-            let field = FIELDS.iter().position(|field| *field == key);
-            match (field, value) {
-                (Some(place), value) => said.set(place, value),
-                (None, Any::Null) => wrapped = Some(key),
-                (None, _) => {}
-            }
-        }
-        Ok(match wrapped {
-            Some(name) if count == 1 => Any::Wrapped(name),
-            _ => Any::Entry(said),
-        })
-    }
-}
-
-/// A JSON object with all its keys, also those that stand there twice.
-struct Entries;
-
-impl<'de> Visitor<'de> for Entries {
-    type Value = Vec<(String, Said)>;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("an object")
-    }
-
-    fn visit_map<M: MapAccess<'de>>(self, mut map: M) -> Result<Self::Value, M::Error> {
-        let mut entries = Vec::new();
-        while let Some(key) = map.next_key::<String>()? {
-            let said = match key.as_str() {
-                "__metadata__" => Said::Metadata(map.next_value()?),
-                _ => Said::Tensor(match map.next_value()? {
-                    Any::Entry(said) => said,
-                    _ => SaidTensor::default(),
-                }),
-            };
-            entries.push((key, said));
-            if entries.len() > u32::MAX as usize {
-                return Err(M::Error::custom(WriteError::TotalOverflow));
-            }
-        }
-        Ok(entries)
     }
 }
