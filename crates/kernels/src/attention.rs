@@ -147,7 +147,7 @@ pub fn attention_at(
     }
     let tile = match level {
         Level::Scalar => 16,
-        Level::Avx2 => 8 * QUERY_VECTORS,
+        Level::Neon | Level::Avx2 => 8 * QUERY_VECTORS,
         Level::Avx512 | Level::Avx512Vnni | Level::Avx512Bf16 => 16 * QUERY_VECTORS,
     };
     // Where there is work for many threads, a block of keys serves several tiles of queries, as many

@@ -71,7 +71,7 @@ fn product_of<R: Rows, W: Words>(
         };
         match level {
             Level::Scalar => piece.plain(),
-            Level::Avx2 => arch::run(level, Blocked::<_, _, 6>(piece)),
+            Level::Neon | Level::Avx2 => arch::run(level, Blocked::<_, _, 6>(piece)),
             Level::Avx512 | Level::Avx512Vnni | Level::Avx512Bf16 => {
                 arch::run(level, Blocked::<_, _, 8>(piece));
             }

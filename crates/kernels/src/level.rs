@@ -16,6 +16,8 @@ pub const VARIABLE: &str = "SAFELIGHT_CPU";
 pub enum Level {
     /// What every CPU of the architecture has. The specification of every kernel.
     Scalar,
+    /// 64-bit Arm: 8 floats at a time, in two registers. Every such CPU has it.
+    Neon,
     /// x86-64 with AVX2 and FMA: 8 floats at a time (Intel since 2013, AMD since 2015).
     Avx2,
     /// x86-64 with AVX-512 F, BW, DQ and VL: 16 floats at a time.
@@ -31,8 +33,9 @@ pub enum Level {
 
 impl Level {
     /// Every level there is, worst first.
-    pub const ALL: [Level; 5] = [
+    pub const ALL: [Level; 6] = [
         Level::Scalar,
+        Level::Neon,
         Level::Avx2,
         Level::Avx512,
         Level::Avx512Vnni,
@@ -43,6 +46,7 @@ impl Level {
     pub fn name(self) -> &'static str {
         match self {
             Level::Scalar => "scalar",
+            Level::Neon => "neon",
             Level::Avx2 => "avx2",
             Level::Avx512 => "avx512",
             Level::Avx512Vnni => "avx512vnni",
@@ -64,6 +68,7 @@ impl Level {
             let vnni = || avx512() && is_x86_feature_detected!("avx512vnni");
             match self {
                 Level::Scalar => true,
+                Level::Neon => false,
                 Level::Avx2 => avx2,
                 Level::Avx512 => avx512(),
                 Level::Avx512Vnni => vnni(),
@@ -72,7 +77,7 @@ impl Level {
         }
         #[cfg(not(target_arch = "x86_64"))]
         {
-            self == Level::Scalar
+            self == Level::Scalar || self == Level::Neon && cfg!(target_arch = "aarch64")
         }
     }
 
@@ -209,7 +214,7 @@ mod tests {
         let error = choose(Some("sse9")).unwrap_err();
         let text = error.to_string();
         assert!(
-            text.contains("`sse9`") && text.contains("scalar, avx2, avx512, "),
+            text.contains("`sse9`") && text.contains("scalar, neon, avx2, avx512, "),
             "{text}"
         );
     }

@@ -5,6 +5,8 @@
 //! it is compiled without the level's instructions (correct, but slow).
 
 mod aligned;
+#[cfg(target_arch = "aarch64")]
+mod neon;
 mod rectangles;
 mod tile;
 mod words;
@@ -113,6 +115,10 @@ pub(crate) trait Task {
     /// What it gives back.
     type Output;
     /// Which words it multiplies: says which instructions it gains from.
+    #[cfg_attr(
+        not(target_arch = "x86_64"),
+        expect(dead_code, reason = "other architectures have one set of instructions")
+    )]
     const PRECISION: Precision = Precision::F32;
     /// The work.
     fn run<S: Simd>(self, simd: S) -> Self::Output;
@@ -130,6 +136,8 @@ pub(crate) fn run<T: Task>(level: Level, task: T) -> T::Output {
     );
     match level {
         Level::Scalar => task.run(Scalar),
+        #[cfg(target_arch = "aarch64")]
+        Level::Neon => neon::run(task),
         #[cfg(target_arch = "x86_64")]
         // SAFETY: `is_supported` has just found AVX2 and FMA.
         Level::Avx2 => unsafe { x86::run_avx2(task) },
@@ -146,6 +154,8 @@ pub(crate) fn run<T: Task>(level: Level, task: T) -> T::Output {
         #[cfg(target_arch = "x86_64")]
         // SAFETY: `is_supported` has just found AVX-512 F, BW, DQ and VL.
         Level::Avx512 | Level::Avx512Vnni | Level::Avx512Bf16 => unsafe { x86::run_avx512(task) },
+        #[cfg(target_arch = "x86_64")]
+        Level::Neon => unreachable!("not supported, as asserted above"),
         #[cfg(not(target_arch = "x86_64"))]
         _ => unreachable!("not supported, as asserted above"),
     }
