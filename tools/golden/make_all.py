@@ -7,6 +7,7 @@ import blocks
 import foreign
 import graphs
 import hdf5
+import likeness
 import masks
 import pipeline_diffusers
 import pipeline_kdiffusion
@@ -15,7 +16,7 @@ import text
 import unet
 import vae
 
-ROOMS = {"layouts": models, "text": text, "blocks": blocks, "unet": unet, "vae": vae, "samplers": samplers, "masks": masks, "foreign": foreign, "graphs": graphs, "hdf5": hdf5,
+ROOMS = {"layouts": models, "text": text, "blocks": blocks, "unet": unet, "vae": vae, "samplers": samplers, "masks": masks, "foreign": foreign, "graphs": graphs, "hdf5": hdf5, "likeness": likeness,
          "pipeline_diffusers": pipeline_diffusers, "pipeline_kdiffusion": pipeline_kdiffusion}
 
 if __name__ == "__main__":

@@ -401,6 +401,8 @@ pub(crate) enum BenchPart {
     Text,
     /// Reading and packing a model
     Load,
+    /// What bf16 and int8 change: the UNet's answers and pictures beside f32's
+    Fidelity,
 }
 
 #[derive(Debug, Args)]
@@ -422,6 +424,9 @@ pub(crate) struct BenchArgs {
     /// How many pictures a pass makes
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=64), requires = "part", allow_negative_numbers = true)]
     pub(crate) batch: u16,
+    /// Steps of a picture that `fidelity` compares [default: 20, or what the model asks for]
+    #[arg(long, value_name = "N", value_parser = steps, requires = "part", allow_negative_numbers = true)]
+    pub(crate) steps: Option<usize>,
     /// Show where a pass spends its time
     #[arg(long, requires = "part")]
     pub(crate) profile: bool,

@@ -12,12 +12,15 @@ use serde_json::{Value, json};
 use crate::args::{BenchArgs, BenchPart};
 use crate::error::Failure;
 use crate::progress::{Progress, short};
-use crate::{choose, interrupt, machine, say};
+use crate::{choose, fidelity, interrupt, machine, say};
 
 /// Width and height where the model says nothing.
 const DEFAULT_SIDE: u32 = 512;
 
 pub(crate) fn run(args: &BenchArgs) -> Result<(), Failure> {
+    if args.part == Some(BenchPart::Fidelity) {
+        return fidelity::run(args);
+    }
     interrupt::listen();
     let level = machine::prepare(args.model.threads)?;
     let mut progress = Progress::new(false);
@@ -233,6 +236,7 @@ impl BenchPart {
             BenchPart::Vae => "vae",
             BenchPart::Text => "text",
             BenchPart::Load => "load",
+            BenchPart::Fidelity => "fidelity",
         }
     }
 }
@@ -247,7 +251,7 @@ fn pass(
     let chunk = encode("a lighthouse on a rock, storm", PromptStyle::A1111).remove(0);
     let text = move || model.text.forward(&chunk.ids, 1);
     match part {
-        BenchPart::Text | BenchPart::Load => Box::new(move || {
+        BenchPart::Text | BenchPart::Load | BenchPart::Fidelity => Box::new(move || {
             for _ in 0..batch {
                 drop(text());
             }

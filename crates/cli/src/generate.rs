@@ -474,7 +474,7 @@ impl Drawing<'_> {
 }
 
 /// Sorts the engine's errors by who can act; `saved` pictures are in files already.
-fn failure(error: &GenerateError, saved: usize) -> Failure {
+pub(crate) fn failure(error: &GenerateError, saved: usize) -> Failure {
     match error {
         GenerateError::Stopped => Failure::Interrupted { saved },
         GenerateError::MaskSize { .. } => Failure::Picture(error.to_string()),

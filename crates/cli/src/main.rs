@@ -13,6 +13,7 @@ mod convert;
 mod diff;
 mod error;
 mod exif;
+mod fidelity;
 mod files;
 mod generate;
 mod hash;

@@ -1,7 +1,7 @@
 //! Stable Diffusion: weights and a request in, pictures out.
 //!
 //! The modules stand in walking order: precisions, building blocks, the text's way into numbers, the three networks, the noise and how it
-//! is taken away, the prompt's grammar, what a picture says of itself, loading, and the four jobs.
+//! is taken away, the prompt's grammar, what a picture says of itself, loading, the four jobs, and how much two results are alike.
 //!
 //! ```no_run
 //! use safelight_diffusion::{load::{LoadOptions, Model}, pipeline::Request};
@@ -40,3 +40,5 @@ pub mod infotext;
 pub mod load;
 
 pub mod pipeline;
+
+pub mod likeness;

@@ -88,12 +88,20 @@ impl Model {
     /// # Errors
     /// None in practice: nothing is read from a file.
     pub fn random_sd15(seed: u64, ways: impl Into<Ways>) -> Result<Model, LoadError> {
-        let weights = RandomWeights { seed };
+        Model::sd15_of(&RandomWeights { seed }, ways)
+    }
+
+    /// As [`Model::random_sd15`], out of `weights` under diffusers' names, such as
+    /// [`HeavyTailedWeights`](crate::nn::HeavyTailedWeights).
+    ///
+    /// # Errors
+    /// Where `weights` has one, or does not have a tensor of the structure.
+    pub fn sd15_of(weights: &dyn Weights, ways: impl Into<Ways>) -> Result<Model, LoadError> {
         let ways = ways.into();
         let of = |part| ways.of_part(part);
-        let text = TextEncoder::load_in(&weights, TextConfig::sd15(), of(Part::TextEncoder))?;
-        let unet = UNet::load_in(&weights, UNetConfig::sd15(), of(Part::UNet))?;
-        let vae = Vae::load_in(&weights, VaeConfig::sd15(), of(Part::Vae))?;
+        let text = TextEncoder::load_in(weights, TextConfig::sd15(), of(Part::TextEncoder))?;
+        let unet = UNet::load_in(weights, UNetConfig::sd15(), of(Part::UNet))?;
+        let vae = Vae::load_in(weights, VaeConfig::sd15(), of(Part::Vae))?;
         let info = ModelInfo {
             label: weights.label(),
             family: Family::StableDiffusion1,
