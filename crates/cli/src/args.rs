@@ -11,6 +11,7 @@ use safelight_diffusion::sampler::{Flavour, STEPS_MAX, Sampler};
 use safelight_diffusion::schedule::Schedule;
 
 use crate::files::{FileCommand, WITHOUT_MAX_HEADER, max_header};
+use crate::shortcuts::ShortcutArgs;
 
 const EXIT_CODES: &str = "\
 Exit codes: 0 done; 1 the machine failed (nothing can be written there …);
@@ -243,6 +244,8 @@ pub(crate) struct GenerateArgs {
     /// Whose random numbers: cpu (torch's, the same on every machine) or nv (torch's on a graphics card)
     #[arg(long, value_name = "NAME", default_value = "cpu", value_parser = rng)]
     pub(crate) rng: NoiseSource,
+    #[command(flatten)]
+    pub(crate) shortcuts: ShortcutArgs,
     #[command(flatten)]
     pub(crate) model: ModelArgs,
     /// Write to this .png file, or into this folder as NNNNN-seed.png [default: outputs/]
@@ -511,7 +514,7 @@ fn cfg(text: &str) -> Result<f64, String> {
     }
 }
 
-fn unit(text: &str) -> Result<f64, String> {
+pub(crate) fn unit(text: &str) -> Result<f64, String> {
     let value: f64 = text.parse().map_err(|_| "a number is needed".to_string())?;
     if (0.0..=1.0).contains(&value) {
         Ok(value)

@@ -9,7 +9,8 @@ use safelight_catalog::{Entry, short};
 use safelight_diffusion::infotext::Infotext;
 use safelight_diffusion::load::Model;
 use safelight_diffusion::pipeline::{
-    GenerateError, Inpaint, Job, Mask, Outpaint, Phase, Picture, Request, RgbImage, memory_bytes,
+    GenerateError, Inpaint, Job, Mask, Outpaint, Passes, Phase, Picture, Request, RgbImage,
+    memory_bytes,
 };
 use safelight_diffusion::precision::{Precision, Ways};
 use safelight_diffusion::prompt;
@@ -20,7 +21,7 @@ use crate::args::{GenerateArgs, Img2imgArgs, InpaintArgs, OutpaintArgs};
 use crate::error::Failure;
 use crate::output::{Output, Rgb};
 use crate::progress::{Progress, short as short_time};
-use crate::{choose, interrupt, machine, picture, say, trace};
+use crate::{choose, interrupt, machine, picture, say, shortcuts, trace};
 
 /// Seeds that chance picks have as many bits as A1111's.
 const SEED_MASK: u64 = 0xffff_ffff;
@@ -161,6 +162,7 @@ fn run(args: &GenerateArgs, job: Job) -> Result<(), Failure> {
             "seed": request.seed,
             "seconds": elapsed.as_secs_f64(),
             "loading_seconds": loading.as_secs_f64(),
+            "shortcuts": shortcuts::to_json(&request.shortcuts),
             "model": { "name": entry.name, "hash": entry.sha256.as_deref().map(short), "path": entry.path.as_ref().map(|path| path.to_string_lossy()) },
         }));
     }
@@ -235,6 +237,7 @@ fn request(args: &GenerateArgs, job: Job, entry: &Entry) -> Result<Request, Fail
         batch: args.batch as usize,
         noise_source: args.rng,
         clip_skip: args.clip_skip.into(),
+        shortcuts: args.shortcuts.shortcuts(),
         trace: args.trace.is_some(),
         ..Request::default()
     })
@@ -337,6 +340,7 @@ struct Saved {
     width: usize,
     height: usize,
     parameters: String,
+    passes: Passes,
 }
 
 impl Saved {
@@ -344,6 +348,7 @@ impl Saved {
         json!({
             "path": self.path.to_string_lossy(), "seed": self.seed, "width": self.width, "height": self.height,
             "parameters": self.parameters,
+            "unet_passes": { "full": self.passes.full, "cached": self.passes.cached },
         })
     }
 }
@@ -407,6 +412,7 @@ impl Drawing<'_> {
             width,
             height,
             parameters,
+            passes: picture.passes,
         })
     }
 
@@ -465,6 +471,7 @@ impl Drawing<'_> {
                 ),
             );
         }
+        shortcuts::describe(&request.shortcuts, request.flavour, &mut info);
         if request.flavour == Flavour::Diffusers {
             info.push("Flavour", request.flavour.name());
         }

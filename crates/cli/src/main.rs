@@ -36,6 +36,7 @@ mod repair;
 mod say;
 mod scan;
 mod select;
+mod shortcuts;
 mod split;
 mod stats;
 mod trace;

@@ -607,3 +607,51 @@ fn the_built_in_model_is_written_out_as_an_ordinary_checkpoint() {
         &["missing"],
     );
 }
+
+#[test]
+fn shortcuts_are_in_the_picture_and_in_json() {
+    let place = Place::new();
+    let draw = |extra: &[&str]| {
+        let usual = [
+            "txt2img", "hills", "--steps", "4", "--size", "64", "--seed", "1", "--json",
+        ];
+        let arguments: Vec<&str> = usual.iter().chain(extra).copied().collect();
+        let json = place.works(&arguments).json();
+        let text = json["pictures"][0]["parameters"].as_str().unwrap();
+        (Infotext::parse(text), json)
+    };
+    let (info, json) = draw(&["--cfg-start", "0.25", "--cfg-end", "0.75"]);
+    assert_eq!(info.get("Skip Early CFG"), Some("0.25"));
+    assert_eq!(info.get("CFG end"), Some("0.75"));
+    assert_eq!(json["shortcuts"]["cfg_start"], 0.25);
+    // Of calls 0 to 3 only call 2 is guided: A1111 skips those up to and with a quarter.
+    assert_eq!(json["pictures"][0]["unet_passes"]["full"], 5);
+    let (info, json) = draw(&[]);
+    assert_eq!(
+        (info.get("Skip Early CFG"), info.get("CFG end")),
+        (None, None)
+    );
+    assert_eq!(json["pictures"][0]["unet_passes"]["full"], 8);
+    let (info, _) = draw(&[
+        "--cfg-start",
+        "0.25",
+        "--flavour",
+        "diffusers",
+        "--sampler",
+        "Euler",
+    ]);
+    assert_eq!(
+        (info.get("CFG start"), info.get("Skip Early CFG")),
+        (Some("0.25"), None)
+    );
+    place.refuses(
+        &["txt2img", "x", "--cfg-start", "0.5", "--cfg-end", "0.4"],
+        2,
+        &["guidance start is 0.5", "at most 0.4"],
+    );
+    place.refuses(
+        &["txt2img", "x", "--cfg-end", "1.5"],
+        2,
+        &["--cfg-end", "from 0 to 1"],
+    );
+}

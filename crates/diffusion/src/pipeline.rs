@@ -10,6 +10,7 @@ mod image;
 mod mask;
 mod memory;
 mod request;
+mod shortcuts;
 mod text;
 
 use std::ops::ControlFlow;
@@ -19,9 +20,10 @@ use safelight_tensor::Tensor;
 pub use self::image::{Mask, RgbImage};
 pub use self::memory::memory_bytes;
 pub use self::request::{
-    BATCH_MAX, GenerateError, Inpaint, Job, MaskedContent, Outpaint, Phase, Picture, Progress,
-    Request, SIDE_MAX, Traced,
+    BATCH_MAX, GenerateError, Inpaint, Job, MaskedContent, Outpaint, Passes, Phase, Picture,
+    Progress, Request, SIDE_MAX, Traced,
 };
+pub use self::shortcuts::Shortcuts;
 
 use self::canvas::Canvas;
 use self::denoise::{Blend, Denoiser, Guidance, LATENT_CHANNELS, State, latent_noise, traced};
@@ -178,7 +180,7 @@ impl<'a> Session<'a> {
             (Some(init), Some(new)) if !knows => Some(Blend { new, init, noise }),
             _ => None,
         };
-        let latent = self.denoise(idx, start, rng, blend.as_ref(), &mut trace)?;
+        let (latent, passes) = self.denoise(idx, start, rng, blend.as_ref(), &mut trace)?;
         let image = self.decode(idx, seed, &latent)?;
         let latent = traced("latent".into(), &latent, size);
         if request.trace {
@@ -188,6 +190,7 @@ impl<'a> Session<'a> {
             image,
             seed,
             latent,
+            passes,
             trace,
         };
         self.tell(idx, Phase::Done(&picture))?;
@@ -363,7 +366,7 @@ impl<'a> Session<'a> {
         rng: NoiseRng,
         blend: Option<&Blend>,
         trace: &mut Vec<Traced>,
-    ) -> Result<Vec<f32>, GenerateError> {
+    ) -> Result<(Vec<f32>, Passes), GenerateError> {
         let step_count = self.plan.step_count();
         self.tell(
             idx,
@@ -387,6 +390,7 @@ impl<'a> Session<'a> {
             positive: &self.positive,
             negative: self.negative.as_ref(),
             scale,
+            calls: request.shortcuts.guided_calls(&self.plan, request.flavour),
         };
         let mut denoiser = Denoiser {
             unet: &self.model.unet,
@@ -409,11 +413,12 @@ impl<'a> Session<'a> {
                 SampleError::Stopped => GenerateError::Stopped,
                 SampleError::Host(error) => error,
             })?;
+        let passes = denoiser.state.passes;
         if let Some(blend) = blend {
             blend.apply(&mut latent, &blend.init);
         }
         if latent.iter().all(|value| value.is_finite()) {
-            return Ok(latent);
+            return Ok((latent, passes));
         }
         Err(GenerateError::NotFinite {
             place: "the last step".into(),

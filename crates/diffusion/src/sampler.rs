@@ -272,6 +272,8 @@ pub const STEPS_MAX: usize = 999;
 #[derive(Clone, Debug)]
 pub struct Plan {
     walk: Walk,
+    /// What [`Plan::call_count`] says.
+    call_count: usize,
 }
 
 #[derive(Clone, Debug)]
@@ -324,7 +326,11 @@ impl Plan {
                 alphas_cumprod,
             ))
         };
-        Ok(Plan { walk })
+        let taken = strength.map_or(steps, |strength| a1111::encoded_steps(steps, strength) + 1);
+        Ok(Plan {
+            walk,
+            call_count: taken * calls_per_step(sampler),
+        })
     }
 
     /// A plan with diffusers' arithmetic.
@@ -352,6 +358,7 @@ impl Plan {
             scheduler.begin_at(first);
         }
         Ok(Plan {
+            call_count: scheduler.remaining(),
             walk: Walk::Diffusers(Box::new(scheduler)),
         })
     }
@@ -363,6 +370,13 @@ impl Plan {
             Walk::Timesteps(walk) => walk.step_count(),
             Walk::Diffusers(scheduler) => scheduler.remaining(),
         }
+    }
+
+    /// How often the flavour's program would reckon to call the network: what a part of the calls is a part of.
+    ///
+    /// A1111 counts two calls for each of Heun's steps, although the last has one, and for DDIM one more than it makes.
+    pub fn call_count(&self) -> usize {
+        self.call_count
     }
 
     /// How strong the noise is that a picture from nothing starts from: the factor of unit noise.
@@ -397,6 +411,14 @@ impl Plan {
             Walk::Timesteps(walk) => walk.run(latents, host),
             Walk::Diffusers(scheduler) => scheduler.as_ref().clone().run(latents, host),
         }
+    }
+}
+
+/// Network calls that one step takes.
+pub(crate) fn calls_per_step(sampler: Sampler) -> usize {
+    match sampler {
+        Sampler::Heun => 2,
+        _ => 1,
     }
 }
 

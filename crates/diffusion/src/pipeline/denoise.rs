@@ -1,10 +1,10 @@
 //! What the samplers ask of the networks: guidance, inpainting's extra channels, masks, noise, progress.
 
-use std::ops::ControlFlow;
+use std::ops::{ControlFlow, Range};
 
 use safelight_tensor::Tensor;
 
-use super::request::{GenerateError, Traced};
+use super::request::{GenerateError, Passes, Traced};
 use super::text::Prompts;
 use crate::nn::Trace;
 use crate::noise::NoiseRng;
@@ -41,6 +41,8 @@ pub(super) struct Guidance<'a> {
     /// `None` without guidance.
     pub(super) negative: Option<&'a Prompts>,
     pub(super) scale: f32,
+    /// The calls of the network, from 0, that are guided.
+    pub(super) calls: Range<usize>,
 }
 
 /// One picture being denoised.
@@ -67,9 +69,13 @@ pub(super) struct Denoiser<'a> {
 pub(super) struct State {
     call: usize,
     steps_done: usize,
+    pub(super) passes: Passes,
     /// The last texts prepared, and which embeddings they are.
-    prepared: Option<((usize, usize), Vec<PreparedText>)>,
+    prepared: Option<(Wanted, Vec<PreparedText>)>,
 }
+
+/// Which embeddings a call takes: the prompt's and, if it is guided, the negative prompt's.
+type Wanted = (usize, Option<usize>);
 
 impl Denoiser<'_> {
     /// The network's input for one picture: `x`, and an inpainting network's further channels behind it.
@@ -92,9 +98,11 @@ impl Denoiser<'_> {
         let Guidance {
             positive, negative, ..
         } = &self.guidance;
-        let wanted = (
-            positive.idx_at(self.state.call),
-            negative.map_or(0, |n| n.idx_at(self.state.call)),
+        let call = self.state.call;
+        let negative = negative.filter(|_| self.guidance.calls.contains(&(call - 1)));
+        let wanted: Wanted = (
+            positive.idx_at(call),
+            negative.map(|negative| negative.idx_at(call)),
         );
         if self
             .state
@@ -105,7 +113,8 @@ impl Denoiser<'_> {
             return;
         }
         let positive = positive.get(wanted.0);
-        let texts = match negative.map(|negative| negative.get(wanted.1)) {
+        let negative = negative.zip(wanted.1).map(|(all, idx)| all.get(idx));
+        let texts = match negative {
             None => vec![self.unet.prepare(positive)],
             Some(negative) if self.shares(positive, negative) => {
                 let joined = [positive.data(), negative.data()].concat();
@@ -149,6 +158,7 @@ impl Host for Denoiser<'_> {
             let output =
                 self.unet
                     .forward_prepared(&tensor, &vec![t; batch], text, &mut Trace::off());
+            self.state.passes.full += batch;
             assert_eq!(
                 output.count(),
                 batch * x.len(),

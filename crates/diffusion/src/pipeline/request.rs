@@ -3,6 +3,7 @@
 use std::fmt;
 
 use super::image::{Mask, RgbImage};
+use super::shortcuts::Shortcuts;
 use crate::noise::NoiseSource;
 use crate::sampler::diffusers::SchedulerConfig;
 use crate::sampler::{Flavour, PlanError, STEPS_MAX, Sampler};
@@ -48,6 +49,8 @@ pub struct Request {
     /// Diffusers' scheduler settings, instead of those in the model's folder (or, for a single file, those of Stable
     /// Diffusion 1.x); only for [`Flavour::Diffusers`]. What the model and `schedule` say still goes into it.
     pub scheduler: Option<SchedulerConfig>,
+    /// Choices that trade fidelity for time.
+    pub shortcuts: Shortcuts,
     /// Whether to keep what is computed on the way in [`Picture::trace`].
     pub trace: bool,
 }
@@ -70,6 +73,7 @@ impl Default for Request {
             noise_source: NoiseSource::Cpu,
             clip_skip: 1,
             scheduler: None,
+            shortcuts: Shortcuts::default(),
             trace: false,
         }
     }
@@ -227,9 +231,20 @@ pub struct Picture {
     pub seed: u64,
     /// The final latent `[4, H/8, W/8]`, in the UNet's scale and torch's order.
     pub latent: Traced,
+    /// How often the UNet was run.
+    pub passes: Passes,
     /// What was computed on the way, if [`Request::trace`] asked for it: `text.positive`, `text.negative` (`[1, T, D]`),
     /// `image.latent`, `noise`, `start`, `step.1` … and `latent`, all but the texts `[1, C, H, W]`.
     pub trace: Vec<Traced>,
+}
+
+/// How often the UNet was run for a picture; guidance runs it twice a step.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Passes {
+    /// Whole.
+    pub full: usize,
+    /// Only its outer blocks, as step caching has it.
+    pub cached: usize,
 }
 
 /// A tensor by name.
@@ -378,6 +393,7 @@ impl Request {
         if !(0.0..=256.0).contains(&blur) {
             return Err(refused("mask blur", blur, "0 to 256 pixels"));
         }
+        self.shortcuts.check()?;
         if self.scheduler.is_some() && self.flavour != Flavour::Diffusers {
             return Err(refused(
                 "scheduler",

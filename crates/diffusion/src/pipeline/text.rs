@@ -9,7 +9,7 @@ use crate::prompt::schedule::{Scheduled, Steps, parse_schedule};
 use crate::prompt::{
     CHUNK_TOKENS, CHUNKS_MAX, Chunk, PROMPT_BYTES_MAX, PromptStyle, emphasize, encode,
 };
-use crate::sampler::{Flavour, Sampler};
+use crate::sampler::{Flavour, calls_per_step};
 use crate::text::TextEncoder;
 
 /// What one prompt is over the steps: its wordings, each in chunks.
@@ -38,13 +38,8 @@ impl Wordings {
                 (PromptStyle::Plain, vec![Scheduled { until_step, text }])
             }
             Flavour::A1111 => {
-                // Heun calls the network twice a step, and A1111 counts calls.
-                let calls = if request.sampler == Sampler::Heun {
-                    2
-                } else {
-                    1
-                };
-                let steps = Steps::new(calls * request.steps);
+                // A1111 counts calls of the network.
+                let steps = Steps::new(calls_per_step(request.sampler) * request.steps);
                 (PromptStyle::A1111, parse_schedule(text, steps))
             }
         };

@@ -9,7 +9,7 @@ use super::{Host, Mix, SampleError, Sampler, StepDone, k_diffusion, report};
 use crate::schedule::{NoiseLevels, Prediction, Schedule};
 
 /// How many steps of a partial denoising come before the first taken one's successor: `⌊min(strength, 0.999) · steps⌋`.
-fn encoded_steps(steps: usize, strength: f64) -> usize {
+pub(super) fn encoded_steps(steps: usize, strength: f64) -> usize {
     (strength.min(0.999) * steps as f64) as usize
 }
 

@@ -79,7 +79,7 @@ impl Scheduler {
 
     /// Timesteps per step: 2 for Heun, which calls the network twice, else 1.
     pub fn order(&self) -> usize {
-        if self.sampler == Sampler::Heun { 2 } else { 1 }
+        super::calls_per_step(self.sampler)
     }
 
     /// Timesteps not yet walked.

@@ -3,7 +3,7 @@
 use std::ops::ControlFlow;
 
 use safelight_diffusion::load::Model;
-use safelight_diffusion::pipeline::{Inpaint, Job, Mask, Request, RgbImage};
+use safelight_diffusion::pipeline::{Inpaint, Job, Mask, Request, RgbImage, Shortcuts};
 use safelight_diffusion::sampler::diffusers::{SchedulerConfig, Spacing};
 use safelight_diffusion::sampler::{Flavour, Sampler};
 use safelight_diffusion::schedule::Schedule;
@@ -76,7 +76,24 @@ fn request(case: &Case) -> Request {
         batch: number("batch"),
         clip_skip: number("clip_skip"),
         scheduler: scheduler(case, flavour, sampler),
+        shortcuts: shortcuts(case),
         ..Request::default()
+    }
+}
+
+/// What a case leaves out; most say nothing of it.
+fn shortcuts(case: &Case) -> Shortcuts {
+    let usual = Shortcuts::default();
+    let number = |key, usual| {
+        if case.metadata.contains_key(key) {
+            case.number(key)
+        } else {
+            usual
+        }
+    };
+    Shortcuts {
+        guidance_start: number("cfg_start", usual.guidance_start),
+        guidance_end: number("cfg_end", usual.guidance_end),
     }
 }
 

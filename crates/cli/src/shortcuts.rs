@@ -1,0 +1,54 @@
+//! Flags that trade fidelity for time, and what pictures and JSON say of them.
+
+use clap::Args;
+use safelight_diffusion::infotext::Infotext;
+use safelight_diffusion::pipeline::Shortcuts;
+use safelight_diffusion::sampler::Flavour;
+use serde_json::{Value, json};
+
+use crate::args::unit;
+
+#[derive(Debug, Args)]
+#[command(
+    next_help_heading = "Options that trade fidelity for time (docs/speed.md has the cost of each)"
+)]
+pub(crate) struct ShortcutArgs {
+    /// Follow the prompt alone, unguided and twice as fast, for this part of the steps at the beginning; A1111's "Skip Early CFG"
+    #[arg(long, alias = "skip-early-cfg", value_name = "X", default_value_t = 0.0, value_parser = unit, allow_negative_numbers = true)]
+    cfg_start: f64,
+    /// Likewise from this part of the steps on
+    #[arg(long, value_name = "X", default_value_t = 1.0, value_parser = unit, allow_negative_numbers = true)]
+    cfg_end: f64,
+}
+
+impl ShortcutArgs {
+    pub(crate) fn shortcuts(&self) -> Shortcuts {
+        Shortcuts {
+            guidance_start: self.cfg_start,
+            guidance_end: self.cfg_end,
+        }
+    }
+}
+
+/// Adds what differs from the default to a picture's parameters; by A1111's name where A1111 means the same.
+pub(crate) fn describe(shortcuts: &Shortcuts, flavour: Flavour, info: &mut Infotext) {
+    let usual = Shortcuts::default();
+    if shortcuts.guidance_start != usual.guidance_start {
+        let key = match flavour {
+            Flavour::A1111 => "Skip Early CFG",
+            Flavour::Diffusers => "CFG start",
+        };
+        info.push(key, shortcuts.guidance_start);
+    }
+    if shortcuts.guidance_end != usual.guidance_end {
+        info.push("CFG end", shortcuts.guidance_end);
+    }
+}
+
+/// All of them, for `--json`.
+pub(crate) fn to_json(shortcuts: &Shortcuts) -> Value {
+    json!({
+        "cfg_start": shortcuts.guidance_start,
+        "cfg_end": shortcuts.guidance_end,
+    })
+}
