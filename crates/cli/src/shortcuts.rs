@@ -19,6 +19,17 @@ pub(crate) struct ShortcutArgs {
     /// Likewise from this part of the steps on
     #[arg(long, value_name = "X", default_value_t = 1.0, value_parser = unit, allow_negative_numbers = true)]
     cfg_end: f64,
+    /// Run the UNet whole at every N-th step only, and between them its outer blocks (DeepCache)
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=999), allow_negative_numbers = true)]
+    cache_interval: u16,
+    /// How deep those outer blocks go; 0 is fastest
+    #[arg(
+        long,
+        value_name = "N",
+        default_value_t = 0,
+        allow_negative_numbers = true
+    )]
+    cache_branch: u16,
 }
 
 impl ShortcutArgs {
@@ -26,6 +37,8 @@ impl ShortcutArgs {
         Shortcuts {
             guidance_start: self.cfg_start,
             guidance_end: self.cfg_end,
+            cache_interval: self.cache_interval.into(),
+            cache_branch: self.cache_branch.into(),
         }
     }
 }
@@ -43,6 +56,10 @@ pub(crate) fn describe(shortcuts: &Shortcuts, flavour: Flavour, info: &mut Infot
     if shortcuts.guidance_end != usual.guidance_end {
         info.push("CFG end", shortcuts.guidance_end);
     }
+    if shortcuts.cache_interval != usual.cache_interval {
+        info.push("DeepCache interval", shortcuts.cache_interval);
+        info.push("DeepCache branch", shortcuts.cache_branch);
+    }
 }
 
 /// All of them, for `--json`.
@@ -50,5 +67,7 @@ pub(crate) fn to_json(shortcuts: &Shortcuts) -> Value {
     json!({
         "cfg_start": shortcuts.guidance_start,
         "cfg_end": shortcuts.guidance_end,
+        "cache_interval": shortcuts.cache_interval,
+        "cache_branch": shortcuts.cache_branch,
     })
 }

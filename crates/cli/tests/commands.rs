@@ -644,6 +644,23 @@ fn shortcuts_are_in_the_picture_and_in_json() {
         (info.get("CFG start"), info.get("Skip Early CFG")),
         (Some("0.25"), None)
     );
+    let (info, json) = draw(&["--cache-interval", "3", "--cache-branch", "1"]);
+    assert_eq!(info.get("DeepCache interval"), Some("3"));
+    assert_eq!(info.get("DeepCache branch"), Some("1"));
+    let passes = &json["pictures"][0]["unet_passes"];
+    assert_eq!((&passes["full"], &passes["cached"]), (&4.into(), &4.into()));
+    place.refuses(
+        &[
+            "txt2img",
+            "x",
+            "--cache-interval",
+            "2",
+            "--cache-branch",
+            "99",
+        ],
+        2,
+        &["cache branch is 99", "skip connections"],
+    );
     place.refuses(
         &["txt2img", "x", "--cfg-start", "0.5", "--cfg-end", "0.4"],
         2,

@@ -26,7 +26,9 @@ pub use self::request::{
 pub use self::shortcuts::Shortcuts;
 
 use self::canvas::Canvas;
-use self::denoise::{Blend, Denoiser, Guidance, LATENT_CHANNELS, State, latent_noise, traced};
+use self::denoise::{
+    Blend, Caching, Denoiser, Guidance, LATENT_CHANNELS, State, latent_noise, traced,
+};
 use self::request::refused;
 use self::text::Prompts;
 use crate::load::{Model, Task};
@@ -113,6 +115,7 @@ impl<'a> Session<'a> {
             let allowed = format!("1 to {layers}, the layers of this text encoder");
             return Err(refused("clip skip", request.clip_skip, allowed));
         }
+        request.shortcuts.check_for(&model.unet)?;
         let canvas = Canvas::new(request, model.vae.config().downscale())?;
         let plan = plan(model, request, canvas.strength)?;
         text::chunk_counts(request)?;
@@ -396,6 +399,7 @@ impl<'a> Session<'a> {
             unet: &self.model.unet,
             guidance,
             flavour: request.flavour,
+            caching: Caching::new(&request.shortcuts, request.sampler),
             size,
             extra: self.extra.as_deref(),
             blend,

@@ -6,6 +6,7 @@ use common::case::Case;
 use common::{check, checkpoint, input};
 use safelight_diffusion::load;
 use safelight_diffusion::nn::Trace;
+use safelight_diffusion::unet::{Deep, Pass};
 use safelight_tensor::Tensor;
 
 #[test]
@@ -46,6 +47,44 @@ fn every_block_agrees_with_diffusers() {
         );
         let expected = case.names().filter(|name| name.starts_with("out.")).count();
         assert_eq!(seen, expected, "{label}: blocks seen");
+    }
+}
+
+/// Every branch, so deep features of every depth, against the `DeepCache` package around diffusers' network.
+#[test]
+fn cached_passes_agree_with_deepcache() {
+    let labels: Vec<_> = Case::labels("shortcuts")
+        .into_iter()
+        .filter(|label| label.contains("/deep_"))
+        .collect();
+    assert_eq!(labels.len(), 2);
+    for label in labels {
+        let case = Case::read(&label);
+        let unet = load::load_unet(&checkpoint(&case)).unwrap();
+        assert_eq!(unet.branch_count(), 12);
+        let text = unet.prepare(&input(&case, "in.context"));
+        let (x, t) = (
+            ["in.x.0", "in.x.1"].map(|name| input(&case, name)),
+            case.f32s("in.t"),
+        );
+        for branch in 0..12 {
+            let mut features = None;
+            let pass = |step: usize, deep: Deep<'_>| {
+                let times = vec![t[step]; x[step].dim(0)];
+                let pass = Pass { deep };
+                unet.forward_with(&x[step], &times, &text, pass, &mut Trace::off())
+            };
+            pass(
+                0,
+                Deep::Keep {
+                    branch,
+                    features: &mut features,
+                },
+            );
+            let features = &features.expect("it was kept");
+            let found = pass(1, Deep::Reuse { branch, features });
+            check(&case, &format!("out.branch.{branch}"), &found);
+        }
     }
 }
 

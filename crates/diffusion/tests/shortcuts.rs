@@ -90,8 +90,99 @@ fn guidance_out_of_order_is_refused() {
     );
 }
 
+fn cached(cache_interval: usize, cache_branch: usize) -> Shortcuts {
+    Shortcuts {
+        cache_interval,
+        cache_branch,
+        ..Shortcuts::default()
+    }
+}
+
 #[test]
-fn passes_are_counted() {
-    let found = draw(&model(), &small(5, Shortcuts::default())).passes;
-    assert_eq!(found, passes(10, 0));
+fn an_interval_of_one_is_the_picture_without() {
+    let model = model();
+    let plain = draw(&model, &small(4, Shortcuts::default()));
+    assert_eq!(plain.passes, passes(8, 0));
+    for branch in [0, 3] {
+        assert_eq!(draw(&model, &small(4, cached(1, branch))), plain);
+    }
+    let other = draw(&model, &small(4, cached(2, 0)));
+    assert_ne!(other.image, plain.image);
+}
+
+#[test]
+fn whole_passes_come_at_every_so_manieth_step_and_where_texts_change() {
+    let model = model();
+    let check = |request: Request, full, cached| {
+        let found = draw(&model, &request).passes;
+        assert_eq!(found, passes(full, cached), "{request:?}");
+    };
+    check(small(7, cached(3, 0)), 2 * 3, 2 * 4);
+    check(small(7, cached(9, 2)), 2, 2 * 6);
+    let alone = Request {
+        cfg_scale: 1.0,
+        ..small(7, cached(3, 0))
+    };
+    check(alone, 3, 4);
+    // Heun's two calls of a step are alike; its last step has one.
+    for flavour in [Flavour::A1111, Flavour::Diffusers] {
+        let heun = Request {
+            sampler: Sampler::Heun,
+            flavour,
+            ..small(4, cached(2, 0))
+        };
+        check(heun, 2 * 4, 2 * 3);
+    }
+    // From call 4 on (of 1 to 6) another prompt: its features are not there yet.
+    let edited = Request {
+        prompt: "a [red:blue:0.5] house".into(),
+        ..small(6, cached(6, 0))
+    };
+    check(edited, 2 * 2, 2 * 4);
+    // Alternating prompts leave nothing to use again.
+    let alternating = Request {
+        prompt: "a [red|blue] house".into(),
+        ..small(4, cached(4, 0))
+    };
+    check(alternating, 2 * 4, 0);
+    // Prompts of different length run apart, each with its own features.
+    let apart = Request {
+        prompt: "a red house ".repeat(40),
+        ..small(4, cached(2, 0))
+    };
+    check(apart, 2 * 2, 2 * 2);
+    // Calls 0 to 3 are alone, 4 and 5 guided, 6 and 7 alone again: whole are 0, 4, 6 and (of interval 5) 5.
+    let interval = Shortcuts {
+        guidance_start: 0.4,
+        guidance_end: 0.8,
+        ..cached(5, 0)
+    };
+    check(small(8, interval), 1 + 2 + 2 + 1, 3 + 1);
+}
+
+#[test]
+fn cached_pictures_of_a_batch_do_not_see_each_other() {
+    let model = model();
+    let request = Request {
+        batch: 2,
+        ..small(5, cached(4, 1))
+    };
+    let both = model.generate(&request, |_| ControlFlow::Continue(()));
+    let second = Request {
+        batch: 1,
+        seed: request.seed + 1,
+        ..request
+    };
+    assert_eq!(both.expect("two pictures")[1], draw(&model, &second));
+}
+
+#[test]
+fn a_branch_that_is_not_there_is_refused() {
+    let found = complaint(&model(), cached(2, 8));
+    assert_eq!(
+        found,
+        "cache branch is 8: it must be 0 to 7, this UNet's skip connections"
+    );
+    let found = complaint(&model(), cached(0, 0));
+    assert_eq!(found, "cache interval is 0: it must be 1 to 999");
 }

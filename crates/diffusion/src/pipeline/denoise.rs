@@ -5,11 +5,12 @@ use std::ops::{ControlFlow, Range};
 use safelight_tensor::Tensor;
 
 use super::request::{GenerateError, Passes, Traced};
+use super::shortcuts::Shortcuts;
 use super::text::Prompts;
 use crate::nn::Trace;
 use crate::noise::NoiseRng;
-use crate::sampler::{Flavour, Host, StepDone};
-use crate::unet::{PreparedText, UNet};
+use crate::sampler::{Flavour, Host, Sampler, StepDone, calls_per_step};
+use crate::unet::{Deep, Pass, PreparedText, UNet};
 
 /// Latent pixels up to which both halves of guidance share one call of the network.
 const SHARED_PIXELS_MAX: usize = 64 * 64;
@@ -45,11 +46,36 @@ pub(super) struct Guidance<'a> {
     pub(super) calls: Range<usize>,
 }
 
+/// At which calls the UNet runs whole, and how deep at the others.
+#[derive(Clone, Copy)]
+pub(super) struct Caching {
+    /// Every so-manieth step is whole; 1 is without caching.
+    interval: usize,
+    branch: usize,
+    calls_per_step: usize,
+}
+
+impl Caching {
+    pub(super) fn new(shortcuts: &Shortcuts, sampler: Sampler) -> Caching {
+        Caching {
+            interval: shortcuts.cache_interval,
+            branch: shortcuts.cache_branch,
+            calls_per_step: calls_per_step(sampler),
+        }
+    }
+
+    /// Whether the call, from 0, belongs to a step that is whole.
+    fn is_whole(self, call: usize) -> bool {
+        (call / self.calls_per_step).is_multiple_of(self.interval)
+    }
+}
+
 /// One picture being denoised.
 pub(super) struct Denoiser<'a> {
     pub(super) unet: &'a UNet,
     pub(super) guidance: Guidance<'a>,
     pub(super) flavour: Flavour,
+    pub(super) caching: Caching,
     /// Height and width of the latent.
     pub(super) size: (usize, usize),
     /// Inpainting networks' further channels, `[H, W, 5]`.
@@ -72,6 +98,8 @@ pub(super) struct State {
     pub(super) passes: Passes,
     /// The last texts prepared, and which embeddings they are.
     prepared: Option<(Wanted, Vec<PreparedText>)>,
+    /// What the last whole pass with each of the texts prepared kept; none yet if they are new.
+    features: Vec<Option<Tensor>>,
 }
 
 /// Which embeddings a call takes: the prompt's and, if it is guided, the negative prompt's.
@@ -123,6 +151,7 @@ impl Denoiser<'_> {
             }
             Some(negative) => vec![self.unet.prepare(positive), self.unet.prepare(negative)],
         };
+        self.state.features = texts.iter().map(|_| None).collect();
         self.state.prepared = Some((wanted, texts));
     }
 
@@ -130,6 +159,40 @@ impl Denoiser<'_> {
     /// pad them.
     fn shares(&self, positive: &Tensor, negative: &Tensor) -> bool {
         positive.shape() == negative.shape() && self.size.0 * self.size.1 <= SHARED_PIXELS_MAX
+    }
+
+    /// The network's answers to `input` for the prompt and, if the call is guided, for the negative prompt.
+    fn outputs(&mut self, input: &[f32], t: f32) -> Vec<Vec<f32>> {
+        let (height, width) = self.size;
+        let (caching, state) = (self.caching, &mut self.state);
+        let whole = caching.is_whole(state.call - 1);
+        let (_, texts) = state.prepared.as_ref().expect("`prepare` came before");
+        let mut outputs = Vec::with_capacity(2);
+        for (text, features) in texts.iter().zip(&mut state.features) {
+            let (batch, branch) = (text.batch(), caching.branch);
+            let (deep, passes) = match features {
+                _ if caching.interval == 1 => (Deep::Compute, &mut state.passes.full),
+                Some(features) if !whole => {
+                    (Deep::Reuse { branch, features }, &mut state.passes.cached)
+                }
+                features => (Deep::Keep { branch, features }, &mut state.passes.full),
+            };
+            *passes += batch;
+            let shape = [batch, height, width, input.len() / (height * width)];
+            let x = Tensor::from_vec(&shape, input.repeat(batch));
+            let (times, pass) = (vec![t; batch], Pass { deep });
+            let output = self
+                .unet
+                .forward_with(&x, &times, text, pass, &mut Trace::off());
+            let length = LATENT_CHANNELS * height * width;
+            assert_eq!(
+                output.count(),
+                batch * length,
+                "the UNet gives a latent for a latent"
+            );
+            outputs.extend(output.data().chunks_exact(length).map(<[f32]>::to_vec));
+        }
+        outputs
     }
 
     fn not_finite(&self) -> GenerateError {
@@ -148,30 +211,9 @@ impl Host for Denoiser<'_> {
         self.state.call += 1;
         self.prepare();
         let input = self.input(x);
-        let (height, width) = self.size;
-        let (_, texts) = self.state.prepared.as_ref().expect("prepared above");
-        let mut outputs = Vec::with_capacity(2);
-        for text in texts {
-            let batch = text.batch();
-            let shape = [batch, height, width, input.len() / (height * width)];
-            let tensor = Tensor::from_vec(&shape, input.repeat(batch));
-            let output =
-                self.unet
-                    .forward_prepared(&tensor, &vec![t; batch], text, &mut Trace::off());
-            self.state.passes.full += batch;
-            assert_eq!(
-                output.count(),
-                batch * x.len(),
-                "the UNet gives a latent for a latent"
-            );
-            outputs.extend(output.data().chunks_exact(x.len()).map(<[f32]>::to_vec));
-        }
-        let negative = outputs
-            .get(1)
-            .map(Vec::as_slice)
-            .unwrap_or_default()
-            .to_vec();
-        let mut guided = outputs.swap_remove(0);
+        let outputs = self.outputs(&input, t);
+        let negative = outputs.get(1).map(Vec::as_slice).unwrap_or_default();
+        let mut guided = outputs[0].clone();
         // Ho and Salimans 2022, arXiv:2207.12598, equation 6, in the form with 1 for no guidance.
         for (positive, negative) in guided.iter_mut().zip(negative) {
             *positive = negative + self.guidance.scale * (*positive - negative);

@@ -33,7 +33,8 @@ pub fn memory_bytes(
     let weights: u64 = info.parts.iter().map(packed).sum();
     let pictures = request.batch as u64
         * (3 * (width * height) as u64 + LATENT_CHANNELS as u64 * latent_w * latent_h * BYTES);
-    let unet = unet_bytes(info, latent_w * latent_h);
+    let kept = request.shortcuts.cache_interval > 1;
+    let unet = unet_bytes(info, latent_w * latent_h, kept);
     let vae = vae_bytes(info, (width * height) as u64);
     let text = text_bytes(info, &chunk_counts(request)?);
     Ok(weights + weights / 16 + pictures + text + unet.max(vae))
@@ -74,8 +75,9 @@ fn text_bytes(info: &ModelInfo, chunks: &ChunkCounts) -> u64 {
     BYTES * (embeddings + keys_and_values)
 }
 
-/// Skips of every level, and twelve working tensors of the widest one: the gated feed-forward takes eight.
-fn unet_bytes(info: &ModelInfo, pixels: u64) -> u64 {
+/// Skips of every level, and twelve working tensors of the widest one: the gated feed-forward takes eight. What step caching
+/// keeps is one more, of a level's size but the next one's channels: twice is enough.
+fn unet_bytes(info: &ModelInfo, pixels: u64, kept: bool) -> u64 {
     let Some(unet) = &info.unet else { return 0 };
     let mut skips = 0;
     let mut working = 0;
@@ -83,7 +85,7 @@ fn unet_bytes(info: &ModelInfo, pixels: u64) -> u64 {
         let level_pixels = pixels >> (2 * level);
         let tensor = level_pixels * block.channels as u64;
         skips += (block.depths.len() as u64 + 1) * tensor;
-        working = working.max(12 * tensor);
+        working = working.max((12 + 2 * u64::from(kept)) * tensor);
     }
     2 * BYTES * (skips + working)
 }

@@ -3,7 +3,8 @@
 use std::ops::Range;
 
 use super::request::{GenerateError, refused};
-use crate::sampler::{Flavour, Plan};
+use crate::sampler::{Flavour, Plan, STEPS_MAX};
+use crate::unet::UNet;
 
 /// Ways to a similar picture in less time. The default takes none of them.
 ///
@@ -26,6 +27,16 @@ pub struct Shortcuts {
     /// The part of the calls, 0 to 1, after which guidance ends: call `i` is not guided from `⌊end·n⌋` on, as with `stop` of
     /// diffusers' guiders.
     pub guidance_end: f64,
+    /// Step caching: the UNet runs whole at every so-manieth step only, and at the others as far as `cache_branch` says,
+    /// with what lies deeper from the last whole step. 1 runs it whole at every step.
+    ///
+    /// Also whole are the first step after guidance begins or ends, and every step whose prompts are worded otherwise than the
+    /// one before. All of a step's calls are alike (Heun makes two).
+    ///
+    /// Source: Ma, Fang and Wang 2023, arXiv:2312.00858, §3.3 (uniform 1:N inference); `cache_interval` of the `DeepCache` package.
+    pub cache_interval: usize,
+    /// How deep the UNet runs between whole steps, from 0: see [`Deep`](crate::unet::Deep).
+    pub cache_branch: usize,
 }
 
 impl Default for Shortcuts {
@@ -33,6 +44,8 @@ impl Default for Shortcuts {
         Shortcuts {
             guidance_start: 0.0,
             guidance_end: 1.0,
+            cache_interval: 1,
+            cache_branch: 0,
         }
     }
 }
@@ -50,7 +63,21 @@ impl Shortcuts {
             let allowed = format!("at most {end}, where guidance ends");
             return Err(refused("guidance start", start, allowed));
         }
+        if !(1..=STEPS_MAX).contains(&self.cache_interval) {
+            let allowed = format!("1 to {STEPS_MAX}");
+            return Err(refused("cache interval", self.cache_interval, allowed));
+        }
         Ok(())
+    }
+
+    /// Checks what depends on the UNet.
+    pub(super) fn check_for(&self, unet: &UNet) -> Result<(), GenerateError> {
+        let count = unet.branch_count();
+        if self.cache_branch < count {
+            return Ok(());
+        }
+        let allowed = format!("0 to {}, this UNet's skip connections", count - 1);
+        Err(refused("cache branch", self.cache_branch, allowed))
     }
 
     /// The calls of the network, from 0, that are guided.
@@ -98,6 +125,7 @@ mod tests {
         let shortcuts = Shortcuts {
             guidance_start,
             guidance_end,
+            ..Shortcuts::default()
         };
         let calls = shortcuts.guided_calls(plan, flavour);
         (0..plan.call_count())
@@ -148,6 +176,7 @@ mod tests {
             let shortcuts = Shortcuts {
                 guidance_start,
                 guidance_end,
+                ..Shortcuts::default()
             };
             shortcuts.check().unwrap_err().to_string()
         };

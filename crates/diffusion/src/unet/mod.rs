@@ -5,10 +5,13 @@
 
 mod blocks;
 mod config;
+mod pass;
 
 pub use blocks::{KeyValue, ResnetBlock, ResnetShape, Transformer, TransformerShape};
 pub use config::{Heads, Level, UNetConfig};
+pub use pass::{Deep, Pass};
 
+use pass::Walk;
 use safelight_tensor::{Activation, Conv2d, Epilogue, Linear, Norm, Precision, Tensor, ops};
 
 use crate::load::{LoadError, Problem};
@@ -180,6 +183,21 @@ impl UNet {
         text: &PreparedText,
         trace: &mut Trace<'_>,
     ) -> Tensor {
+        self.forward_with(x, t, text, Pass::default(), trace)
+    }
+
+    /// As [`UNet::forward_prepared`], leaving out what `pass` says.
+    ///
+    /// # Panics
+    /// If the shapes do not fit, or the network has no such branch.
+    pub fn forward_with(
+        &self,
+        x: &Tensor,
+        t: &[f32],
+        text: &PreparedText,
+        pass: Pass<'_>,
+        trace: &mut Trace<'_>,
+    ) -> Tensor {
         let channels = self.config.in_channels;
         assert_eq!(
             x.last_dim(),
@@ -196,25 +214,29 @@ impl UNet {
         let time = self.time(t);
         trace.see(format_args!("time_embedding"), &time);
         let time = ops::silu(&time);
-        let mut texts = text.key_values.iter();
         let x = ops::conv2d(x, &self.conv_in, Epilogue::default());
         trace.see(format_args!("conv_in"), &x);
-        let mut skips = vec![x];
+        let mut walk = Walk::begin(x, time, text, pass, self.branch_count(), trace);
         for (level, block) in self.down_blocks.iter().enumerate() {
-            block.down(level, &mut skips, &time, &mut texts, trace);
+            block.down(level, &mut walk);
         }
-        let lowest = skips.last().expect("conv_in's output is there");
-        let mut x = match &self.mid_block {
-            Some(mid_block) => mid_block.forward(lowest, &time, &mut texts, trace),
-            None => lowest.clone(),
-        };
+        match &self.mid_block {
+            Some(mid_block) => mid_block.forward(&mut walk),
+            None => walk.turn(),
+        }
         for (level, block) in self.up_blocks.iter().enumerate() {
-            x = block.up(level, x, &mut skips, &time, &mut texts, trace);
+            block.up(level, &mut walk);
         }
+        let x = walk.end();
         let x = ops::group_norm(&x, self.config.norm_num_groups, &self.conv_norm_out, true);
         let x = ops::conv2d(&x, &self.conv_out, Epilogue::default());
         trace.see(format_args!("conv_out"), &x);
         x
+    }
+
+    /// How many skip connections there are: the branches that step caching can choose from.
+    pub fn branch_count(&self) -> usize {
+        self.up_blocks.iter().map(|block| block.layers.len()).sum()
     }
 
     /// The time embedding of each `t`: `[B, time_embedding_channels]`.
@@ -388,91 +410,68 @@ fn up_blocks(builder: &mut Builder<'_>, config: &UNetConfig, skips: &[Vec<usize>
     blocks
 }
 
-/// Keys and values of the transformers to come, in the order they run.
-type Texts<'t> = std::slice::Iter<'t, Vec<KeyValue>>;
-
-fn next<'t>(texts: &mut Texts<'t>) -> &'t [KeyValue] {
-    texts
-        .next()
-        .expect("the text was prepared for this network")
-}
-
 impl Block {
-    /// Runs one level on the way down; every output goes onto `skips`.
-    fn down(
-        &self,
-        level: usize,
-        skips: &mut Vec<Tensor>,
-        time: &Tensor,
-        texts: &mut Texts<'_>,
-        trace: &mut Trace<'_>,
-    ) {
-        let last = |skips: &[Tensor]| skips.len() - 1;
+    /// Runs one level on the way down; every output is a skip connection.
+    fn down(&self, level: usize, walk: &mut Walk<'_, '_>) {
         for (layer, (resnet, attention)) in self.layers.iter().enumerate() {
-            let mut x = resnet.forward(&skips[last(skips)], Some(time));
-            trace.see(format_args!("down_blocks.{level}.resnets.{layer}"), &x);
-            if let Some(attention) = attention {
-                x = attention.forward(&x, next(texts));
-                trace.see(format_args!("down_blocks.{level}.attentions.{layer}"), &x);
+            let text = attention.as_ref().map(|_| walk.text());
+            let Some(x) = walk.below() else { continue };
+            let mut x = resnet.forward(x, Some(&walk.time));
+            walk.see(format_args!("down_blocks.{level}.resnets.{layer}"), &x);
+            if let (Some(attention), Some(text)) = (attention, text) {
+                x = attention.forward(&x, text);
+                walk.see(format_args!("down_blocks.{level}.attentions.{layer}"), &x);
             }
-            skips.push(x);
+            walk.skips.push(x);
         }
-        if let Some(conv) = &self.resample {
-            let x = ops::conv2d(&skips[last(skips)], conv, Epilogue::default());
-            trace.see(format_args!("down_blocks.{level}.downsamplers.0"), &x);
-            skips.push(x);
+        if let (Some(conv), Some(x)) = (&self.resample, walk.below()) {
+            let x = ops::conv2d(x, conv, Epilogue::default());
+            walk.see(format_args!("down_blocks.{level}.downsamplers.0"), &x);
+            walk.skips.push(x);
         }
     }
 
-    /// Runs one level on the way up; every residual block takes a tensor from `skips`.
-    fn up(
-        &self,
-        level: usize,
-        mut x: Tensor,
-        skips: &mut Vec<Tensor>,
-        time: &Tensor,
-        texts: &mut Texts<'_>,
-        trace: &mut Trace<'_>,
-    ) -> Tensor {
+    /// Runs one level on the way up; every residual block takes a skip connection.
+    fn up(&self, level: usize, walk: &mut Walk<'_, '_>) {
         for (layer, (resnet, attention)) in self.layers.iter().enumerate() {
-            let skip = skips.pop().expect("`UNetConfig::skips` counted them");
+            let text = attention.as_ref().map(|_| walk.text());
+            let Some((x, skip)) = walk.rise() else {
+                continue;
+            };
             let both = ops::concat_channels(&x, &skip);
-            drop(skip);
-            x = resnet.forward(&both, Some(time));
+            drop((x, skip));
+            let mut x = resnet.forward(&both, Some(&walk.time));
             drop(both);
-            trace.see(format_args!("up_blocks.{level}.resnets.{layer}"), &x);
-            if let Some(attention) = attention {
-                x = attention.forward(&x, next(texts));
-                trace.see(format_args!("up_blocks.{level}.attentions.{layer}"), &x);
+            walk.see(format_args!("up_blocks.{level}.resnets.{layer}"), &x);
+            if let (Some(attention), Some(text)) = (attention, text) {
+                x = attention.forward(&x, text);
+                walk.see(format_args!("up_blocks.{level}.attentions.{layer}"), &x);
             }
+            walk.x = Some(x);
         }
-        if let Some(conv) = &self.resample {
+        if let (Some(conv), Some(x)) = (&self.resample, &walk.x) {
             // Sizes that halving rounded up come back through the skip connection that waits at the next level.
-            let skip = skips.last().expect("`UNetConfig::skips` counted them");
-            x = ops::conv2d_upsampled(&x, conv, skip.dim(1), skip.dim(2));
-            trace.see(format_args!("up_blocks.{level}.upsamplers.0"), &x);
+            let skip = walk.skips.last().expect("`UNetConfig::skips` counted them");
+            let x = ops::conv2d_upsampled(x, conv, skip.dim(1), skip.dim(2));
+            walk.see(format_args!("up_blocks.{level}.upsamplers.0"), &x);
+            walk.x = Some(x);
         }
-        x
     }
 }
 
 impl MidBlock {
-    fn forward(
-        &self,
-        x: &Tensor,
-        time: &Tensor,
-        texts: &mut Texts<'_>,
-        trace: &mut Trace<'_>,
-    ) -> Tensor {
-        let mut x = self.resnets[0].forward(x, Some(time));
-        trace.see(format_args!("mid_block.resnets.0"), &x);
-        if let Some(attention) = &self.attention {
-            x = attention.forward(&x, next(texts));
-            trace.see(format_args!("mid_block.attentions.0"), &x);
+    fn forward(&self, walk: &mut Walk<'_, '_>) {
+        let text = self.attention.as_ref().map(|_| walk.text());
+        let Some(x) = walk.below() else { return };
+        let mut x = self.resnets[0].forward(x, Some(&walk.time));
+        walk.see(format_args!("mid_block.resnets.0"), &x);
+        if let (Some(attention), Some(text)) = (&self.attention, text) {
+            x = attention.forward(&x, text);
+            walk.see(format_args!("mid_block.attentions.0"), &x);
         }
-        let x = self.resnets[1].forward(&x, Some(time));
-        trace.see(format_args!("mid_block.resnets.1"), &x);
-        x
+        let x = self.resnets[1].forward(&x, Some(&walk.time));
+        walk.see(format_args!("mid_block.resnets.1"), &x);
+        walk.x = Some(x);
     }
 }
 
@@ -542,5 +541,65 @@ mod tests {
             .fold(0.0, f32::max);
         assert!(worst < 1e-4, "off by {worst:e}");
         assert_ne!(both[..60], both[60..]);
+    }
+
+    fn little() -> UNet {
+        let level = |depths: &[usize], resample| Level {
+            channels: 32,
+            depths: depths.to_vec(),
+            resample,
+        };
+        let config = UNetConfig {
+            model_channels: 32,
+            time_embedding_channels: 64,
+            down: vec![level(&[1], true), level(&[1], false)],
+            up: vec![level(&[1, 1], true), level(&[1, 1], false)],
+            context_channels: 16,
+            ..UNetConfig::sd15()
+        };
+        UNet::load(&RandomWeights { seed: 3 }, config).unwrap()
+    }
+
+    /// What was kept is what would be computed again: on the same input a cached pass gives the same bits.
+    #[test]
+    fn a_cached_pass_runs_only_the_outer_blocks() {
+        let unet = little();
+        let wave = |shape: &[usize]| {
+            let count = shape.iter().product::<usize>();
+            Tensor::from_vec(shape, (0..count).map(|i| (i as f32 * 0.37).sin()).collect())
+        };
+        let (x, text) = (wave(&[2, 5, 3, 4]), unet.prepare(&wave(&[2, 6, 16])));
+        let run = |deep: Deep<'_>| {
+            let mut seen = Vec::new();
+            let mut see = |name: &str, _: &Tensor| seen.push(name.to_owned());
+            let pass = Pass { deep };
+            let y = unet.forward_with(&x, &[7.0, 900.0], &text, pass, &mut Trace::to(&mut see));
+            (y.into_vec(), seen)
+        };
+        let (plain, all) = run(Deep::Compute);
+        assert_eq!(unet.branch_count(), 4);
+        let mut counts = Vec::new();
+        for branch in 0..4 {
+            let mut features = None;
+            let (kept, seen) = run(Deep::Keep {
+                branch,
+                features: &mut features,
+            });
+            assert_eq!(
+                (kept == plain, seen == all),
+                (true, true),
+                "branch {branch}"
+            );
+            let features = features.expect("the pass kept it");
+            let (reused, seen) = run(Deep::Reuse {
+                branch,
+                features: &features,
+            });
+            assert!(reused == plain, "branch {branch}");
+            counts.push(seen.len());
+        }
+        // time_embedding, conv_in, a residual block with its transformer on the way up, conv_out; then one layer more of each way.
+        assert_eq!(counts, [5, 9, 13, 17]);
+        assert_eq!(all.len(), 20);
     }
 }

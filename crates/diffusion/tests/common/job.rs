@@ -94,6 +94,8 @@ fn shortcuts(case: &Case) -> Shortcuts {
     Shortcuts {
         guidance_start: number("cfg_start", usual.guidance_start),
         guidance_end: number("cfg_end", usual.guidance_end),
+        cache_interval: number("cache_interval", 1.0) as usize,
+        cache_branch: number("cache_branch", 0.0) as usize,
     }
 }
 
