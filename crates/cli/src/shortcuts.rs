@@ -30,6 +30,16 @@ pub(crate) struct ShortcutArgs {
         allow_negative_numbers = true
     )]
     cache_branch: u16,
+    /// Merge this part of the tokens in the largest self-attentions, up to 0.75 (ToMe)
+    #[arg(long, alias = "token-merging", value_name = "X", default_value_t = 0.0, value_parser = ratio, allow_negative_numbers = true)]
+    token_merging_ratio: f64,
+}
+
+fn ratio(text: &str) -> Result<f64, String> {
+    match unit(text)? {
+        ratio if ratio <= 0.75 => Ok(ratio),
+        _ => Err("from 0 to 0.75".into()),
+    }
 }
 
 impl ShortcutArgs {
@@ -39,6 +49,7 @@ impl ShortcutArgs {
             guidance_end: self.cfg_end,
             cache_interval: self.cache_interval.into(),
             cache_branch: self.cache_branch.into(),
+            token_merging: self.token_merging_ratio,
         }
     }
 }
@@ -60,6 +71,9 @@ pub(crate) fn describe(shortcuts: &Shortcuts, flavour: Flavour, info: &mut Infot
         info.push("DeepCache interval", shortcuts.cache_interval);
         info.push("DeepCache branch", shortcuts.cache_branch);
     }
+    if shortcuts.token_merging != usual.token_merging {
+        info.push("Token merging ratio", shortcuts.token_merging);
+    }
 }
 
 /// All of them, for `--json`.
@@ -69,5 +83,6 @@ pub(crate) fn to_json(shortcuts: &Shortcuts) -> Value {
         "cfg_end": shortcuts.guidance_end,
         "cache_interval": shortcuts.cache_interval,
         "cache_branch": shortcuts.cache_branch,
+        "token_merging_ratio": shortcuts.token_merging,
     })
 }

@@ -661,6 +661,14 @@ fn shortcuts_are_in_the_picture_and_in_json() {
         2,
         &["cache branch is 99", "skip connections"],
     );
+    let (info, json) = draw(&["--token-merging-ratio", "0.5"]);
+    assert_eq!(info.get("Token merging ratio"), Some("0.5"));
+    assert_eq!(json["shortcuts"]["token_merging_ratio"], 0.5);
+    place.refuses(
+        &["txt2img", "x", "--token-merging-ratio", "0.8"],
+        2,
+        &["--token-merging-ratio", "from 0 to 0.75"],
+    );
     place.refuses(
         &["txt2img", "x", "--cfg-start", "0.5", "--cfg-end", "0.4"],
         2,

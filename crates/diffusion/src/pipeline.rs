@@ -399,6 +399,7 @@ impl<'a> Session<'a> {
             unet: &self.model.unet,
             guidance,
             flavour: request.flavour,
+            token_merging: request.shortcuts.token_merging,
             caching: Caching::new(&request.shortcuts, request.sampler),
             size,
             extra: self.extra.as_deref(),

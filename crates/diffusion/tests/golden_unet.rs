@@ -71,7 +71,10 @@ fn cached_passes_agree_with_deepcache() {
             let mut features = None;
             let pass = |step: usize, deep: Deep<'_>| {
                 let times = vec![t[step]; x[step].dim(0)];
-                let pass = Pass { deep };
+                let pass = Pass {
+                    deep,
+                    ..Pass::default()
+                };
                 unet.forward_with(&x[step], &times, &text, pass, &mut Trace::off())
             };
             pass(
@@ -85,6 +88,27 @@ fn cached_passes_agree_with_deepcache() {
             let found = pass(1, Deep::Reuse { branch, features });
             check(&case, &format!("out.branch.{branch}"), &found);
         }
+    }
+}
+
+#[test]
+fn merged_tokens_agree_with_tomesd() {
+    let labels: Vec<_> = Case::labels("shortcuts")
+        .into_iter()
+        .filter(|label| label.contains("/merged_"))
+        .collect();
+    assert_eq!(labels.len(), 4);
+    for label in labels {
+        let case = Case::read(&label);
+        let unet = load::load_unet(&checkpoint(&case)).unwrap();
+        let text = unet.prepare(&input(&case, "in.context"));
+        let pass = Pass {
+            token_merging: case.number("ratio"),
+            ..Pass::default()
+        };
+        let x = input(&case, "in.x");
+        let found = unet.forward_with(&x, &times(&case), &text, pass, &mut Trace::off());
+        check(&case, "out.y", &found);
     }
 }
 

@@ -186,3 +186,31 @@ fn a_branch_that_is_not_there_is_refused() {
     let found = complaint(&model(), cached(0, 0));
     assert_eq!(found, "cache interval is 0: it must be 1 to 999");
 }
+
+#[test]
+fn merged_tokens_draw_another_picture_whatever_the_threads() {
+    let model = model();
+    let plain = draw(&model, &small(3, Shortcuts::default()));
+    let merging = |token_merging| {
+        let shortcuts = Shortcuts {
+            token_merging,
+            ..Shortcuts::default()
+        };
+        small(3, shortcuts)
+    };
+    let merged = draw(&model, &merging(0.5));
+    assert_eq!(merged.passes, plain.passes);
+    assert_ne!(merged.image, plain.image);
+    // 0.05 of 15 tokens is none.
+    assert_eq!(draw(&model, &merging(0.05)), plain);
+    for count in [1, 3] {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(count).build();
+        let found = pool
+            .expect("a thread pool")
+            .install(|| draw(&model, &merging(0.5)));
+        assert_eq!(found, merged, "{count} threads");
+    }
+    let shortcuts = merging(0.8).shortcuts;
+    let expected = "token merging ratio is 0.8: it must be 0 to 0.75: three of four tokens can go";
+    assert_eq!(complaint(&model, shortcuts), expected);
+}

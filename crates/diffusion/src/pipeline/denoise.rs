@@ -76,6 +76,8 @@ pub(super) struct Denoiser<'a> {
     pub(super) guidance: Guidance<'a>,
     pub(super) flavour: Flavour,
     pub(super) caching: Caching,
+    /// [`Pass::token_merging`].
+    pub(super) token_merging: f64,
     /// Height and width of the latent.
     pub(super) size: (usize, usize),
     /// Inpainting networks' further channels, `[H, W, 5]`.
@@ -180,7 +182,13 @@ impl Denoiser<'_> {
             *passes += batch;
             let shape = [batch, height, width, input.len() / (height * width)];
             let x = Tensor::from_vec(&shape, input.repeat(batch));
-            let (times, pass) = (vec![t; batch], Pass { deep });
+            let (times, pass) = (
+                vec![t; batch],
+                Pass {
+                    deep,
+                    token_merging: self.token_merging,
+                },
+            );
             let output = self
                 .unet
                 .forward_with(&x, &times, text, pass, &mut Trace::off());

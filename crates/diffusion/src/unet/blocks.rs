@@ -2,6 +2,7 @@
 
 use safelight_tensor::{Conv2d, Epilogue, Linear, Norm, Tensor, ops};
 
+use super::merging::Merging;
 use crate::nn::{Builder, ConvShape, Leaf};
 
 /// Group norm, SiLU, convolution, twice, around a skip; the time embedding enters in the middle.
@@ -159,13 +160,20 @@ impl Transformer {
 
     /// `[B, H, W, C]` to the same; `text` is what [`Transformer::text`] gave.
     pub fn forward(&self, x: &Tensor, text: &[KeyValue]) -> Tensor {
+        self.forward_merging(x, text, 0.0)
+    }
+
+    /// As [`Transformer::forward`], with so large a part of the tokens merged in self-attention.
+    pub(super) fn forward_merging(&self, x: &Tensor, text: &[KeyValue], merging: f64) -> Tensor {
         let (batch, height, width, channels) = (x.dim(0), x.dim(1), x.dim(2), x.dim(3));
         let normed = ops::group_norm(x, self.norm_num_groups, &self.norm, false);
         let mut hidden = ops::linear(&normed, &self.proj_in, Epilogue::default());
         drop(normed);
         hidden = hidden.reshaped(&[batch, height * width, channels]);
         for (block, text) in self.transformer_blocks.iter().zip(text) {
-            hidden = block.forward(hidden, text);
+            // Which tokens are alike is asked anew before each block, of what goes into it.
+            let merging = Merging::of(&hidden, (height, width), merging);
+            hidden = block.forward(hidden, text, merging.as_ref());
         }
         hidden = hidden.reshaped(&[batch, height, width, channels]);
         ops::linear(
@@ -215,13 +223,21 @@ impl TransformerBlock {
         }
     }
 
-    fn forward(&self, x: Tensor, text: &KeyValue) -> Tensor {
+    fn forward(&self, x: Tensor, text: &KeyValue, merging: Option<&Merging>) -> Tensor {
         let normed = ops::layer_norm(&x, &self.norm1);
-        let x = self
-            .attn1
-            .forward(&normed, &self.attn1.key_value(&normed), x);
+        let x = match merging {
+            None => self
+                .attn1
+                .forward(&normed, &self.attn1.key_value(&normed), Some(x)),
+            Some(merging) => {
+                let (mut x, merged) = (x, merging.merge(&normed));
+                let seen = self.attn1.key_value(&merged);
+                merging.add_to(&mut x, &self.attn1.forward(&merged, &seen, None));
+                x
+            }
+        };
         let normed = ops::layer_norm(&x, &self.norm2);
-        let x = self.attn2.forward(&normed, text, x);
+        let x = self.attn2.forward(&normed, text, Some(x));
         let normed = ops::layer_norm(&x, &self.norm3);
         let gated = ops::geglu(&ops::linear(&normed, &self.ff_in, Epilogue::default()));
         ops::linear(
@@ -274,14 +290,14 @@ impl Attention {
     }
 
     /// Attention from `x` to `seen`, added to `residual`.
-    fn forward(&self, x: &Tensor, seen: &KeyValue, residual: Tensor) -> Tensor {
+    fn forward(&self, x: &Tensor, seen: &KeyValue, residual: Option<Tensor>) -> Tensor {
         let query = ops::linear(x, &self.to_q, Epilogue::default());
         let found = ops::attention(&query, &seen.key, &seen.value, self.heads, false);
         ops::linear(
             &found,
             &self.to_out,
             Epilogue {
-                residual: Some(&residual),
+                residual: residual.as_ref(),
                 ..Epilogue::default()
             },
         )

@@ -5,6 +5,7 @@
 
 mod blocks;
 mod config;
+mod merging;
 mod pass;
 
 pub use blocks::{KeyValue, ResnetBlock, ResnetShape, Transformer, TransformerShape};
@@ -419,7 +420,7 @@ impl Block {
             let mut x = resnet.forward(x, Some(&walk.time));
             walk.see(format_args!("down_blocks.{level}.resnets.{layer}"), &x);
             if let (Some(attention), Some(text)) = (attention, text) {
-                x = attention.forward(&x, text);
+                x = attention.forward_merging(&x, text, walk.token_merging(&x));
                 walk.see(format_args!("down_blocks.{level}.attentions.{layer}"), &x);
             }
             walk.skips.push(x);
@@ -444,7 +445,7 @@ impl Block {
             drop(both);
             walk.see(format_args!("up_blocks.{level}.resnets.{layer}"), &x);
             if let (Some(attention), Some(text)) = (attention, text) {
-                x = attention.forward(&x, text);
+                x = attention.forward_merging(&x, text, walk.token_merging(&x));
                 walk.see(format_args!("up_blocks.{level}.attentions.{layer}"), &x);
             }
             walk.x = Some(x);
@@ -466,7 +467,7 @@ impl MidBlock {
         let mut x = self.resnets[0].forward(x, Some(&walk.time));
         walk.see(format_args!("mid_block.resnets.0"), &x);
         if let (Some(attention), Some(text)) = (&self.attention, text) {
-            x = attention.forward(&x, text);
+            x = attention.forward_merging(&x, text, walk.token_merging(&x));
             walk.see(format_args!("mid_block.attentions.0"), &x);
         }
         let x = self.resnets[1].forward(&x, Some(&walk.time));
@@ -572,7 +573,10 @@ mod tests {
         let run = |deep: Deep<'_>| {
             let mut seen = Vec::new();
             let mut see = |name: &str, _: &Tensor| seen.push(name.to_owned());
-            let pass = Pass { deep };
+            let pass = Pass {
+                deep,
+                ..Pass::default()
+            };
             let y = unet.forward_with(&x, &[7.0, 900.0], &text, pass, &mut Trace::to(&mut see));
             (y.into_vec(), seen)
         };

@@ -12,6 +12,9 @@ use crate::nn::Trace;
 pub struct Pass<'a> {
     /// What is done with the deep blocks.
     pub deep: Deep<'a>,
+    /// The part of the tokens that self-attention merges at the latent's own size, 0 to 0.75: Bolya and Hoffman 2023,
+    /// arXiv:2303.17604, with the top left token of each 2×2 block to merge into, as in `tomesd` with `use_rand=False`.
+    pub token_merging: f64,
 }
 
 /// Step caching: from one step to the next deep features change little, and can be used again.
@@ -51,6 +54,9 @@ pub(super) struct Walk<'w, 't> {
     pub(super) skips: Vec<Tensor>,
     /// What comes up from below; `None` on the way down, and while the deep blocks are passed over.
     pub(super) x: Option<Tensor>,
+    /// Height and width of the latent, and the part of the tokens that are merged where a map is as large.
+    size: (usize, usize),
+    token_merging: f64,
     /// How many outputs the way down has before it turns.
     skips_max: usize,
     /// Layers still to come on the way up.
@@ -87,6 +93,8 @@ impl<'w, 't> Walk<'w, 't> {
         };
         Walk {
             time,
+            size: (x.dim(1), x.dim(2)),
+            token_merging: pass.token_merging,
             skips: vec![x],
             x: None,
             skips_max: reuse.map_or(usize::MAX, |(layers, _)| layers),
@@ -103,6 +111,14 @@ impl<'w, 't> Walk<'w, 't> {
         self.texts
             .next()
             .expect("the text was prepared for this network")
+    }
+
+    /// The part of the tokens of `x` that are merged.
+    pub(super) fn token_merging(&self, x: &Tensor) -> f64 {
+        match (x.dim(1), x.dim(2)) == self.size {
+            true => self.token_merging,
+            false => 0.0,
+        }
     }
 
     /// The lowest output so far, unless the way down ends here.

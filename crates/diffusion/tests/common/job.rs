@@ -96,6 +96,7 @@ fn shortcuts(case: &Case) -> Shortcuts {
         guidance_end: number("cfg_end", usual.guidance_end),
         cache_interval: number("cache_interval", 1.0) as usize,
         cache_branch: number("cache_branch", 0.0) as usize,
+        token_merging: number("token_merging", 0.0),
     }
 }
 
