@@ -76,7 +76,7 @@ impl Sound {
     /// So many tensors come out as they were, no other does, and the repair says this of it.
     fn left(&self, name: &str, damaged: &[u8], says: &str, count: usize) {
         let folder = Folder::new();
-        let path = folder.write("damaged", damaged.to_vec());
+        let path = folder.write("damaged", damaged);
         let repair =
             Repair::plan(&path, &Limits::default()).unwrap_or_else(|e| panic!("{name}: {e}"));
         let dropped: Vec<String> = repair.dropped.iter().map(ToString::to_string).collect();
@@ -100,7 +100,7 @@ impl Sound {
 /// Nothing can be told from this file, for this reason.
 fn refused(name: &str, damaged: &[u8], says: &str) {
     let folder = Folder::new();
-    let path = folder.write("damaged", damaged.to_vec());
+    let path = folder.write("damaged", damaged);
     match Repair::plan(&path, &Limits::default()) {
         Ok(repair) => panic!("{name}: {repair:?}"),
         Err(error) => {
@@ -116,7 +116,7 @@ fn refused(name: &str, damaged: &[u8], says: &str) {
 /// What is left of this file may be wrong, for this reason.
 fn doubted(name: &str, damaged: &[u8], says: &str) {
     let folder = Folder::new();
-    let path = folder.write("damaged", damaged.to_vec());
+    let path = folder.write("damaged", damaged);
     let repair = Repair::plan(&path, &Limits::default()).unwrap_or_else(|e| panic!("{name}: {e}"));
     let doubts = repair.doubts.join("; ");
     assert!(

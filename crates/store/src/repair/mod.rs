@@ -104,7 +104,7 @@ impl Repair {
         let mut repair = Repair {
             path: path.to_owned(),
             file: open_regular(path)?,
-            stamp: source.stamp.clone(),
+            stamp: source.stamp,
             kept: Vec::new(),
             metadata: None,
             dropped: Vec::new(),
