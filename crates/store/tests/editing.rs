@@ -119,8 +119,11 @@ fn metadata_is_set_and_removed() {
         for (list, expected) in cases {
             let folder = Folder::new();
             let path = folder.join("model");
-            write(&path, Some(&old), 0);
+            let before = write(&path, Some(&old), 0);
+            let checked = edit::check_metadata(&path, &changes(list), &options(strategy));
+            assert_eq!(fs::read(&path).unwrap(), before);
             let edited = edit::set_metadata(&path, &changes(list), &options(strategy));
+            assert_eq!(checked.is_ok(), edited.is_ok(), "{strategy:?} {list:?}");
             let grows = list.contains(&"new=123");
             if grows && strategy == Strategy::InPlace {
                 let error = edited.unwrap_err();

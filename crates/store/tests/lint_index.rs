@@ -43,6 +43,8 @@ fn what_an_index_can_break() {
     assert_eq!(map(r#""d":"3","e":"3","x":"3""#), [IndexTensorMissing]);
     assert_eq!(map(r#""d":"3","e":"3","x":"4""#), [IndexFileMissing]);
     assert_eq!(map(r#""d":"3","e":"3","x":"../3""#), [IndexPath]);
+    let own = r#""d":"3","e":"3","x":"./m.safetensors.index.json""#;
+    assert_eq!(map(own), [IndexPath]);
     assert_eq!(map(r#""a":"1","b":"1","c":"2""#), [IndexTwice]);
     assert_eq!(map(""), [IndexEmpty]);
     assert_eq!(map(r#""d":"3","d":"3""#), [BadIndex]);
@@ -73,6 +75,10 @@ fn an_index_and_its_shards_are_looked_at() {
     assert_eq!(lint_targets(folder.path()).unwrap(), targets);
     let report = lint(&path, &LintOptions::default()).unwrap();
     assert_eq!(report.count(Severity::Error), 2);
+    // Neither the index again nor what may not be opened keeps the others from being looked at.
+    let json = r#"{"weight_map":{"a":"1","b":"../1","c":"m.safetensors.index.json"}}"#;
+    folder.write("m.safetensors.index.json", json);
+    assert_eq!(lint_targets(&path).unwrap(), targets);
     folder.write("m.safetensors.index.json", "{");
     assert_eq!(lint_targets(&path).unwrap(), [path]);
 }

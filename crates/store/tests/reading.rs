@@ -336,7 +336,7 @@ fn bad_indexes() {
     index_refused(
         &folder,
         r#"{"weight_map":{"a":"m-1.safetensors","x":"m-3.safetensors","y":"m-4.safetensors"}}"#,
-        "2 of 3 shards are missing: `m-3.safetensors`, `m-4.safetensors`; download them into the index's folder",
+        "2 of 3 shards are missing: `m-3.safetensors`, `m-4.safetensors`; put them beside the others",
     );
     index_refused(
         &folder,
