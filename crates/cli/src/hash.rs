@@ -24,7 +24,10 @@ Examples:
   curl -L https://example.com/model.safetensors | safelight hash -
 
 JSON, one object a file: {file, bytes, sha256, autov1, autov2, autov3, modelspec, sshs_model_hash, sshs_legacy_hash, blake3};
-null where there is none: autov3, modelspec and sshs_model_hash are hashes of tensors, which only safetensors files have.";
+null where there is none: autov3, modelspec and the sshs_… are hashes of tensors, which only safetensors files have.
+The sshs_… are what kohya's scripts would write for these tensors: they have an order of their own, and no metadata but
+ss_…. Of a file with another order sshs_model_hash needs a second pass (and is null for standard input); sshs_legacy_hash is null
+where it depends on the order of more than 1 MiB of metadata.";
 
 /// What stands for standard input.
 const STDIN: &str = "-";
@@ -52,9 +55,9 @@ enum Kind {
     Autov3,
     /// modelspec.hash_sha256: SHA-256 of the tensors
     Modelspec,
-    /// sshs_model_hash of kohya's scripts: SHA-256 of the tensors
+    /// sshs_model_hash of kohya's scripts: SHA-256 of the tensors in their order
     SshsModelHash,
-    /// sshs_legacy_hash of kohya's scripts
+    /// sshs_legacy_hash of kohya's scripts: as AutoV1, of the tensors and `ss_…` metadata alone
     SshsLegacyHash,
     /// BLAKE3 of the whole file
     Blake3,
@@ -81,8 +84,8 @@ impl Kind {
             Kind::Autov2 => hashes.autov2().map(str::to_owned),
             Kind::Autov3 => hashes.autov3().map(str::to_owned),
             Kind::Modelspec => hashes.modelspec(),
-            Kind::SshsModelHash => hashes.sshs().map(str::to_owned),
-            Kind::SshsLegacyHash => hashes.sshs_legacy().map(str::to_owned),
+            Kind::SshsModelHash => hashes.sshs_model.clone(),
+            Kind::SshsLegacyHash => hashes.sshs_legacy.clone(),
             Kind::Blake3 => hashes.blake3.clone(),
         }
     }
@@ -139,9 +142,8 @@ impl HashArgs {
         if let [only] = self.kind[..] {
             let hash = only.of(hashes).ok_or_else(|| {
                 let (file, kind) = (shown_path(path), only.name());
-                Failure::Model(format!(
-                    "{file}: no intact safetensors file, so it has no {kind}"
-                ))
+                let why = none(only, hashes);
+                Failure::Model(format!("{file}: it has no {kind}: {why}"))
             })?;
             let line = sum_line(&hash, &name_bytes(path));
             // What reads a pipe needs the name as it is; a terminal must not be commanded by it.
@@ -157,7 +159,7 @@ impl HashArgs {
         for kind in wanted {
             let hash = kind
                 .of(hashes)
-                .unwrap_or_else(|| "none: no safetensors file".into());
+                .unwrap_or_else(|| format!("none: {}", none(*kind, hashes)));
             text += &format!("  {:<16}  {hash}\n", kind.name());
         }
         say::answer(&text)
@@ -171,10 +173,25 @@ impl HashArgs {
         let wants = |kinds: &[Kind]| self.kind.iter().any(|kind| kinds.contains(kind));
         HashOptions {
             sha256: wants(&[Kind::Sha256, Kind::Autov2]),
-            data_sha256: wants(&[Kind::Autov3, Kind::Modelspec, Kind::SshsModelHash]),
-            autov1: wants(&[Kind::Autov1, Kind::SshsLegacyHash]),
+            data_sha256: wants(&[Kind::Autov3, Kind::Modelspec]),
+            autov1: wants(&[Kind::Autov1]),
+            sshs_model: wants(&[Kind::SshsModelHash]),
+            sshs_legacy: wants(&[Kind::SshsLegacyHash]),
             blake3: wants(&[Kind::Blake3]),
         }
+    }
+}
+
+/// Why there is no such hash.
+fn none(kind: Kind, hashes: &Hashes) -> &'static str {
+    match kind {
+        Kind::SshsModelHash if hashes.data_bytes.is_some() => {
+            "its tensors have unknown dtypes, or another order than kohya's scripts, and come through a pipe"
+        }
+        Kind::SshsLegacyHash if hashes.data_bytes.is_some() => {
+            "its tensors have unknown dtypes, or more than 1 MiB of training metadata, whose order is not fixed"
+        }
+        _ => "no intact safetensors file",
     }
 }
 

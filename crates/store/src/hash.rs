@@ -4,18 +4,19 @@
 //! disk or of the slowest hash.
 
 use std::io::Read;
-use std::ops::ControlFlow;
+use std::ops::{ControlFlow, Range};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
 use std::thread;
 
-use safelight_format::{Header, Limits, ParseOptions};
+use safelight_format::{FormatError, Header, Limits, ParseOptions};
 use sha2::{Digest, Sha256};
 
 use crate::checkpoint::{OpenOptions, ShardFile};
 use crate::error::StoreError;
 use crate::source::FileSource;
+use crate::sshs::Anew;
 
 /// What is read at a time: small enough that all hashers find it in a cache.
 const BLOCK_BYTES: u64 = 1024 * 1024;
@@ -27,8 +28,8 @@ const BLOCK_COUNT: usize = 16;
 const AHEAD_BYTES: u64 = 16 * BLOCK_BYTES;
 
 /// The part of a file that A1111's first kind of hash looks at.
-const AUTOV1_START: u64 = 0x10_0000;
-const AUTOV1_BYTES: u64 = 0x1_0000;
+pub(crate) const AUTOV1_START: u64 = 0x10_0000;
+pub(crate) const AUTOV1_BYTES: u64 = 0x1_0000;
 
 /// Which hashes are wanted: all by default. Each costs a thread's time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,6 +40,11 @@ pub struct HashOptions {
     pub data_sha256: bool,
     /// SHA-256 of the 64 KiB from byte 0x100000 on. If it alone is wanted, nothing else is read.
     pub autov1: bool,
+    /// `sshs_model_hash` of kohya's scripts: SHA-256 of the tensors in the order of the `safetensors` package. A file that has
+    /// another order is read twice.
+    pub sshs_model: bool,
+    /// `sshs_legacy_hash` of kohya's scripts.
+    pub sshs_legacy: bool,
     /// BLAKE3 of the whole file.
     pub blake3: bool,
 }
@@ -49,6 +55,8 @@ impl Default for HashOptions {
             sha256: true,
             data_sha256: true,
             autov1: true,
+            sshs_model: true,
+            sshs_legacy: true,
             blake3: true,
         }
     }
@@ -60,8 +68,20 @@ impl HashOptions {
         sha256: false,
         data_sha256: false,
         autov1: false,
+        sshs_model: false,
+        sshs_legacy: false,
         blake3: false,
     };
+
+    /// Whether a header has to be read for these.
+    pub(crate) fn wants_header(&self) -> bool {
+        self.data_sha256 || self.sshs_model || self.sshs_legacy
+    }
+
+    /// Whether everything behind a header has to be hashed.
+    fn wants_data(&self) -> bool {
+        self.data_sha256 || self.sshs_model
+    }
 }
 
 /// A file's hashes in lower-case hexadecimal; `None` for what was not wanted or makes no sense.
@@ -77,6 +97,13 @@ pub struct Hashes {
     pub data_sha256: Option<String>,
     /// A1111's oldest hash: eight digits of the SHA-256 of the 64 KiB at byte 0x100000.
     pub autov1: Option<String>,
+    /// What kohya's scripts write as `sshs_model_hash`: SHA-256 of the tensors in the order of the `safetensors` package, 64 digits.
+    /// `None` also for a pipe whose tensors have another order, and for unknown dtypes.
+    pub sshs_model: Option<String>,
+    /// What kohya's scripts write as `sshs_legacy_hash`: eight digits of the SHA-256 of the 64 KiB at byte 0x100000 of a file with the
+    /// same tensors and no metadata but those of training (`ss_…`). `None` also if these reach to that byte and are several: their
+    /// order, and so the hash, differs from run to run. (Before `safetensors` 0.3 headers were not padded, and the hash is another.)
+    pub sshs_legacy: Option<String>,
     /// BLAKE3 of the file, 64 digits.
     pub blake3: Option<String>,
 }
@@ -95,17 +122,6 @@ impl Hashes {
     /// What `modelspec.hash_sha256` should say: `0x` and the SHA-256 of the tensors.
     pub fn modelspec(&self) -> Option<String> {
         self.data_sha256.as_ref().map(|hash| format!("0x{hash}"))
-    }
-
-    /// What `sshs_model_hash` of kohya's scripts should say: the SHA-256 of the tensors.
-    pub fn sshs(&self) -> Option<&str> {
-        self.data_sha256.as_deref()
-    }
-
-    /// The hash of `sshs_legacy_hash`'s kind, of the file as it is: that of [`Hashes::autov1`]. (kohya's
-    /// scripts compute it before they add the last metadata, so what a file says may differ.)
-    pub fn sshs_legacy(&self) -> Option<&str> {
-        self.autov1.as_deref()
     }
 }
 
@@ -147,33 +163,36 @@ pub fn hash(
     progress: &mut dyn FnMut(u64, u64) -> ControlFlow<()>,
 ) -> Result<Hashes, StoreError> {
     let source = FileSource::open(path)?;
-    let mut data_start = None;
-    if options.data_sha256 {
-        // Only to know where data starts: a file that is no safetensors file has none.
+    let mut header = None;
+    if options.wants_header() {
+        // Only to know where data lie: a file that is no safetensors file has none.
         let options = OpenOptions {
             opaque_dtypes: true,
             ..OpenOptions::default()
         };
         match ShardFile::open(path, &options) {
-            Ok(file) => data_start = Some(file.header.data_start()),
+            Ok(file) => header = Some(file.header),
             Err(StoreError::Format { .. }) => {}
             Err(error) => return Err(error),
         }
     }
-    hash_source(&source, data_start, options, progress)
+    hash_source(&source, header.as_ref(), options, progress)
 }
 
-/// As [`hash`], of an open file whose data start at `data_start`.
+/// As [`hash`], of an open file and its header.
 pub(crate) fn hash_source(
     source: &FileSource,
-    data_start: Option<u64>,
+    header: Option<&Header>,
     options: &HashOptions,
     progress: &mut dyn FnMut(u64, u64) -> ControlFlow<()>,
 ) -> Result<Hashes, StoreError> {
+    let data_start = header.map(Header::data_start);
     let file_bytes = source.file_bytes;
     let mut hashes = Hashes {
         file_bytes,
-        data_bytes: data_start.map(|start| file_bytes - start),
+        data_bytes: data_start
+            .filter(|_| options.wants_data())
+            .map(|start| file_bytes - start),
         ..Default::default()
     };
     if options.autov1 {
@@ -182,7 +201,27 @@ pub(crate) fn hash_source(
         source.read_exact_at(&mut part, start)?;
         hashes.autov1 = Some(sha256_hex(&part)[..8].to_owned());
     }
-    if !options.sha256 && !options.blake3 && (!options.data_sha256 || data_start.is_none()) {
+    let anew = header.and_then(Anew::of);
+    if let Some(mut window) = anew
+        .as_ref()
+        .filter(|_| options.sshs_legacy)
+        .and_then(Anew::window)
+    {
+        source.will_read(
+            &window
+                .ranges()
+                .map(|r| (r.start, r.end))
+                .collect::<Vec<_>>(),
+        );
+        let ranges: Vec<Range<u64>> = window.ranges().collect();
+        for range in ranges {
+            let mut part = vec![0; (range.end - range.start) as usize];
+            source.read_exact_at(&mut part, range.start)?;
+            window.take(range.start, &part);
+        }
+        hashes.sshs_legacy = Some(sha256_hex(&window.bytes)[..8].to_owned());
+    }
+    if !options.sha256 && !options.blake3 && (!options.wants_data() || data_start.is_none()) {
         source.unchanged()?;
         return Ok(hashes);
     }
@@ -199,8 +238,42 @@ pub(crate) fn hash_source(
             ControlFlow::Break(()) => Err(source.stopped()),
         }
     })?;
+    if let Some(anew) = anew.filter(|_| options.sshs_model) {
+        hashes.sshs_model = match anew.is_same_order() {
+            true => hashes.data_sha256.clone(),
+            false => Some(hash_ranges(source, anew.tensors(), progress)?),
+        };
+    }
+    if !options.data_sha256 {
+        hashes.data_sha256 = None;
+    }
     source.unchanged()?;
     Ok(hashes)
+}
+
+/// SHA-256 of parts of a file, one after another.
+fn hash_ranges(
+    source: &FileSource,
+    ranges: &[Range<u64>],
+    progress: &mut dyn FnMut(u64, u64) -> ControlFlow<()>,
+) -> Result<String, StoreError> {
+    source.will_read(&ranges.iter().map(|r| (r.start, r.end)).collect::<Vec<_>>());
+    let mut state = Sha256::new();
+    let mut block = Vec::new();
+    for range in ranges {
+        let mut at = range.start;
+        while at < range.end {
+            block.resize(BLOCK_BYTES.min(range.end - at) as usize, 0);
+            source.read_exact_at(&mut block, at)?;
+            state.update(&block);
+            at += block.len() as u64;
+            // All was read once already.
+            if progress(source.file_bytes, source.file_bytes).is_break() {
+                return Err(source.stopped());
+            }
+        }
+    }
+    Ok(hex(&state.finalize()))
 }
 
 /// As [`hash`], of what comes out of a pipe: read once, to its end, in little memory. `label` stands for it in messages.
@@ -234,14 +307,19 @@ pub fn hash_reader(
         .first_chunk::<8>()
         .map(|bytes| u64::from_le_bytes(*bytes));
     let length = length.filter(|length| *length <= Limits::default().header_bytes_max);
-    if let (true, Some(length)) = (options.data_sha256, length) {
+    if let (true, Some(length)) = (options.wants_header(), length) {
         Read::take(&mut *reader, length)
             .read_to_end(&mut prefix)
             .map_err(failed)?;
     }
     let data_start = length
         .map(|length| 8 + length)
-        .filter(|_| options.data_sha256);
+        .filter(|_| options.wants_data());
+    let anew = header_of(&prefix).as_ref().and_then(Anew::of);
+    let mut window = anew
+        .as_ref()
+        .filter(|_| options.sshs_legacy)
+        .and_then(Anew::window);
     let (mut hashes, mut autov1, mut file_bytes) = (Hashes::default(), Vec::new(), 0);
     let mut all = (&prefix[..]).chain(reader);
     hash_blocks(&mut hashes, data_start, options, &mut |at, bytes| {
@@ -252,6 +330,9 @@ pub fn hash_reader(
         let from = (AUTOV1_START.max(at) - at).min(bytes.len() as u64) as usize;
         let to = (AUTOV1_START + AUTOV1_BYTES).clamp(at, file_bytes) - at;
         autov1.extend_from_slice(bytes.get(from..to as usize).unwrap_or_default());
+        if let Some(window) = &mut window {
+            window.take(at, bytes);
+        }
         match progress(file_bytes) {
             ControlFlow::Continue(()) => Ok(()),
             ControlFlow::Break(()) => Err(StoreError::Stopped {
@@ -260,17 +341,41 @@ pub fn hash_reader(
         }
     })?;
     hashes.file_bytes = file_bytes;
-    let parse = ParseOptions {
-        opaque_dtypes: true,
-        ..ParseOptions::default()
-    };
-    let header = Header::parse_with(&prefix, file_bytes, &parse);
-    match header.ok().filter(|_| options.data_sha256) {
-        Some(header) => hashes.data_bytes = Some(file_bytes - header.data_start()),
+    let header = Header::parse_with(&prefix, file_bytes, &lenient());
+    match header.ok().filter(|_| options.wants_header()) {
+        Some(header) => {
+            let data_bytes = file_bytes - header.data_start();
+            hashes.data_bytes = Some(data_bytes).filter(|_| options.wants_data());
+            hashes.sshs_legacy = window.map(|window| sha256_hex(&window.bytes)[..8].to_owned());
+            let known = anew.filter(|anew| options.sshs_model && anew.is_same_order());
+            hashes.sshs_model = known.and_then(|_| hashes.data_sha256.clone());
+        }
         None => hashes.data_sha256 = None, // it looked like a safetensors file at first
+    }
+    if !options.data_sha256 {
+        hashes.data_sha256 = None;
     }
     hashes.autov1 = options.autov1.then(|| sha256_hex(&autov1)[..8].to_owned());
     Ok(hashes)
+}
+
+/// What is read of headers to know where data lie.
+fn lenient() -> ParseOptions {
+    ParseOptions {
+        opaque_dtypes: true,
+        ..ParseOptions::default()
+    }
+}
+
+/// The header of a file whose size is not known yet.
+fn header_of(prefix: &[u8]) -> Option<Header> {
+    // No file is that long; the error says how long this one should be.
+    match Header::parse_with(prefix, i64::MAX as u64, &lenient()) {
+        Err(FormatError::FileTooLong { expected_bytes, .. }) => {
+            Header::parse_with(prefix, expected_bytes, &lenient()).ok()
+        }
+        parsed => parsed.ok(),
+    }
 }
 
 /// Hands all blocks to the hashers of what is wanted. `fill` puts the bytes from a position on into a block, none at the end.
@@ -292,7 +397,7 @@ fn hash_blocks(
             })
         };
         let sha256 = start(options.sha256, new_sha256, 0);
-        let data = data_start.filter(|_| options.data_sha256);
+        let data = data_start.filter(|_| options.wants_data());
         let data_sha256 = start(data.is_some(), new_sha256, data.unwrap_or(0));
         let blake3 = start(options.blake3, new_blake3, 0);
         read_blocks(&hashers, &freed, &free, fill)?;

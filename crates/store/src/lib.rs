@@ -50,6 +50,7 @@ mod shards;
 mod slices;
 mod some;
 mod source;
+mod sshs;
 mod stream;
 mod strided;
 mod sys;

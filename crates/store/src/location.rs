@@ -138,12 +138,12 @@ pub fn hash(
         #[cfg(feature = "remote")]
         Location::Url(url) => {
             let source = crate::remote::source(&url)?;
-            let data_start = match options.data_sha256 {
-                true => crate::verify::data_start(&source)?,
+            let header = match options.wants_header() {
+                true => crate::verify::header(&source)?,
                 false => None,
             };
             source.will_read(&[(0, source.file_bytes)]);
-            crate::hash::hash_source(&source, data_start, options, progress)
+            crate::hash::hash_source(&source, header.as_ref(), options, progress)
         }
         #[cfg(not(feature = "remote"))]
         Location::Url(url) => Err(unsupported(&url)),

@@ -279,9 +279,9 @@ fn verify_source(
     Ok(())
 }
 
-/// Where a file's data start; `None` if it is no safetensors file.
+/// A file's header; `None` if it is no safetensors file.
 #[cfg(feature = "remote")]
-pub(crate) fn data_start(source: &FileSource) -> Result<Option<u64>, StoreError> {
+pub(crate) fn header(source: &FileSource) -> Result<Option<Header>, StoreError> {
     let options = OpenOptions::default();
     let prefix = match source.read_prefix(&options) {
         Ok(prefix) => prefix,
@@ -290,7 +290,7 @@ pub(crate) fn data_start(source: &FileSource) -> Result<Option<u64>, StoreError>
     };
     let (strictness, limits) = (options.strictness, options.limits);
     let header = Header::parse(&prefix, source.file_bytes, strictness, &limits);
-    Ok(header.ok().map(|header| header.data_start()))
+    Ok(header.ok())
 }
 
 /// As [`verify`], of one file that is open already: a remote one.

@@ -344,7 +344,7 @@ fn hashes_are_those_of_other_programs() {
     let abc = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
     assert_eq!(hashes.data_sha256.as_deref(), Some(abc));
     assert_eq!(hashes.autov3(), Some("ba7816bf8f01"));
-    assert_eq!(hashes.sshs(), Some(abc));
+    assert_eq!(hashes.sshs_model.as_deref(), Some(abc));
     assert_eq!(hashes.modelspec(), Some(format!("0x{abc}")));
     assert_eq!(
         hashes.autov2(),
@@ -408,6 +408,7 @@ fn a_pipe_has_the_hashes_of_its_file() {
             data_sha256,
             autov1,
             blake3,
+            ..HashOptions::NONE
         };
         for options in [
             every,
@@ -431,4 +432,73 @@ fn a_pipe_has_the_hashes_of_its_file() {
     let stop = &mut |_| ControlFlow::Break(());
     let stopped = hash_reader("pipe", &mut &b"abc"[..], &HashOptions::default(), stop);
     assert!(matches!(stopped, Err(StoreError::Stopped { .. })));
+}
+
+/// A file of the golden cases, see `tools/golden/hashes.py`.
+fn golden_file(case: &serde_json::Value) -> Vec<u8> {
+    let header = case["header"].as_str().unwrap();
+    let header = header
+        .replace("SPACES", &" ".repeat(70_000))
+        .replace("REPEATED", &"é".repeat(600_000));
+    let said: serde_json::Value = serde_json::from_str(&header).unwrap();
+    let mut file = [&(header.len() as u64).to_le_bytes(), header.as_bytes()].concat();
+    let data_start = file.len();
+    for (name, seed) in case["seeds"].as_object().unwrap() {
+        let place = |index: usize| said[name]["data_offsets"][index].as_u64().unwrap();
+        let (start, end) = (place(0), place(1));
+        file.resize(file.len().max(data_start + end as usize), 0);
+        for i in 0..end - start {
+            let byte = i * i * 31 + i * 7 + i / 256 + 131 * seed.as_u64().unwrap();
+            file[data_start + (start + i) as usize] = byte as u8;
+        }
+    }
+    file
+}
+
+#[test]
+fn hashes_are_those_of_kohya_and_a1111() {
+    let golden = include_str!("../../../testdata/golden/hash/hashes.json");
+    let golden: serde_json::Value = serde_json::from_str(golden).unwrap();
+    let folder = Folder::new();
+    for case in golden["cases"].as_array().unwrap() {
+        let (name, expected) = (case["case"].as_str().unwrap(), &case["hashes"]);
+        let file = golden_file(case);
+        let path = folder.write("m.safetensors", &file);
+        let all = HashOptions::default();
+        let hashes = hash(&path, &all, &mut go_on).unwrap();
+        let found = serde_json::json!({
+            "sha256": hashes.sha256, "autov1": hashes.autov1, "autov2": hashes.autov2(), "autov3": hashes.autov3(),
+            "modelspec": hashes.modelspec(), "sshs_model_hash": hashes.sshs_model, "sshs_legacy_hash": hashes.sshs_legacy,
+        });
+        assert_eq!(&found, expected, "{name}");
+        let only = HashOptions {
+            sshs_model: true,
+            sshs_legacy: true,
+            ..HashOptions::NONE
+        };
+        let sshs = hash(&path, &only, &mut go_on).unwrap();
+        assert_eq!(sshs.sshs_model, hashes.sshs_model, "{name}");
+        assert_eq!((sshs.data_sha256, sshs.sha256), (None, None), "{name}");
+        let piped = hash_reader("a pipe", &mut &file[..], &all, &mut |_| {
+            ControlFlow::Continue(())
+        });
+        let mut piped = piped.unwrap();
+        if name == "another order" {
+            assert_eq!(piped.sshs_model, None);
+            piped.sshs_model = hashes.sshs_model.clone();
+        }
+        assert_eq!(piped, hashes, "{name}");
+    }
+}
+
+#[test]
+fn a_hash_that_depends_on_an_order_nobody_knows_is_none() {
+    let long = "x".repeat(1 << 20);
+    let json = format!(
+        r#"{{"__metadata__":{{"ss_a":"1","ss_b":"{long}"}},"a":{{"dtype":"U8","shape":[3],"data_offsets":[0,3]}}}}"#
+    );
+    let folder = Folder::new();
+    let path = folder.write("m", raw_file(&json, b"abc"));
+    let hashes = hash(&path, &HashOptions::default(), &mut go_on).unwrap();
+    assert!(hashes.sshs_legacy.is_none() && hashes.sshs_model.is_some() && hashes.autov1.is_some());
 }

@@ -102,6 +102,8 @@ fn urls_are_locations_like_paths() {
     let go_on = |_: u64, _: u64| ControlFlow::Continue(());
     let all = HashOptions {
         autov1: true,
+        sshs_model: true,
+        sshs_legacy: true,
         sha256: true,
         data_sha256: true,
         blake3: true,
