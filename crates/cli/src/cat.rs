@@ -206,7 +206,7 @@ impl CatArgs {
                     "file": files::name(&self.file), "tensor": self.tensor, "dtype": slice.tensor.dtype.name(),
                     "shape": slice.plan.shape(), "slice": self.slice.as_ref().map(|slice| &slice.text),
                 });
-                let head = head.to_string();
+                let head = say::json_text(&head);
                 files::text(out, &format!("{},\"values\":", &head[..head.len() - 1]))?;
                 slice.write_json(quiet, out)?;
                 files::text(out, "}\n")

@@ -337,9 +337,21 @@ pub(crate) fn max_header() -> Arg {
     Arg::new("max-header")
         .long("max-header")
         .value_name("SIZE")
-        .value_parser(convert::size)
+        .value_parser(header_size)
         .global(true) // `meta` has commands of its own
         .help("Read headers of at most this size, such as 200MB [default: 100MB]")
+}
+
+/// A size that headers can have.
+fn header_size(text: &str) -> Result<u64, String> {
+    let bytes = convert::size(text)?;
+    match bytes <= u64::from(u32::MAX) {
+        true => Ok(bytes),
+        false => Err(format!(
+            "{bytes} bytes is more than any header is read of: at most {} (4 GiB less one byte)",
+            u32::MAX
+        )),
+    }
 }
 
 /// Commands that read no header of the kind, and so have no `--max-header`.

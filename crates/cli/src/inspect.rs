@@ -392,7 +392,10 @@ fn model_text(
     let mut rows = vec![vec!["size".to_owned(), say::bytes(entry.bytes)]];
     let mut row = |name: &str, value: String| rows.push(vec![name.to_owned(), value]);
     if let Some(hash) = &entry.sha256 {
-        row("hash", format!("{} (SHA-256 {hash})", short(hash)));
+        let text = format!("{} (SHA-256 {hash})", short(hash));
+        for (idx, line) in say::lines(&text, VALUE_INDENT).into_iter().enumerate() {
+            row(if idx == 0 { "hash" } else { "" }, line);
+        }
     }
     if let Some(info) = &entry.info {
         for (idx, line) in say::lines(&say::tame(&info.saw, VALUE_LENGTH_MAX), VALUE_INDENT)
@@ -462,11 +465,9 @@ fn model_text(
     text += &say::table(&rows, &[]);
     for (idx, (key, value)) in metadata.iter().take(METADATA_MAX).enumerate() {
         let head = if idx == 0 { "metadata\n" } else { "" };
-        text += &format!(
-            "{head}  {}: {}\n",
-            say::tame(key, 100),
-            say::tame(value, VALUE_LENGTH_MAX)
-        );
+        let (key, value) = (say::tame(key, 100), say::tame(value, VALUE_LENGTH_MAX));
+        let line = say::middle_cut(&format!("  {key}: {value}"), say::columns());
+        text += &format!("{head}{line}\n");
     }
     if metadata.len() > METADATA_MAX {
         let more = metadata.len() - METADATA_MAX;

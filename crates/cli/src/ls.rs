@@ -118,8 +118,7 @@ impl LsArgs {
                 notes: opened.notes(),
             };
             return say::stream(|out| {
-                let written = serde_json::to_writer(&mut *out, &answer);
-                written.map_err(|error| Failure::Machine(error.to_string()))?;
+                say::write_json(out, &answer)?;
                 files::line(out, format_args!(""))
             });
         }

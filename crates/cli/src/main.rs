@@ -99,8 +99,11 @@ fn main() -> ExitCode {
 /// Says what clap has to say: help, the version, or what is wrong with the arguments.
 fn not_a_command(error: &clap::Error) -> ExitCode {
     // Help and version are no errors; clap knows which stream each belongs to.
-    let printed = error.print();
-    if !error.use_stderr() {
+    if error.use_stderr() {
+        // Arguments may be names that someone else gave to files.
+        say::note(say::harmless(&error.to_string()).trim_end());
+    } else {
+        let printed = error.print();
         let failed = printed.is_err_and(|error| error.kind() != std::io::ErrorKind::BrokenPipe);
         return ExitCode::from(u8::from(failed));
     }

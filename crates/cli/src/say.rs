@@ -1,9 +1,12 @@
 //! Standard output for answers, standard error for everything else.
 
+use std::borrow::Cow;
 use std::io::{self, BufWriter, StdoutLock, Write};
 use std::path::PathBuf;
 
 use safelight_format::shown;
+use serde::Serialize;
+use serde_json::ser::Formatter;
 use serde_json::{Value, json};
 use unicode_width::{UnicodeWidthChar as _, UnicodeWidthStr as _};
 
@@ -75,7 +78,53 @@ impl Write for Stream<'_> {
 
 /// Prints one line of JSON: what the file commands answer for each file.
 pub(crate) fn answer_json_line(value: &Value) -> Result<(), Failure> {
-    answer(&format!("{value}\n"))
+    answer(&format!("{}\n", json_text(value)))
+}
+
+/// JSON on one line in which nothing hides or commands a terminal: what strings have of that is escaped (`\u202e`), and means the same.
+pub(crate) fn json_text(value: &Value) -> String {
+    visible(&value.to_string()).into_owned()
+}
+
+/// Writes JSON as [`json_text`] has it, of what is too large for one text.
+pub(crate) fn write_json(out: &mut dyn Write, value: &impl Serialize) -> Result<(), Failure> {
+    let mut serializer = serde_json::Serializer::with_formatter(out, Visible);
+    let written = value.serialize(&mut serializer);
+    written.map_err(|error| Failure::Machine(error.to_string()))
+}
+
+struct Visible;
+
+impl Formatter for Visible {
+    fn write_string_fragment<W: Write + ?Sized>(
+        &mut self,
+        out: &mut W,
+        fragment: &str,
+    ) -> io::Result<()> {
+        out.write_all(visible(fragment).as_bytes())
+    }
+}
+
+/// JSON has such characters inside of strings only, where an escape means the same.
+fn visible(json: &str) -> Cow<'_, str> {
+    let hides = |c: char| {
+        c == '\u{7f}' || !c.is_ascii() && shown(c.encode_utf8(&mut [0; 4])).to_string().is_ascii()
+    };
+    if json.is_ascii() && !json.contains('\u{7f}') {
+        return json.into();
+    }
+    let mut text = String::with_capacity(json.len());
+    for c in json.chars() {
+        match hides(c) {
+            true => {
+                let mut units = [0; 2];
+                let units = c.encode_utf16(&mut units).iter();
+                text.extend(units.map(|unit| format!("\\u{unit:04x}")));
+            }
+            false => text.push(c),
+        }
+    }
+    text.into()
 }
 
 /// Says on standard error what went wrong, and with `--json` on standard output as well, on one line.
@@ -221,7 +270,7 @@ pub(crate) fn fitting_table(
 
 /// Prints an answer for machines.
 pub(crate) fn answer_json(value: &Value) -> Result<(), Failure> {
-    answer(&format!("{value:#}\n"))
+    answer(&format!("{}\n", visible(&format!("{value:#}"))))
 }
 
 /// Says something beside the answer.
@@ -320,7 +369,8 @@ pub(crate) fn tame(text: &str, length_max: usize) -> String {
     let mut out = String::new();
     for c in text.chars().take(length_max) {
         match c {
-            _ if c.is_control() => out.push(' '),
+            '\n' | '\r' | '\t' => out.push(' '),
+            _ if c.is_ascii_control() => out += &c.escape_default().to_string(),
             _ if c.is_ascii() => out.push(c),
             _ => out += &shown(c.encode_utf8(&mut [0; 4])).to_string(),
         }
@@ -409,9 +459,16 @@ mod tests {
 
     #[test]
     fn foreign_text_is_tamed() {
-        assert_eq!(tame("a\x1b[31m\nb", 100), "a [31m b");
+        assert_eq!(tame("a\x1b[31m\nb", 100), "a\\u{1b}[31m b");
         assert_eq!(tame("abcdef", 3), "abc…");
         assert_eq!(tame("é\u{202e}x", 100), "é\\u{202e}x");
-        assert_eq!(harmless("a\x1b[31m\n  b"), "a [31m\n  b");
+        assert_eq!(harmless("a\x1b[31m\n  b"), "a\\u{1b}[31m\n  b");
+        let hostile = json!({ "a\u{9b}\u{7f}": "é\u{202e}\u{e0041}\n" });
+        assert_eq!(
+            json_text(&hostile),
+            r#"{"a\u009b\u007f":"é\u202e\udb40\udc41\n"}"#
+        );
+        let read: Value = serde_json::from_str(&json_text(&hostile)).unwrap();
+        assert_eq!(read, hostile);
     }
 }

@@ -55,10 +55,20 @@ fn a_limit_of_file_sizes_is_an_error_and_no_signal() {
     let data = vec![7; 1 << 20];
     let header = r#"{"a":{"dtype":"U8","shape":[1048576],"data_offsets":[0,1048576]}}"#;
     raw(&place, "m.safetensors", header, &data);
+    model(&place, "b.safetensors");
     let before = place.everything();
     for arguments in [
         &["meta", "set", "--copy", "m.safetensors", "k=v"][..],
         &["split", "m.safetensors", "--count", "1", "-o", "new/shards"],
+        &["repair", "m.safetensors", "-o", "new.safetensors"],
+        &[
+            "merge",
+            "m.safetensors",
+            "b.safetensors",
+            "-o",
+            "new.safetensors",
+        ],
+        &["convert", "m.safetensors", "new.safetensors"],
     ] {
         let program = place.command(arguments);
         let mut limited = Command::new("sh");

@@ -77,6 +77,12 @@ fn the_limit_can_be_lowered() {
         2,
         &["size"],
     );
+    // More than is ever read is not made less in silence.
+    for size in ["5GiB", "4GiB", "4294967296"] {
+        let arguments = ["ls", "a.safetensors", "--max-header", size];
+        place.refuses(&arguments, 2, &["at most 4294967295"]);
+    }
+    place.works(&["ls", "a.safetensors", "--max-header", "4294967295"]);
 }
 
 #[test]

@@ -33,6 +33,8 @@ pub(crate) struct Search {
     pub(crate) typing: bool,
     /// The tensors that fit, the best first.
     pub(crate) found: Vec<(usize, Found)>,
+    /// What they fit: the query, or an earlier one while keys come.
+    searched: Option<String>,
 }
 
 /// What is known of a tensor's numbers.
@@ -213,8 +215,8 @@ impl App {
                     query: query.unwrap_or_default(),
                     typing: true,
                     found: Vec::new(),
+                    searched: None,
                 });
-                self.look_for();
             }
             KeyCode::Esc => self.end_search(),
             KeyCode::Enter | KeyCode::Char(' ') => self.enter(),
@@ -261,6 +263,10 @@ impl App {
     }
 
     fn type_key(&mut self, code: KeyCode, control: bool) {
+        let edits = matches!(code, KeyCode::Backspace | KeyCode::Char(_));
+        if !edits {
+            self.look_for();
+        }
         let Some(search) = &mut self.search else {
             return;
         };
@@ -279,21 +285,33 @@ impl App {
             }
             KeyCode::Char('u' | 'w') if control => search.query.clear(),
             KeyCode::Char(c) if !control && !c.is_control() => search.query.push(c),
-            _ => return,
+            _ => {}
         }
-        self.look_for();
     }
 
-    /// Lists the names that fit the query.
-    fn look_for(&mut self) {
+    /// Lists the names that fit the query, if it changed: once for all keys that came together, for there may be a million names.
+    pub(crate) fn look_for(&mut self) {
         let Some(search) = &mut self.search else {
             return;
         };
-        let tensors = self.tensors.iter().enumerate();
-        let fits = tensors.filter_map(|(index, tensor)| {
-            fuzzy::find(&tensor.name, &search.query).map(|found| (index, found))
-        });
-        search.found = fits.collect();
+        if search.searched.as_ref() == Some(&search.query) {
+            return;
+        }
+        let fits = |index: usize| {
+            let found = fuzzy::find(&self.tensors[index].name, &search.query)?;
+            Some((index, found))
+        };
+        // What fits a longer query fits its beginning too.
+        let narrows = search.searched.as_ref();
+        search.found = match narrows.is_some_and(|before| search.query.starts_with(before)) {
+            true => {
+                let mut among: Vec<usize> = search.found.iter().map(|(index, _)| *index).collect();
+                among.sort_unstable();
+                among.into_iter().filter_map(fits).collect()
+            }
+            false => (0..self.tensors.len()).filter_map(fits).collect(),
+        };
+        search.searched = Some(search.query.clone());
         // Equally good ones stay in the file's order.
         search.found.sort_by_key(|(_, found)| -found.score);
         (self.selected, self.top) = (0, 0);

@@ -57,6 +57,7 @@ impl Looks {
 
 /// Draws the whole screen.
 pub(crate) fn draw(app: &mut App, looks: Looks, frame: &mut Frame<'_>) {
+    app.look_for();
     let rows = [
         Constraint::Length(1),
         Constraint::Min(1),
@@ -415,12 +416,7 @@ fn metadata(app: &mut App, looks: Looks, frame: &mut Frame<'_>, area: Rect) {
     for (key, value) in &app.metadata {
         lines.extend(wrapped(&shown(key).to_string(), width, looks.strong));
         for line in value.lines().take(1000) {
-            let mut text = String::from("  ");
-            text.extend(
-                line.chars()
-                    .take(4000)
-                    .map(|c| if c.is_control() { ' ' } else { c }),
-            );
+            let text = format!("  {}", say::tame(line, 4000));
             lines.extend(wrapped(&text, width, Style::new()));
         }
     }

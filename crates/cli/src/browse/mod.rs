@@ -71,7 +71,8 @@ impl Run for BrowseArgs {
         ratatui::try_restore().map_err(failed)?;
         match ended.map_err(failed)? {
             Wish::Quit => Ok(Outcome::Clean),
-            Wish::Interrupt => Err(Failure::Interrupted { saved: 0 }),
+            // Nothing was being written, so there is nothing to say of it.
+            Wish::Interrupt => Err(Failure::Told(Box::new(Failure::Interrupted { saved: 0 }))),
         }
     }
 }
@@ -84,12 +85,16 @@ fn browse(
     terminal: &mut DefaultTerminal,
 ) -> io::Result<Wish> {
     let reader = Reader::start(source);
+    let mut changed = true;
     loop {
         while let Ok((tensor, known)) = reader.answers.try_recv() {
             app.learn(tensor, known);
+            changed = true;
         }
         reader.want(app.wanted(Instant::now()));
-        terminal.draw(|frame| draw(&mut app, looks, frame))?;
+        if std::mem::take(&mut changed) {
+            terminal.draw(|frame| draw(&mut app, looks, frame))?;
+        }
         if interrupt::asked() {
             return Ok(Wish::Interrupt);
         }
@@ -98,6 +103,7 @@ fn browse(
         }
         // A held key comes faster than a large screen is drawn: all that came is taken at once.
         while event::poll(Duration::ZERO)? {
+            changed = true;
             if let Event::Key(key) = event::read()?
                 && key.kind != KeyEventKind::Release
                 && let Some(wish) = app.key(key)

@@ -64,7 +64,7 @@ fn source() -> CheckpointSource {
         ("format", "pt"),
         ("modelspec.title", "A test"),
         ("notes", "two\nlines, the second of which is longer than eighty columns, so that it must be wrapped somewhere"),
-        ("bad\u{1b}key", "bad\u{1b}[31mvalue"),
+        ("bad\u{1b}key", "bad\u{1b}[31m\u{202e}value"),
     ]
     .map(|(key, value)| (key.to_owned(), value.to_owned()))
     .into();
@@ -251,6 +251,27 @@ fn finding() {
     assert_eq!(browser.app.tensor(), Some(found));
     browser.press("/qm<back><back><enter>");
     assert!(browser.app.search.is_none());
+}
+
+#[test]
+fn keys_that_come_together_are_searched_for_once() {
+    let mut browser = Browser::new(80, 24);
+    for key in "/11 down".chars().map(KeyCode::Char) {
+        browser.app.key(KeyEvent::new(key, KeyModifiers::NONE));
+    }
+    assert_eq!(browser.app.line_count(), 0);
+    // Enter takes what was typed, though no screen showed it yet.
+    browser
+        .app
+        .key(KeyEvent::new(KeyCode::Enter, KeyModifiers::NONE));
+    let found = browser.app.tensor().unwrap();
+    let name = &browser.app.tensors[found].name;
+    assert_eq!(name, "model.layers.11.mlp.down_proj.weight");
+    // Longer queries narrow, others begin anew.
+    browser.press("/x");
+    assert_eq!(browser.app.line_count(), 0);
+    browser.press("<back><back><back><back><back>");
+    assert!(browser.app.line_count() > 1);
 }
 
 #[test]
