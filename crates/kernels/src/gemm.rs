@@ -2,13 +2,14 @@
 //!
 //! Leaves to `conv` how a convolution is such a product, to `arch` the instructions.
 
+use std::cell::Cell;
 use std::marker::PhantomData;
 
 use rayon::prelude::*;
 
 use crate::arch::{
-    self, Aligned, Bf16, F32, HalfBf16, Int8, Multiply, OUTSIDE, PANEL, Rectangle, Runs, Scalar,
-    Simd, Task, Words, rectangles,
+    self, Aligned, Bf16, F32, HalfBf16, Int8, Multiply, OUTSIDE, PANEL, Rectangle, Runs,
+    RunsMemory, Scalar, Simd, Task, Words, rectangles,
 };
 use crate::epilogue::{Epilogue, Finish};
 use crate::level::{Level, level};
@@ -69,14 +70,39 @@ fn product_of<R: Rows, W: Words>(
             finish,
             out,
         };
+        let mut kept = KEPT.take().unwrap_or_default();
         match level {
             Level::Scalar => piece.plain(),
-            Level::Neon | Level::Avx2 => arch::run(level, Blocked::<_, _, 6>(piece)),
+            Level::Neon | Level::Avx2 => arch::run(level, Blocked::<_, _, 6>(piece, &mut kept)),
             Level::Avx512 | Level::Avx512Vnni | Level::Avx512Bf16 => {
-                arch::run(level, Blocked::<_, _, 8>(piece));
+                arch::run(level, Blocked::<_, _, 8>(piece, &mut kept));
             }
         }
+        KEPT.set(Some(kept));
     });
+}
+
+thread_local! {
+    static KEPT: Cell<Option<Box<Kept>>> = const { Cell::new(None) };
+}
+
+/// What a thread keeps from one piece to the next, some 100 KiB, so that no piece allocates.
+#[derive(Default)]
+struct Kept {
+    zeros: Vec<f32>,
+    runs: RunsMemory,
+    sums: Option<Aligned>,
+}
+
+impl Kept {
+    /// At least `len` floats, whatever they are, on a cache line.
+    fn sums(sums: &mut Option<Aligned>, len: usize) -> &mut [f32] {
+        if sums.as_ref().is_none_or(|sums| sums.as_slice().len() < len) {
+            *sums = Some(Aligned::zeros(len));
+        }
+        let sums = sums.as_mut().expect("made above");
+        &mut sums.as_mut_slice()[..len]
+    }
 }
 
 /// A rectangle of the output and what it is made from.
@@ -103,7 +129,7 @@ fn piece(rows: usize, panels: &Panels, words: usize) -> (usize, usize) {
 }
 
 /// The fast version: `TILE` rows at a time in registers, the sum in parts.
-struct Blocked<'a, R, W, const TILE: usize>(Piece<'a, R, W>);
+struct Blocked<'a, R, W, const TILE: usize>(Piece<'a, R, W>, &'a mut Kept);
 
 impl<R: Rows, W: Words, const TILE: usize> Task for Blocked<'_, R, W, TILE> {
     type Output = ();
@@ -120,8 +146,22 @@ impl<R: Rows, W: Words, const TILE: usize> Task for Blocked<'_, R, W, TILE> {
             ..
         } = self.0;
         let (taps, words) = (rows.taps(), rows.words());
-        let zeros = vec![0.0; words];
-        let mut runs = Runs::new(x, &zeros, (taps, words), TILE, out.row_count);
+        let Kept {
+            zeros,
+            runs: memory,
+            sums,
+        } = self.1;
+        if zeros.len() < words {
+            zeros.resize(words, 0.0);
+        }
+        let mut runs = Runs::new(
+            x,
+            zeros,
+            (taps, words),
+            TILE,
+            out.row_count,
+            std::mem::take(memory),
+        );
         for row in 0..out.row_count {
             let mut tap = 0;
             rows.starts(out.row + row, |start| {
@@ -130,7 +170,7 @@ impl<R: Rows, W: Words, const TILE: usize> Task for Blocked<'_, R, W, TILE> {
             });
         }
         let Parts { parts, .. } = panels.parts();
-        let mut sums = Aligned::zeros(runs.tiles() * TILE * PANEL);
+        let sums = Kept::sums(sums, runs.tiles() * TILE * PANEL);
         for column in (0..out.column_count).step_by(PANEL) {
             let width = PANEL.min(out.column_count - column);
             let mut panel = panels.panels_from((out.column + column) / PANEL);
@@ -147,7 +187,7 @@ impl<R: Rows, W: Words, const TILE: usize> Task for Blocked<'_, R, W, TILE> {
                     next_weights,
                     fresh,
                 };
-                let groups = sums.as_mut_slice().chunks_mut(GROUP * TILE * PANEL);
+                let groups = sums.chunks_mut(GROUP * TILE * PANEL);
                 for (group, sums) in groups.enumerate() {
                     let row = group * GROUP * TILE;
                     let count = out.row_count - row;
@@ -170,6 +210,7 @@ impl<R: Rows, W: Words, const TILE: usize> Task for Blocked<'_, R, W, TILE> {
                 }
             }
         }
+        *memory = runs.into_memory();
     }
 }
 

@@ -4,6 +4,7 @@ use std::hint::black_box;
 use std::marker::PhantomData;
 use std::time::Instant;
 
+pub use crate::arch::CountingAllocator;
 use crate::arch::{self, Bf16, F32, HalfBf16, Int8, Simd, Task, Words};
 use crate::level::Level;
 use crate::precision::Precision;

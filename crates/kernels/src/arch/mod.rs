@@ -5,6 +5,7 @@
 //! it is compiled without the level's instructions (correct, but slow).
 
 mod aligned;
+mod counting;
 #[cfg(target_arch = "aarch64")]
 mod neon;
 mod rectangles;
@@ -14,8 +15,9 @@ mod words;
 mod x86;
 
 pub(crate) use aligned::Aligned;
+pub use counting::CountingAllocator;
 pub(crate) use rectangles::{Rectangle, rectangles};
-pub(crate) use tile::{Multiply, OUTSIDE, Part, Runs};
+pub(crate) use tile::{Multiply, OUTSIDE, Part, Runs, RunsMemory};
 pub(crate) use words::{Bf16, F32, HalfBf16, Int8, Words, bf16_bits, byte_bits};
 
 use crate::level::Level;

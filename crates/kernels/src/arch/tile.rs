@@ -22,6 +22,13 @@ pub(crate) struct Runs<'a> {
     memory: PhantomData<&'a [f32]>,
 }
 
+/// The memory of [`Runs`] that are done, for others; what it holds means nothing.
+#[derive(Default)]
+pub(crate) struct RunsMemory {
+    pointers: Vec<*const f32>,
+    live: Vec<bool>,
+}
+
 impl<'a> Runs<'a> {
     /// Rows that are all zeros until [`Runs::set`]; `zeros` are at least `words` of them.
     pub(crate) fn new(
@@ -30,11 +37,21 @@ impl<'a> Runs<'a> {
         (taps, words): (usize, usize),
         tile_rows: usize,
         row_count: usize,
+        memory: RunsMemory,
     ) -> Self {
         let tiles = row_count.div_ceil(tile_rows);
+        let RunsMemory {
+            mut pointers,
+            mut live,
+        } = memory;
+        // All of it is filled anew: nothing that an earlier use pointed at is left.
+        pointers.clear();
+        pointers.resize(tiles * taps * tile_rows, zeros[..words].as_ptr());
+        live.clear();
+        live.resize(tiles * taps, false);
         Runs {
-            pointers: vec![zeros[..words].as_ptr(); tiles * taps * tile_rows],
-            live: vec![false; tiles * taps],
+            pointers,
+            live,
             taps,
             words,
             tile_rows,
@@ -54,6 +71,14 @@ impl<'a> Runs<'a> {
             let run = &self.x[start..][..self.words];
             self.pointers[at * self.tile_rows + row] = run.as_ptr();
             self.live[at] = true;
+        }
+    }
+
+    /// Its memory, for the next.
+    pub(crate) fn into_memory(self) -> RunsMemory {
+        RunsMemory {
+            pointers: self.pointers,
+            live: self.live,
         }
     }
 
