@@ -1,14 +1,19 @@
 //! Recycled buffers: a forward pass allocates the same few sizes again and again.
 //!
 //! A buffer comes back when its tensor is dropped and is handed out again with its old contents, so neither
-//! the zero fill nor the page faults of fresh memory are paid twice. Sizes are rounded up to classes one
-//! eighth apart, which wastes at most an eighth. Small buffers go straight to the allocator.
+//! the zero fill nor the page faults of fresh memory are paid twice. The smallest that is large enough serves, even
+//! if it is several times as large; where none is, the largest of the others makes room for a new one. So a few buffers
+//! serve all sizes of a network, and after its first pass no other asks for new ones. Small buffers go straight to
+//! the allocator.
 
 use std::collections::BTreeMap;
 use std::sync::Mutex;
 
 /// Buffers below this many floats are not kept.
 const POOLED_FLOATS_MIN: usize = 4096;
+
+/// How many times larger than asked for a buffer may be: small tensors that live long must not hold the largest ones.
+const OVERSIZE_MAX: usize = 8;
 
 /// What the pool keeps while idle, unless [`set_cap_bytes`] says otherwise.
 const CAP_BYTES_DEFAULT: usize = 512 << 20;
@@ -41,19 +46,18 @@ pub(crate) fn take(count: usize) -> Vec<f32> {
     if count < POOLED_FLOATS_MIN {
         return vec![0.0; count];
     }
-    let class = class_above(count);
+    let (found, freed) = locked(|pool| pool.take(count));
+    drop(freed);
     // A fresh one comes zeroed from the operating system, page by page, as it is first touched.
-    locked(|pool| pool.take(class)).unwrap_or_else(|| vec![0.0; class])
+    found.unwrap_or_else(|| vec![0.0; count])
 }
 
 /// Gives a buffer back.
-pub(crate) fn give(mut buffer: Vec<f32>) {
+pub(crate) fn give(buffer: Vec<f32>) {
     if buffer.len() < POOLED_FLOATS_MIN {
         return;
     }
-    let class = class_below(buffer.len());
-    buffer.truncate(class);
-    let freed = locked(|pool| pool.give(class, buffer));
+    let freed = locked(|pool| pool.give(buffer));
     drop(freed);
 }
 
@@ -62,24 +66,7 @@ fn locked<R>(body: impl FnOnce(&mut Pool) -> R) -> R {
     body(&mut POOL.lock().unwrap_or_else(|poisoned| poisoned.into_inner()))
 }
 
-/// The smallest class holding `count` floats. Classes are `m·2ᵏ` with `8 <= m < 16`.
-fn class_above(count: usize) -> usize {
-    let step = class_step(count);
-    count.div_ceil(step) * step
-}
-
-/// The largest class not above `count` floats.
-fn class_below(count: usize) -> usize {
-    let step = class_step(count);
-    count / step * step
-}
-
-/// An eighth of the largest power of two not above `count`.
-fn class_step(count: usize) -> usize {
-    1 << (count.max(8).ilog2() - 3)
-}
-
-/// Idle buffers by class.
+/// Idle buffers by their length.
 struct Pool {
     idle: BTreeMap<usize, Vec<Vec<f32>>>,
     idle_bytes: usize,
@@ -95,21 +82,37 @@ impl Pool {
         }
     }
 
-    fn take(&mut self, class: usize) -> Option<Vec<f32>> {
-        let buffer = self.idle.get_mut(&class)?.pop()?;
+    /// A buffer of at least `count` floats, or none and what goes instead, to be freed outside the lock.
+    fn take(&mut self, count: usize) -> (Option<Vec<f32>>, Option<Vec<f32>>) {
+        let serves = count..=count.saturating_mul(OVERSIZE_MAX);
+        let len = self.idle.range(serves).next().map(|(&len, _)| len);
+        if let Some(len) = len {
+            return (self.remove(len), None);
+        }
+        let len = self.idle.range(..count).next_back().map(|(&len, _)| len);
+        (None, len.and_then(|len| self.remove(len)))
+    }
+
+    /// Takes out a buffer of `len` floats.
+    fn remove(&mut self, len: usize) -> Option<Vec<f32>> {
+        let same = self.idle.get_mut(&len)?;
+        let buffer = same.pop()?;
+        if same.is_empty() {
+            self.idle.remove(&len);
+        }
         self.idle_bytes -= kept_bytes(&buffer);
         Some(buffer)
     }
 
     /// Keeps `buffer`; returns what had to go for it, to be freed outside the lock.
-    fn give(&mut self, class: usize, buffer: Vec<f32>) -> Vec<Vec<f32>> {
+    fn give(&mut self, buffer: Vec<f32>) -> Vec<Vec<f32>> {
         let bytes = kept_bytes(&buffer);
         if bytes > self.cap_bytes {
             return vec![buffer];
         }
         let freed = self.shrink_to(self.cap_bytes - bytes);
         self.idle_bytes += bytes;
-        self.idle.entry(class).or_default().push(buffer);
+        self.idle.entry(buffer.len()).or_default().push(buffer);
         freed
     }
 
@@ -117,17 +120,10 @@ impl Pool {
     fn shrink_to(&mut self, bytes: usize) -> Vec<Vec<f32>> {
         let mut freed = Vec::new();
         while self.idle_bytes > bytes {
-            let Some(mut largest) = self.idle.last_entry() else {
-                break;
-            };
-            match largest.get_mut().pop() {
-                Some(buffer) => {
-                    self.idle_bytes -= kept_bytes(&buffer);
-                    freed.push(buffer);
-                }
-                None => {
-                    largest.remove();
-                }
+            let largest = self.idle.last_key_value().map(|(&len, _)| len);
+            match largest.and_then(|len| self.remove(len)) {
+                Some(buffer) => freed.push(buffer),
+                None => break,
             }
         }
         freed
@@ -144,37 +140,76 @@ mod tests {
     use super::*;
 
     #[test]
-    fn classes_enclose_and_waste_at_most_an_eighth() {
-        for count in (1..5000).chain([65_537, 1 << 20, (1 << 20) + 1, 123_456_789]) {
-            let (below, above) = (class_below(count), class_above(count));
-            assert!(below <= count && count <= above, "{below} {count} {above}");
-            assert!(above - count <= count.div_ceil(8), "{count} became {above}");
-            assert_eq!(class_above(above), above);
-            assert_eq!(class_below(above), above);
+    fn the_smallest_that_is_large_enough_serves() {
+        let mut pool = Pool::new(1 << 30);
+        for len in [10_000, 50_000, 20_000] {
+            assert!(pool.give(vec![0.0; len]).is_empty());
         }
+        let mut taken = |count| {
+            let (found, freed) = pool.take(count);
+            let len = |buffer: Option<Vec<f32>>| buffer.map(|buffer| buffer.len());
+            (len(found), len(freed))
+        };
+        assert_eq!(taken(15_000), (Some(20_000), None));
+        // 50,000 is more than eight times as much, 10,000 makes room for something larger than all.
+        assert_eq!(taken(6_000), (Some(10_000), None));
+        assert_eq!(taken(6_000), (None, None));
+        assert_eq!(taken(60_000), (None, Some(50_000)));
+        assert_eq!(taken(60_000), (None, None));
+        assert_eq!(pool.idle_bytes, 0);
     }
 
     #[test]
     fn a_buffer_returns_and_the_cap_holds() {
         let mut pool = Pool::new(100_000);
-        assert!(pool.give(8192, vec![0.0; 8192]).is_empty());
+        assert!(pool.give(vec![0.0; 8192]).is_empty());
         assert_eq!(pool.idle_bytes, 32_768);
-        assert!(pool.take(9216).is_none());
-        assert_eq!(pool.take(8192).map(|buffer| buffer.len()), Some(8192));
+        let (found, freed) = pool.take(8192);
+        assert_eq!(
+            (found.map(|buffer| buffer.len()), freed),
+            (Some(8192), None)
+        );
         assert_eq!(pool.idle_bytes, 0);
 
         for _ in 0..10 {
-            pool.give(8192, vec![0.0; 8192]);
+            pool.give(vec![0.0; 8192]);
             assert!(pool.idle_bytes <= pool.cap_bytes);
         }
         assert_eq!(pool.idle_bytes, 3 * 32_768);
-        assert_eq!(
-            pool.give(32_768, vec![0.0; 32_768]).len(),
-            1,
-            "larger than the cap: freed at once"
-        );
+        let freed = pool.give(vec![0.0; 32_768]);
+        assert_eq!(freed.len(), 1, "larger than the cap: freed at once");
         assert_eq!(pool.shrink_to(0).len(), 3);
         assert_eq!(pool.idle_bytes, 0);
+    }
+
+    /// Buffers in use and idle at most, while the sizes of a network come and go three times.
+    #[test]
+    fn few_buffers_serve_many_sizes() {
+        let (mut pool, mut all, mut most) = (Pool::new(1 << 30), 0, 0);
+        for pass in 0..3 {
+            let mut fresh = 0;
+            for level in [1, 2, 4, 8, 4, 2, 1] {
+                let mut held = Vec::new();
+                for times in [3, 1, 1, 8, 2, 4] {
+                    let count = 48_000 * times / level;
+                    let (found, freed) = pool.take(count);
+                    all -= freed.map_or(0, |buffer| buffer.len());
+                    held.push(found.unwrap_or_else(|| {
+                        fresh += 1;
+                        all += count;
+                        vec![0.0; count]
+                    }));
+                    most = most.max(all);
+                }
+                held.into_iter().for_each(|buffer| drop(pool.give(buffer)));
+            }
+            assert!(
+                pass == 0 || fresh == 0,
+                "{fresh} new buffers in pass {pass}"
+            );
+        }
+        let at_once = 48_000 * (3 + 1 + 1 + 8 + 2 + 4);
+        assert!(most <= at_once * 5 / 4, "{most} floats for {at_once}");
     }
 
     #[test]
