@@ -104,6 +104,31 @@ impl ConvShape {
     fn suits_tiles(&self) -> bool {
         (self.kernel_height, self.kernel_width, self.stride) == (3, 3, 1)
     }
+
+    /// The output's size for an input of `extent`.
+    ///
+    /// # Panics
+    /// If the padded input is smaller than the kernel.
+    pub fn output(self, extent: Extent) -> Extent {
+        let ConvShape {
+            kernel_height,
+            kernel_width,
+            stride,
+            padding,
+            ..
+        } = self;
+        let height = extent.height + padding.top + padding.bottom;
+        let width = extent.width + padding.left + padding.right;
+        assert!(
+            height >= kernel_height && width >= kernel_width,
+            "{extent:?}, {self:?}"
+        );
+        Extent {
+            batch: extent.batch,
+            height: (height - kernel_height) / stride + 1,
+            width: (width - kernel_width) / stride + 1,
+        }
+    }
 }
 
 /// The weights of a convolution, packed once.
@@ -188,30 +213,12 @@ impl PackedConv {
         }
     }
 
-    /// The output's size for an input of `extent`.
+    /// [`ConvShape::output`] of what was packed.
     ///
     /// # Panics
     /// If the padded input is smaller than the kernel.
     pub fn output(&self, extent: Extent) -> Extent {
-        let ConvShape {
-            kernel_height,
-            kernel_width,
-            stride,
-            padding,
-            ..
-        } = self.shape;
-        let height = extent.height + padding.top + padding.bottom;
-        let width = extent.width + padding.left + padding.right;
-        assert!(
-            height >= kernel_height && width >= kernel_width,
-            "{extent:?}, {:?}",
-            self.shape
-        );
-        Extent {
-            batch: extent.batch,
-            height: (height - kernel_height) / stride + 1,
-            width: (width - kernel_width) / stride + 1,
-        }
+        self.shape.output(extent)
     }
 }
 

@@ -1,16 +1,64 @@
 //! Weights as the operations want them: checked and packed once, at load.
 
 use std::fmt;
+use std::ops::Deref;
 
 use safelight_kernels::norm::Affine;
 use safelight_kernels::{
     Algorithm, ConvShape, Extent, PackedConv, PackedLinear, Padding, Precision,
 };
 
+/// Shows a layer's weight, in torch's order, to what is to be done with it: from a file, say, and as often as asked.
+pub type Fetch = Box<dyn Fn(&mut dyn FnMut(&[f32])) + Send + Sync>;
+
+/// Packed weights: here, or made for every use and dropped after it.
+enum Weight<T> {
+    Here(T),
+    Made(Box<dyn Fn() -> T + Send + Sync>),
+}
+
+/// Packed weights for the time of one operation.
+pub(crate) enum Lent<'a, T> {
+    Here(&'a T),
+    Fresh(Box<T>),
+}
+
+impl<T> Weight<T> {
+    fn lend(&self) -> Lent<'_, T> {
+        match self {
+            Weight::Here(packed) => Lent::Here(packed),
+            Weight::Made(make) => Lent::Fresh(Box::new(make())),
+        }
+    }
+}
+
+impl<T: Send + 'static> Weight<T> {
+    fn fetched(fetch: Fetch, pack: impl Fn(&[f32]) -> T + Send + Sync + 'static) -> Self {
+        Weight::Made(Box::new(move || {
+            let mut packed = None;
+            fetch(&mut |weight| packed = Some(pack(weight)));
+            packed.expect("a fetch shows the weight")
+        }))
+    }
+}
+
+impl<T> Deref for Lent<'_, T> {
+    type Target = T;
+    fn deref(&self) -> &T {
+        match self {
+            Lent::Here(packed) => packed,
+            Lent::Fresh(packed) => packed,
+        }
+    }
+}
+
 /// A fully connected layer, `y = x·Wᵀ + b`, over the last dimension.
 pub struct Linear {
-    pub(crate) weight: PackedLinear,
+    weight: Weight<PackedLinear>,
     pub(crate) bias: Option<Vec<f32>>,
+    out_features: usize,
+    in_features: usize,
+    precision: Precision,
 }
 
 impl Linear {
@@ -38,40 +86,90 @@ impl Linear {
         bias: Option<&[f32]>,
         precision: Precision,
     ) -> Self {
-        let got = weight.len();
-        assert_eq!(
-            got,
-            out_features * in_features,
-            "Linear [{out_features}, {in_features}]: weight has {got} values"
-        );
-        check_bias("Linear", bias, out_features);
         let precision = precision.for_layer(in_features, out_features);
-        let weight = PackedLinear::with_precision(weight, out_features, in_features, precision);
+        let packed = packed_linear(weight, (out_features, in_features), precision);
+        Self::of(
+            Weight::Here(packed),
+            (out_features, in_features),
+            bias,
+            precision,
+        )
+    }
+
+    /// The same with a weight that is fetched, and packed, in every call and dropped after it.
+    ///
+    /// # Panics
+    /// If the length of `bias` does not match; in a call, if that of the weight does not.
+    pub fn fetched(
+        fetch: Fetch,
+        out_features: usize,
+        in_features: usize,
+        bias: Option<&[f32]>,
+        precision: Precision,
+    ) -> Self {
+        let precision = precision.for_layer(in_features, out_features);
+        let sizes = (out_features, in_features);
+        let weight = Weight::fetched(fetch, move |weight| packed_linear(weight, sizes, precision));
+        Self::of(weight, sizes, bias, precision)
+    }
+
+    fn of(
+        weight: Weight<PackedLinear>,
+        (out_features, in_features): (usize, usize),
+        bias: Option<&[f32]>,
+        precision: Precision,
+    ) -> Self {
+        check_bias("Linear", bias, out_features);
         Linear {
             weight,
             bias: bias.map(<[f32]>::to_vec),
+            out_features,
+            in_features,
+            precision,
         }
+    }
+
+    /// The packed weights, for one operation.
+    pub(crate) fn weight(&self) -> Lent<'_, PackedLinear> {
+        self.weight.lend()
     }
 
     /// Values a row goes in with.
     pub fn in_features(&self) -> usize {
-        self.weight.in_features()
+        self.in_features
     }
 
     /// Values a row comes out with.
     pub fn out_features(&self) -> usize {
-        self.weight.out_features()
+        self.out_features
     }
 
     /// What its products are computed in.
     pub fn precision(&self) -> Precision {
-        self.weight.precision()
+        self.precision
     }
 
-    /// Memory the packed weights take.
+    /// Memory the packed weights take between calls.
     pub fn bytes(&self) -> usize {
-        self.weight.bytes()
+        match &self.weight {
+            Weight::Here(packed) => packed.bytes(),
+            Weight::Made(_) => 0,
+        }
     }
+}
+
+fn packed_linear(
+    weight: &[f32],
+    (out, inputs): (usize, usize),
+    precision: Precision,
+) -> PackedLinear {
+    let got = weight.len();
+    assert_eq!(
+        got,
+        out * inputs,
+        "Linear [{out}, {inputs}]: weight has {got} values"
+    );
+    PackedLinear::with_precision(weight, out, inputs, precision)
 }
 
 impl fmt::Debug for Linear {
@@ -87,8 +185,10 @@ impl fmt::Debug for Linear {
 
 /// A two-dimensional convolution (in the sense of neural networks: the kernel is not flipped).
 pub struct Conv2d {
-    pub(crate) weight: PackedConv,
+    weight: Weight<PackedConv>,
     pub(crate) bias: Option<Vec<f32>>,
+    shape: ConvShape,
+    precision: Precision,
 }
 
 impl Conv2d {
@@ -119,49 +219,78 @@ impl Conv2d {
         padding: Padding,
         (precision, pixels): (Precision, usize),
     ) -> Self {
-        let got = weight.len();
-        assert_eq!(
-            got,
-            shape.iter().product::<usize>(),
-            "Conv2d {shape:?}: weight has {got} values"
-        );
-        assert!(stride > 0, "Conv2d {shape:?}: stride 0");
-        let [out_channels, in_channels, kernel_height, kernel_width] = shape;
-        check_bias("Conv2d", bias, out_channels);
-        let shape = ConvShape {
-            out_channels,
-            in_channels,
-            kernel_height,
-            kernel_width,
-            stride,
-            padding,
-        };
-        let precision = precision.for_layer(in_channels, out_channels);
-        let algorithm = Algorithm::fastest(shape, pixels, precision);
+        let shape = conv_shape(shape, stride, padding);
+        let precision = precision.for_layer(shape.in_channels, shape.out_channels);
+        let packed = packed_conv(weight, shape, (precision, pixels));
+        Self::of(Weight::Here(packed), shape, bias, precision)
+    }
+
+    /// The same with a weight that is fetched, and packed, in every call and dropped after it.
+    ///
+    /// # Panics
+    /// If the length of `bias` does not match or `stride` is 0; in a call, if the length of the weight does not match.
+    pub fn fetched(
+        fetch: Fetch,
+        shape: [usize; 4],
+        bias: Option<&[f32]>,
+        stride: usize,
+        padding: Padding,
+        (precision, pixels): (Precision, usize),
+    ) -> Self {
+        let shape = conv_shape(shape, stride, padding);
+        let precision = precision.for_layer(shape.in_channels, shape.out_channels);
+        let weight = Weight::fetched(fetch, move |weight| {
+            packed_conv(weight, shape, (precision, pixels))
+        });
+        Self::of(weight, shape, bias, precision)
+    }
+
+    fn of(
+        weight: Weight<PackedConv>,
+        shape: ConvShape,
+        bias: Option<&[f32]>,
+        precision: Precision,
+    ) -> Self {
+        check_bias("Conv2d", bias, shape.out_channels);
         Conv2d {
-            weight: PackedConv::with(weight, shape, precision, algorithm),
+            weight,
             bias: bias.map(<[f32]>::to_vec),
+            shape,
+            precision,
         }
+    }
+
+    /// The packed weights, for one operation.
+    pub(crate) fn weight(&self) -> Lent<'_, PackedConv> {
+        self.weight.lend()
+    }
+
+    /// Sizes of the kernel, and how it moves.
+    pub(crate) fn shape(&self) -> ConvShape {
+        self.shape
     }
 
     /// Channels going in.
     pub fn in_channels(&self) -> usize {
-        self.weight.shape().in_channels
+        self.shape.in_channels
     }
 
     /// Channels coming out.
     pub fn out_channels(&self) -> usize {
-        self.weight.shape().out_channels
+        self.shape.out_channels
     }
 
     /// What its products are computed in.
     pub fn precision(&self) -> Precision {
-        self.weight.precision()
+        self.precision
     }
 
-    /// Memory the packed weights take.
+    /// Memory the packed weights take between calls.
     pub fn bytes(&self) -> usize {
-        self.weight.bytes()
+        match &self.weight {
+            Weight::Here(packed) => packed.bytes(),
+            Weight::Made(_) => 0,
+        }
     }
 
     /// Height and width of the result for an input of `h` by `w`.
@@ -174,7 +303,7 @@ impl Conv2d {
             kernel_width,
             padding,
             ..
-        } = self.weight.shape();
+        } = self.shape;
         let (padded_h, padded_w) = (
             h + padding.top + padding.bottom,
             w + padding.left + padding.right,
@@ -183,7 +312,7 @@ impl Conv2d {
             padded_h >= kernel_height && padded_w >= kernel_width,
             "Conv2d: input {h}×{w}, padded, is smaller than the {kernel_height}×{kernel_width} kernel"
         );
-        let out = self.weight.output(Extent {
+        let out = self.shape.output(Extent {
             batch: 1,
             height: h,
             width: w,
@@ -192,9 +321,38 @@ impl Conv2d {
     }
 }
 
+fn conv_shape(shape: [usize; 4], stride: usize, padding: Padding) -> ConvShape {
+    assert!(stride > 0, "Conv2d {shape:?}: stride 0");
+    let [out_channels, in_channels, kernel_height, kernel_width] = shape;
+    ConvShape {
+        out_channels,
+        in_channels,
+        kernel_height,
+        kernel_width,
+        stride,
+        padding,
+    }
+}
+
+fn packed_conv(
+    weight: &[f32],
+    shape: ConvShape,
+    (precision, pixels): (Precision, usize),
+) -> PackedConv {
+    let got = weight.len();
+    let taps = shape.kernel_height * shape.kernel_width;
+    assert_eq!(
+        got,
+        shape.out_channels * shape.in_channels * taps,
+        "Conv2d {shape:?}: weight has {got} values"
+    );
+    let algorithm = Algorithm::fastest(shape, pixels, precision);
+    PackedConv::with(weight, shape, precision, algorithm)
+}
+
 impl fmt::Debug for Conv2d {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Conv2d({:?})", self.weight.shape())
+        write!(f, "Conv2d({:?})", self.shape())
     }
 }
 

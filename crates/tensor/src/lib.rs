@@ -20,7 +20,7 @@ pub mod pool;
 pub mod profile;
 mod tensor;
 
-pub use layers::{Conv2d, Linear, Norm};
+pub use layers::{Conv2d, Fetch, Linear, Norm};
 pub use ops::Epilogue;
 pub use safelight_kernels::{Activation, Padding, Precision};
 pub use tensor::{RANK_MAX, Tensor};

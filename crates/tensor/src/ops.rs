@@ -35,7 +35,7 @@ pub fn linear(x: &Tensor, layer: &Linear, epilogue: Epilogue<'_>) -> Tensor {
     let epilogue = checked_epilogue("linear", layer.bias.as_deref(), &epilogue, &y);
     let flops = 2 * x.rows() * in_features * out_features;
     timed(Kind::Linear, flops, || {
-        kernels::linear(x.data(), &layer.weight, &epilogue, y.data_mut());
+        kernels::linear(x.data(), &layer.weight(), &epilogue, y.data_mut());
     });
     y
 }
@@ -50,7 +50,7 @@ pub fn conv2d(x: &Tensor, layer: &Conv2d, epilogue: Epilogue<'_>) -> Tensor {
     let epilogue = checked_epilogue("conv2d", layer.bias.as_deref(), &epilogue, &y);
     let (kind, flops) = conv2d_work(layer, &y);
     timed(kind, flops, || {
-        kernels::conv2d(x.data(), extent, &layer.weight, &epilogue, y.data_mut());
+        kernels::conv2d(x.data(), extent, &layer.weight(), &epilogue, y.data_mut());
     });
     y
 }
@@ -76,7 +76,7 @@ pub fn conv2d_upsampled(x: &Tensor, layer: &Conv2d, out_h: usize, out_w: usize) 
             x.data(),
             extent,
             size,
-            &layer.weight,
+            &layer.weight(),
             &epilogue,
             y.data_mut(),
         );
@@ -348,7 +348,7 @@ fn conv2d_begin(op: &str, x: &Tensor, layer: &Conv2d, h: usize, w: usize) -> (Ex
 
 /// The kind of a convolution with result `y`, and its arithmetic.
 fn conv2d_work(layer: &Conv2d, y: &Tensor) -> (Kind, usize) {
-    let shape = layer.weight.shape();
+    let shape = layer.shape();
     let taps = shape.kernel_height * shape.kernel_width;
     let kind = match (shape.kernel_height, shape.kernel_width, shape.stride) {
         (3, 3, 1) => Kind::Conv3x3,
@@ -399,7 +399,8 @@ fn activated(activation: Activation, x: &Tensor) -> Tensor {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use safelight_kernels::Padding;
+    use crate::Fetch;
+    use safelight_kernels::{Padding, Precision};
 
     #[test]
     fn a_convolution_by_hand() {
@@ -409,6 +410,34 @@ mod tests {
         let up = conv2d_upsampled(&x, &layer, 3, 4);
         assert_eq!(up.shape(), [1, 3, 4, 1]);
         assert_eq!(up.data()[5], 1. * 4. + 2. * 2. + 3. * 2. + 4. + 0.5);
+    }
+
+    #[test]
+    fn fetched_weights_give_the_same_bits_and_stay_nowhere() {
+        let values =
+            |count: usize| -> Vec<f32> { (0..count).map(|idx| (idx as f32 * 0.7).sin()).collect() };
+        let (bias, x) = (
+            values(48),
+            Tensor::from_vec(&[1, 5, 4, 64], values(5 * 4 * 64)),
+        );
+        for precision in Precision::ALL {
+            let here = Linear::with_precision(&values(48 * 64), 48, 64, Some(&bias), precision);
+            let fetch: Fetch = Box::new(move |see| see(&values(48 * 64)));
+            let fetched = Linear::fetched(fetch, 48, 64, Some(&bias), precision);
+            let run = |layer| linear(&x, layer, Epilogue::default());
+            assert_eq!(run(&here), run(&fetched));
+            assert!(here.bytes() > 0 && fetched.bytes() == 0);
+            assert_eq!(here.precision(), fetched.precision());
+
+            let (shape, way) = ([48, 64, 3, 3], (precision, 4096));
+            let padding = Padding::all(1);
+            let here = Conv2d::with(&values(48 * 64 * 9), shape, Some(&bias), 2, padding, way);
+            let fetch: Fetch = Box::new(move |see| see(&values(48 * 64 * 9)));
+            let fetched = Conv2d::fetched(fetch, shape, Some(&bias), 2, padding, way);
+            let run = |layer| conv2d(&x, layer, Epilogue::default());
+            assert_eq!(run(&here), run(&fetched));
+            assert!(here.bytes() > 0 && fetched.bytes() == 0);
+        }
     }
 
     #[test]
