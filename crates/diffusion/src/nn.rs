@@ -7,11 +7,11 @@
 
 use std::fmt;
 use std::ops::Deref;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use rayon::prelude::*;
 use safelight_format::{Dtype, decode_f32};
-use safelight_tensor::{Conv2d, Linear, Norm, Padding, Precision, Tensor};
+use safelight_tensor::{Conv2d, Fetch, Linear, Norm, Padding, Precision, Tensor};
 
 use crate::load::{LoadError, Problem};
 use crate::precision::{self, Ways};
@@ -19,15 +19,24 @@ use crate::precision::{self, Ways};
 /// f32 bytes that one wave of [`Builder::fill`] may hold before packing: a few of the largest SD 1.5 tensors.
 const WAVE_BYTES: usize = 192 << 20;
 
+/// Values of a weight below which it always stays: fetching it would save nothing.
+const FETCHED_VALUES_MIN: usize = 1 << 18;
+
 /// Where a network's weights come from.
 ///
 /// Names are the modules' own, which are diffusers' (`down_blocks.0.resnets.0.conv1.weight`).
-pub trait Weights: Sync {
+pub trait Weights: Send + Sync {
     /// Whether the tensor is there, holds floats, and has one of the `shapes`.
     fn check(&self, name: &str, shapes: &[Vec<usize>]) -> Result<(), Problem>;
 
     /// The tensor's `count` values.
     fn read(&self, name: &str, count: usize) -> Result<Vec<f32>, LoadError>;
+
+    /// Fills `values` with the tensor's, as many as it has.
+    fn read_into(&self, name: &str, values: &mut [f32]) -> Result<(), LoadError> {
+        values.copy_from_slice(&self.read(name, values.len())?);
+        Ok(())
+    }
 
     /// The tensor as it is stored.
     fn read_stored(&self, name: &str, count: usize) -> Result<(Dtype, Vec<u8>), LoadError>;
@@ -94,12 +103,70 @@ impl Table {
     }
 }
 
-type Job<'w> = Box<dyn FnOnce(&'w dyn Weights) -> Result<(), LoadError> + Send + 'w>;
+/// Fills a leaf; given a lender, with a layer that fetches its weight from there.
+type Fill = Box<dyn FnOnce(&dyn Weights, Option<&Arc<Lender>>) -> Result<(), LoadError> + Send>;
+
+/// One leaf to fill.
+struct Job {
+    /// Values it is made of.
+    count: usize,
+    /// What a layer takes that can be fetched instead.
+    packed_bytes: Option<usize>,
+    fill: Fill,
+}
+
+/// Where weights that don't stay in memory are read from, again for every use.
+struct Lender {
+    weights: Arc<dyn Weights>,
+    /// The values of the last one, whose room serves the next.
+    values: Mutex<Vec<f32>>,
+    failure: Mutex<Option<LoadError>>,
+}
+
+impl Lender {
+    fn fetch(self: &Arc<Self>, name: String, count: usize) -> Fetch {
+        let lender = self.clone();
+        Box::new(move |see| {
+            let kept = lender.values.try_lock();
+            // Somebody else is using it: seldom, so that a room of one's own costs little.
+            let (mut kept, mut own) = (kept.ok(), Vec::new());
+            let values = kept.as_deref_mut().unwrap_or(&mut own);
+            if values.len() < count {
+                values.resize(count, 0.0);
+            }
+            let values = &mut values[..count];
+            let read = lender.weights.read_into(&name, values);
+            if let Err(error) = read.and_then(|()| all_finite(&*lender.weights, &name, values)) {
+                values.fill(0.0);
+                locked(&lender.failure).get_or_insert(error);
+            }
+            see(values);
+        })
+    }
+}
+
+/// What a network with fetched weights could not read while it ran.
+pub struct Failures(Arc<Lender>);
+
+impl Failures {
+    /// The first failure since the last call. Layers count as zeros since then: what came out means nothing.
+    pub fn take(&self) -> Option<LoadError> {
+        locked(&self.0.failure).take()
+    }
+}
+
+fn locked<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 /// Describes a network's leaves, then fills them.
 pub struct Builder<'w> {
     weights: &'w dyn Weights,
-    jobs: Vec<(usize, Job<'w>)>,
+    /// Weights that are fetched, and how many bytes of packed ones may stay.
+    lender: Option<(Arc<Lender>, usize)>,
+    jobs: Vec<Job>,
+    /// Every tensor and how many values it has.
+    tensors: Vec<(String, usize)>,
     problems: Vec<Problem>,
     parameter_count: u64,
     ways: Ways,
@@ -122,10 +189,31 @@ impl<'w> Builder<'w> {
             ways: ways.into(),
             map_pixels: 0,
             at_least: Vec::new(),
+            lender: None,
             jobs: Vec::new(),
+            tensors: Vec::new(),
             problems: Vec::new(),
             parameter_count: 0,
         }
+    }
+
+    /// The same for a network that keeps about `resident_bytes` of packed weights, the largest, and fetches all others
+    /// whenever it uses them. What can't be read then is told by the [`Failures`].
+    pub fn fetching(
+        weights: &'w Arc<dyn Weights>,
+        ways: impl Into<Ways>,
+        resident_bytes: usize,
+    ) -> (Builder<'w>, Failures) {
+        let lender = Arc::new(Lender {
+            weights: weights.clone(),
+            values: Mutex::default(),
+            failure: Mutex::default(),
+        });
+        let builder = Builder {
+            lender: Some((lender.clone(), resident_bytes)),
+            ..Builder::with_ways(&**weights, ways)
+        };
+        (builder, Failures(lender))
     }
 
     /// Says how large the maps of the convolutions to come usually are, `side` × `side` pixels: the fastest way to compute
@@ -170,11 +258,18 @@ impl<'w> Builder<'w> {
         );
         self.expect_bias(bias.as_deref(), outputs);
         let (leaf, slot) = Leaf::empty();
-        self.job(outputs * inputs, move |weights| {
-            let weight = read_finite(weights, &weight, outputs * inputs)?;
+        let (count, packed) = (outputs * inputs, precision.for_layer(inputs, outputs));
+        self.job(count, Some(packed), move |weights, lender| {
+            let values = read_unless(lender, weights, &weight, count)?;
             let bias = read_bias(weights, bias.as_deref(), outputs)?;
             let bias = bias.as_deref();
-            let layer = Linear::with_precision(&weight, outputs, inputs, bias, precision);
+            let layer = match lender {
+                Some(lender) => {
+                    let fetch = lender.fetch(weight, count);
+                    Linear::fetched(fetch, outputs, inputs, bias, precision)
+                }
+                None => Linear::with_precision(&values, outputs, inputs, bias, precision),
+            };
             let _ = slot.set(layer);
             Ok(())
         });
@@ -194,16 +289,23 @@ impl<'w> Builder<'w> {
         let (weight, bias) = (format!("{name}.weight"), format!("{name}.bias"));
         let pixels = if self.ways.lean { 0 } else { self.map_pixels };
         let dims = [outputs, inputs, kernel, kernel];
-        let count = dims.iter().product();
+        let count: usize = dims.iter().product();
         self.expect(&weight, &[dims.to_vec()]);
         self.expect_bias(Some(&bias), outputs);
         let (leaf, slot) = Leaf::empty();
-        self.job(count, move |weights| {
-            let weight = read_finite(weights, &weight, count)?;
+        let packed = precision.for_layer(inputs, outputs);
+        self.job(count, Some(packed), move |weights, lender| {
+            let values = read_unless(lender, weights, &weight, count)?;
             let bias = read_finite(weights, &bias, outputs)?;
             let bias = Some(bias.as_slice());
             let way = (precision, pixels);
-            let layer = Conv2d::with(&weight, dims, bias, stride, padding, way);
+            let layer = match lender {
+                Some(lender) => {
+                    let fetch = lender.fetch(weight, count);
+                    Conv2d::fetched(fetch, dims, bias, stride, padding, way)
+                }
+                None => Conv2d::with(&values, dims, bias, stride, padding, way),
+            };
             let _ = slot.set(layer);
             Ok(())
         });
@@ -216,7 +318,7 @@ impl<'w> Builder<'w> {
         self.expect(&gamma, &[vec![channels]]);
         self.expect(&beta, &[vec![channels]]);
         let (leaf, slot) = Leaf::empty();
-        self.job(channels, move |weights| {
+        self.job(channels, None, move |weights, _| {
             let gamma = read_finite(weights, &gamma, channels)?;
             let beta = read_finite(weights, &beta, channels)?;
             let _ = slot.set(Norm { gamma, beta, eps });
@@ -230,7 +332,7 @@ impl<'w> Builder<'w> {
         let name = format!("{name}.weight");
         self.expect(&name, &[vec![rows, width]]);
         let (leaf, slot) = Leaf::empty();
-        self.job(rows * width, move |weights| {
+        self.job(rows * width, None, move |weights, _| {
             let (dtype, bytes) = weights.read_stored(&name, rows * width)?;
             let table = Table {
                 dtype,
@@ -273,18 +375,21 @@ impl<'w> Builder<'w> {
                 problems: self.problems,
             });
         }
-        let weights = self.weights;
+        let (weights, fetched) = (self.weights, self.fetched());
+        let lender = self.lender.map(|(lender, _)| lender);
         let mut not_finite = Vec::new();
-        let mut jobs = self.jobs.into_iter().peekable();
+        let mut jobs = self.jobs.into_iter().zip(fetched).peekable();
         while jobs.peek().is_some() {
             let (mut wave, mut wave_bytes) = (Vec::new(), 0);
-            while let Some((bytes, job)) =
-                jobs.next_if(|(bytes, _)| wave_bytes == 0 || wave_bytes + bytes <= WAVE_BYTES)
-            {
-                wave_bytes += bytes;
-                wave.push(job);
+            let fits = |wave_bytes: usize, (job, fetched): &(Job, bool)| {
+                *fetched || wave_bytes == 0 || wave_bytes + job.read_bytes() <= WAVE_BYTES
+            };
+            while let Some((job, fetched)) = jobs.next_if(|next| fits(wave_bytes, next)) {
+                wave_bytes += if fetched { 0 } else { job.read_bytes() };
+                wave.push((job.fill, lender.as_ref().filter(|_| fetched)));
             }
-            let results: Vec<_> = wave.into_par_iter().map(|job| job(weights)).collect();
+            let fill = |(fill, lender): (Fill, Option<&Arc<Lender>>)| fill(weights, lender);
+            let results: Vec<_> = wave.into_par_iter().map(fill).collect();
             for result in results {
                 match result {
                     Err(LoadError::Weights { problems, .. }) => not_finite.extend(problems),
@@ -292,13 +397,49 @@ impl<'w> Builder<'w> {
                 }
             }
         }
-        if not_finite.is_empty() {
-            return Ok(());
+        finite(weights, not_finite)
+    }
+
+    /// Reads every tensor, keeps none, and tells which hold NaN or infinity.
+    ///
+    /// # Errors
+    /// As [`Builder::fill`].
+    pub fn check_values(&self) -> Result<(), LoadError> {
+        let weights = self.weights;
+        let check = |(name, count): &(String, usize)| read_finite(weights, name, *count).err();
+        let mut not_finite = Vec::new();
+        for error in self
+            .tensors
+            .par_iter()
+            .filter_map(check)
+            .collect::<Vec<_>>()
+        {
+            match error {
+                LoadError::Weights { problems, .. } => not_finite.extend(problems),
+                other => return Err(other),
+            }
         }
-        Err(LoadError::Weights {
-            label: weights.label(),
-            problems: not_finite,
-        })
+        finite(weights, not_finite)
+    }
+
+    /// Which jobs leave their weight where it is: the smaller ones that are worth it, so that the rest fits.
+    fn fetched(&self) -> Vec<bool> {
+        let mut fetched = vec![false; self.jobs.len()];
+        let Some((_, resident_bytes)) = self.lender else {
+            return fetched;
+        };
+        let bytes = |idx: &usize| self.jobs[*idx].packed_bytes.unwrap_or(0);
+        let mut by_size: Vec<usize> = (0..self.jobs.len()).collect();
+        by_size.sort_by_key(|idx| std::cmp::Reverse(bytes(idx)));
+        let mut left_bytes = resident_bytes;
+        for idx in by_size {
+            let fits = bytes(&idx) <= left_bytes;
+            fetched[idx] = !fits && self.jobs[idx].count >= FETCHED_VALUES_MIN;
+            if !fetched[idx] {
+                left_bytes = left_bytes.saturating_sub(bytes(&idx));
+            }
+        }
+        fetched
     }
 
     fn expect(&mut self, name: &str, shapes: &[Vec<usize>]) {
@@ -306,6 +447,8 @@ impl<'w> Builder<'w> {
         if let Err(problem) = self.weights.check(name, shapes) {
             self.problems.push(problem);
         }
+        let count = shapes[0].iter().product();
+        self.tensors.push((name.to_owned(), count));
     }
 
     fn expect_bias(&mut self, name: Option<&str>, outputs: usize) {
@@ -314,12 +457,30 @@ impl<'w> Builder<'w> {
         }
     }
 
+    /// `packed`: what a layer's weight is packed in, if there is one that could be fetched instead.
     fn job(
         &mut self,
         count: usize,
-        job: impl FnOnce(&'w dyn Weights) -> Result<(), LoadError> + Send + 'w,
+        packed: Option<Precision>,
+        fill: impl FnOnce(&dyn Weights, Option<&Arc<Lender>>) -> Result<(), LoadError> + Send + 'static,
     ) {
-        self.jobs.push((count.saturating_mul(4), Box::new(job)));
+        let bytes = |precision| match precision {
+            Precision::F32 => 4 * count,
+            Precision::Bf16 => 2 * count,
+            Precision::Int8 => count + count / 16,
+        };
+        self.jobs.push(Job {
+            count,
+            packed_bytes: packed.map(bytes),
+            fill: Box::new(fill),
+        });
+    }
+}
+
+impl Job {
+    /// What its values take before they are packed.
+    fn read_bytes(&self) -> usize {
+        self.count.saturating_mul(size_of::<f32>())
     }
 }
 
@@ -375,11 +536,35 @@ fn read_bias(
         .transpose()
 }
 
+/// The weight's values, or none if it will be fetched.
+fn read_unless(
+    lender: Option<&Arc<Lender>>,
+    weights: &dyn Weights,
+    name: &str,
+    count: usize,
+) -> Result<Vec<f32>, LoadError> {
+    match lender {
+        Some(_) => Ok(Vec::new()),
+        None => read_finite(weights, name, count),
+    }
+}
+
 fn read_finite(weights: &dyn Weights, name: &str, count: usize) -> Result<Vec<f32>, LoadError> {
     let values = weights.read(name, count)?;
     assert_eq!(values.len(), count, "`check` compared the shape of {name}");
     all_finite(weights, name, &values)?;
     Ok(values)
+}
+
+/// An error that lists what is `not_finite`, if anything is.
+fn finite(weights: &dyn Weights, not_finite: Vec<Problem>) -> Result<(), LoadError> {
+    if not_finite.is_empty() {
+        return Ok(());
+    }
+    Err(LoadError::Weights {
+        label: weights.label(),
+        problems: not_finite,
+    })
 }
 
 fn all_finite(weights: &dyn Weights, name: &str, values: &[f32]) -> Result<(), LoadError> {

@@ -9,6 +9,7 @@ mod denoise;
 mod image;
 mod mask;
 mod memory;
+mod networks;
 mod request;
 mod shortcuts;
 mod text;
@@ -18,7 +19,7 @@ use std::ops::ControlFlow;
 use safelight_tensor::Tensor;
 
 pub use self::image::{Mask, RgbImage};
-pub use self::memory::memory_bytes;
+pub use self::memory::{Residence, memory_bytes};
 pub use self::request::{
     BATCH_MAX, GenerateError, Inpaint, Job, MaskedContent, Outpaint, Passes, Phase, Picture,
     Progress, Request, SIDE_MAX, Traced,
@@ -29,14 +30,15 @@ use self::canvas::Canvas;
 use self::denoise::{
     Blend, Caching, Denoiser, Guidance, LATENT_CHANNELS, State, latent_noise, traced,
 };
+use self::networks::Networks;
 use self::request::refused;
 use self::text::Prompts;
-use crate::load::{Model, Task};
+use crate::load::{Model, ModelFiles, ModelInfo, Task};
 use crate::noise::NoiseRng;
 use crate::sampler::diffusers::{SchedulerConfig, SigmaCurve, Spacing};
 use crate::sampler::{Flavour, Plan, SampleError, Sampler};
 use crate::schedule::{Schedule, zero_terminal_snr};
-use crate::vae::Moments;
+use crate::vae::{Moments, VaeConfig};
 
 impl Model {
     /// Width and height of the pictures that [`Model::generate`] would give for `request`.
@@ -47,7 +49,7 @@ impl Model {
     /// # Errors
     /// [`GenerateError::Field`] if a side is too short or too long.
     pub fn size_of(&self, request: &Request) -> Result<(usize, usize), GenerateError> {
-        canvas::drawn_size(request, self.vae.config().downscale())
+        self.info.size_of(request)
     }
 
     /// Draws the request's pictures, telling `on_progress` before and after each stage; `Break` ends it there.
@@ -59,19 +61,58 @@ impl Model {
         request: &Request,
         mut on_progress: impl FnMut(Progress<'_>) -> ControlFlow<()>,
     ) -> Result<Vec<Picture>, GenerateError> {
-        let mut session = Session::new(self, request, &mut on_progress)?;
-        (0..request.batch).map(|idx| session.draw(idx)).collect()
+        Session::new(
+            || Ok(Networks::Resident(self)),
+            &self.info,
+            request,
+            &mut on_progress,
+        )?
+        .draw_all()
+    }
+}
+
+impl ModelFiles {
+    /// As [`Model::generate`], to the same bytes, with one network in memory at a time: the text encoder until the prompts
+    /// are encoded, the UNet until the last picture's steps are done, the VAE. [`Phase::Load`] tells when one is read.
+    ///
+    /// # Errors
+    /// As [`Model::generate`], and [`GenerateError::Load`].
+    pub fn generate(
+        &self,
+        request: &Request,
+        mut on_progress: impl FnMut(Progress<'_>) -> ControlFlow<()>,
+    ) -> Result<Vec<Picture>, GenerateError> {
+        let networks = || Networks::staged(self, request.batch);
+        Session::new(networks, self.info(), request, &mut on_progress)?.draw_all()
+    }
+}
+
+impl ModelInfo {
+    /// As [`Model::size_of`], for a model that is not loaded.
+    ///
+    /// # Errors
+    /// As [`Model::size_of`].
+    pub fn size_of(&self, request: &Request) -> Result<(usize, usize), GenerateError> {
+        canvas::drawn_size(request, self.downscale())
+    }
+
+    /// How many pixels a latent's pixel stands for, along each side.
+    pub(crate) fn downscale(&self) -> usize {
+        self.vae.as_ref().map_or(8, VaeConfig::downscale)
     }
 
     fn check_task(&self) -> Result<(), GenerateError> {
-        let channels = self.unet.config().in_channels;
-        let fits = match self.info.task {
+        let (Some(unet), Some(vae)) = (&self.unet, &self.vae) else {
+            panic!("a model that is loaded was found usable");
+        };
+        let channels = unet.in_channels;
+        let fits = match self.task {
             Task::TextToImage => channels == LATENT_CHANNELS,
             Task::Inpaint => channels == 2 * LATENT_CHANNELS + 1,
             Task::InstructPix2Pix => false,
         };
-        let latent = self.vae.config().latent_channels;
-        if fits && latent == LATENT_CHANNELS && self.unet.config().out_channels == LATENT_CHANNELS {
+        let latent = vae.latent_channels;
+        if fits && latent == LATENT_CHANNELS && unet.out_channels == LATENT_CHANNELS {
             return Ok(());
         }
         let why = format!(
@@ -86,7 +127,8 @@ type OnProgress<'a> = &'a mut dyn FnMut(Progress<'_>) -> ControlFlow<()>;
 
 /// What all pictures of a request share.
 struct Session<'a> {
-    model: &'a Model,
+    networks: Networks<'a>,
+    info: &'a ModelInfo,
     request: &'a Request,
     on_progress: OnProgress<'a>,
     canvas: Canvas,
@@ -103,34 +145,39 @@ struct Session<'a> {
 }
 
 impl<'a> Session<'a> {
+    /// `networks` are asked for when the request was found sound.
     fn new(
-        model: &'a Model,
+        networks: impl FnOnce() -> Result<Networks<'a>, GenerateError>,
+        info: &'a ModelInfo,
         request: &'a Request,
         on_progress: OnProgress<'a>,
     ) -> Result<Self, GenerateError> {
         request.check()?;
-        model.check_task()?;
-        let layers = model.text.config().layers;
+        info.check_task()?;
+        let layers = info.text.as_ref().map_or(0, |text| text.layers);
         if request.clip_skip > layers {
             let allowed = format!("1 to {layers}, the layers of this text encoder");
             return Err(refused("clip skip", request.clip_skip, allowed));
         }
-        request.shortcuts.check_for(&model.unet)?;
-        let canvas = Canvas::new(request, model.vae.config().downscale())?;
-        let plan = plan(model, request, canvas.strength)?;
+        request.shortcuts.check_for(info)?;
+        let canvas = Canvas::new(request, info.downscale())?;
+        let plan = plan(info, request, canvas.strength)?;
         text::chunk_counts(request)?;
+        let mut networks = networks()?;
+        let text = networks.text(&mut |part| tell(on_progress, request, 0, Phase::Load(part)))?;
         let mut go_on = || tell(on_progress, request, 0, Phase::Text);
-        let positive = Prompts::positive(&model.text, request, &mut go_on)?;
+        let positive = Prompts::positive(text, request, &mut go_on)?;
         let guided = match request.flavour {
             Flavour::A1111 => request.cfg_scale != 1.0,
             Flavour::Diffusers => request.cfg_scale > 1.0,
         };
         let negative = guided
-            .then(|| Prompts::negative(&model.text, request, &mut go_on))
+            .then(|| Prompts::negative(text, request, &mut go_on))
             .transpose()?;
         let (moments, init, extra) = (None, None, None);
         Ok(Session {
-            model,
+            networks,
+            info,
             request,
             on_progress,
             canvas,
@@ -143,10 +190,19 @@ impl<'a> Session<'a> {
         })
     }
 
+    /// What latents are multiplied by for the UNet.
+    fn scale_factor(&self) -> f32 {
+        self.info.vae.as_ref().map_or(1.0, |vae| vae.scale_factor)
+    }
+
     /// Height and width of the latents.
     fn latent_size(&self) -> (usize, usize) {
-        let factor = self.model.vae.config().downscale();
+        let factor = self.info.downscale();
         (self.canvas.height / factor, self.canvas.width / factor)
+    }
+
+    fn draw_all(mut self) -> Result<Vec<Picture>, GenerateError> {
+        (0..self.request.batch).map(|idx| self.draw(idx)).collect()
     }
 
     fn draw(&mut self, idx: usize) -> Result<Picture, GenerateError> {
@@ -211,7 +267,7 @@ impl<'a> Session<'a> {
         // Nothing of the picture is left at full strength, unless a mask keeps some.
         let unused = self.request.flavour == Flavour::Diffusers
             && masked
-            && self.model.info.task == Task::Inpaint
+            && self.info.task == Task::Inpaint
             && self.canvas.strength == Some(1.0);
         if self.canvas.start.is_none() || unused {
             return Ok((None, latent_noise(rng, size)));
@@ -219,17 +275,11 @@ impl<'a> Session<'a> {
         if self.moments.is_none() {
             self.tell(idx, Phase::Encode)?;
             let start = self.canvas.start.as_ref().expect("checked above");
-            self.moments = Some(
-                self.encode(
-                    start
-                        .bytes()
-                        .iter()
-                        .map(|&byte| f32::from(byte) / 255.0 * 2.0 - 1.0)
-                        .collect(),
-                )?,
-            );
+            let level = |&byte: &u8| f32::from(byte) / 255.0 * 2.0 - 1.0;
+            let values = start.bytes().iter().map(level).collect();
+            self.moments = Some(self.encode(idx, values)?);
         }
-        let scale = self.model.vae.scale_factor();
+        let scale = self.scale_factor();
         let moments = self.moments.as_ref().expect("set above");
         let init = match (self.request.flavour, &self.init) {
             (_, Some(init)) => init.clone(),
@@ -253,7 +303,7 @@ impl<'a> Session<'a> {
         let (height, width) = self.latent_size();
         let samples =
             self.request.flavour == Flavour::Diffusers && self.canvas.mask.is_some() && idx == 0;
-        if self.model.info.task != Task::Inpaint {
+        if self.info.task != Task::Inpaint {
             if samples {
                 // Diffusers encodes the masked picture for every network, and so draws noise for it.
                 latent_noise(rng, (height, width));
@@ -264,8 +314,8 @@ impl<'a> Session<'a> {
             return Ok(());
         }
         self.tell(idx, Phase::Encode)?;
-        let moments = self.encode(self.masked_picture())?;
-        let scale = self.model.vae.scale_factor();
+        let moments = self.encode(idx, self.masked_picture())?;
+        let scale = self.scale_factor();
         let latent: Vec<f32> = match samples {
             true => posterior(&moments, &latent_noise(rng, (height, width)), scale),
             false => moments
@@ -311,8 +361,11 @@ impl<'a> Session<'a> {
             .collect()
     }
 
-    fn encode(&self, values: Vec<f32>) -> Result<Moments, GenerateError> {
-        let moments = self.model.vae.encode(&Tensor::from_vec(
+    fn encode(&mut self, idx: usize, values: Vec<f32>) -> Result<Moments, GenerateError> {
+        let (on_progress, request) = (&mut *self.on_progress, self.request);
+        let mut loading = |part| tell(on_progress, request, idx, Phase::Load(part));
+        let vae = self.networks.vae(false, &mut loading)?;
+        let moments = vae.encode(&Tensor::from_vec(
             &[1, self.canvas.height, self.canvas.width, 3],
             values,
         ));
@@ -371,6 +424,9 @@ impl<'a> Session<'a> {
         trace: &mut Vec<Traced>,
     ) -> Result<(Vec<f32>, Passes), GenerateError> {
         let step_count = self.plan.step_count();
+        let (on_progress, request) = (&mut *self.on_progress, self.request);
+        let mut loading = |part| tell(on_progress, request, idx, Phase::Load(part));
+        self.networks.load_unet(&mut loading)?;
         self.tell(
             idx,
             Phase::Steps {
@@ -395,8 +451,10 @@ impl<'a> Session<'a> {
             scale,
             calls: request.shortcuts.guided_calls(&self.plan, request.flavour),
         };
+        let (unet, failures) = self.networks.unet();
         let mut denoiser = Denoiser {
-            unet: &self.model.unet,
+            unet,
+            failures,
             guidance,
             flavour: request.flavour,
             token_merging: request.shortcuts.token_merging,
@@ -432,11 +490,16 @@ impl<'a> Session<'a> {
     }
 
     fn decode(&mut self, idx: usize, seed: u64, latent: &[f32]) -> Result<RgbImage, GenerateError> {
+        let last = idx + 1 == self.request.batch;
+        let (on_progress, request) = (&mut *self.on_progress, self.request);
+        let mut loading = |part| tell(on_progress, request, idx, Phase::Load(part));
+        self.networks.vae(last, &mut loading)?;
         self.tell(idx, Phase::Decode)?;
         let (height, width) = self.latent_size();
-        let scale = self.model.vae.scale_factor();
+        let scale = self.scale_factor();
         let unscaled = latent.iter().map(|value| value / scale).collect();
-        let decoded = self.model.vae.decode(&Tensor::from_vec(
+        let vae = self.networks.vae(last, &mut |_| Ok(()))?;
+        let decoded = vae.decode(&Tensor::from_vec(
             &[1, height, width, LATENT_CHANNELS],
             unscaled,
         ));
@@ -510,8 +573,8 @@ fn apply_content(content: MaskedContent, init: &mut [f32], noise: &[f32], new: &
     }
 }
 
-fn plan(model: &Model, request: &Request, strength: Option<f64>) -> Result<Plan, GenerateError> {
-    let (sampler, steps, info) = (request.sampler, request.steps, &model.info);
+fn plan(info: &ModelInfo, request: &Request, strength: Option<f64>) -> Result<Plan, GenerateError> {
+    let (sampler, steps) = (request.sampler, request.steps);
     match request.flavour {
         Flavour::A1111 => {
             let mut alphas = info.betas.alphas_cumprod();

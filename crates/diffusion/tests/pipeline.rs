@@ -7,8 +7,8 @@ use std::ops::ControlFlow;
 use common::weights::{Layout, safetensors_bytes, tensor};
 use safelight_diffusion::load::{LoadOptions, Model};
 use safelight_diffusion::pipeline::{
-    GenerateError, Inpaint, Job, Mask, MaskedContent, Outpaint, Phase, Picture, Request, RgbImage,
-    memory_bytes,
+    GenerateError, Inpaint, Job, Mask, MaskedContent, Outpaint, Phase, Picture, Request, Residence,
+    RgbImage, memory_bytes,
 };
 use safelight_diffusion::precision::Precision;
 use safelight_diffusion::sampler::diffusers::{SchedulerConfig, Spacing};
@@ -269,6 +269,7 @@ fn progress_tells_every_stage_and_can_stop() {
             Phase::Encode => "encode".to_owned(),
             Phase::Steps { done, count } => format!("{done}/{count}"),
             Phase::Decode => "decode".to_owned(),
+            Phase::Load(part) => panic!("the {} of a whole model is read", part.name()),
             Phase::Done(picture) => format!("{} {}", progress.image, picture.seed),
         });
         ControlFlow::Continue(())
@@ -438,7 +439,7 @@ fn memory_grows_with_the_picture() {
             size: Some((side, side)),
             ..Request::default()
         };
-        memory_bytes(&model.info, &request, precision).unwrap()
+        memory_bytes(&model.info, &request, precision, Residence::All).unwrap()
     };
     let at = |side| needs(side, Precision::F32);
     assert!(needs(64, Precision::Bf16) < at(64));
@@ -455,7 +456,7 @@ fn memory_grows_with_the_picture() {
         size: Some((100_000, 64)),
         ..Request::default()
     };
-    assert!(memory_bytes(&model.info, &request, Precision::F32).is_err());
+    assert!(memory_bytes(&model.info, &request, Precision::F32, Residence::All).is_err());
 }
 
 #[test]
@@ -466,7 +467,7 @@ fn long_prompts_are_counted_and_endless_ones_refused() {
             prompt,
             ..small(Job::Txt2Img)
         };
-        memory_bytes(&model.info, &request, Precision::F32)
+        memory_bytes(&model.info, &request, Precision::F32, Residence::All)
     };
     let short = needs("a cat".into()).expect("a short prompt");
     assert!(needs("cat ".repeat(75 * 64)).expect("64 chunks") > short + 63 * 77 * 4);

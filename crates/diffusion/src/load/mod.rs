@@ -6,6 +6,7 @@
 
 mod error;
 mod family;
+mod files;
 mod info;
 mod json;
 mod keys;
@@ -14,10 +15,13 @@ mod shapes;
 
 pub use error::{LoadError, Problem};
 pub use family::Family;
+pub(crate) use files::LEAN_RESIDENT_BYTES;
+pub use files::ModelFiles;
 pub use info::{ModelInfo, PartInfo, Task};
 pub use keys::{Naming, Part};
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use safelight_store::Checkpoint;
 
@@ -27,7 +31,7 @@ use crate::schedule::{Betas, Prediction};
 use crate::text::{TextConfig, TextEncoder};
 use crate::unet::{UNet, UNetConfig};
 use crate::vae::{Vae, VaeConfig};
-use parts::{Folder, Parts};
+use parts::{Folder, Held, Parts};
 
 /// A model, ready to draw.
 ///
@@ -70,15 +74,7 @@ impl Model {
     /// # Errors
     /// If the path cannot be read, holds another family, or lacks or spoils any weight: all of them are named at once.
     pub fn load(path: &Path, options: &LoadOptions) -> Result<Model, LoadError> {
-        let vae = options.vae.as_deref().map(Checkpoint::open).transpose()?;
-        if path.is_dir() {
-            let folder = Folder::open(path)?;
-            return build(folder.parts()?, vae.as_ref(), options);
-        }
-        let checkpoint = Checkpoint::open(path)?;
-        let mut parts = Parts::of(&checkpoint);
-        parts.read_sidecar(path)?;
-        build(parts, vae.as_ref(), options)
+        ModelFiles::open(path, options)?.load()
     }
 
     /// A model of Stable Diffusion 1.5's structure out of random weights: to measure, not to draw with.
@@ -135,23 +131,27 @@ impl Model {
         checkpoint: &Checkpoint,
         options: &LoadOptions,
     ) -> Result<Model, LoadError> {
-        let vae = options.vae.as_deref().map(Checkpoint::open).transpose()?;
-        build(Parts::of(checkpoint), vae.as_ref(), options)
+        let mut parts = Parts::of(&Held::Lent(checkpoint));
+        let info = described(&mut parts, options)?;
+        whole(&parts, info, options.ways)
     }
 }
 
-fn build<'c>(
-    mut parts: Parts<'c>,
-    vae: Option<&'c Checkpoint>,
-    options: &LoadOptions,
-) -> Result<Model, LoadError> {
-    if let Some(checkpoint) = vae {
-        parts.replace_vae(checkpoint)?;
+/// Describes parts with which `options` has its ways, and that can be drawn with.
+fn described(parts: &mut Parts<'_>, options: &LoadOptions) -> Result<ModelInfo, LoadError> {
+    if let Some(path) = &options.vae {
+        let checkpoint = Arc::new(Checkpoint::open(path)?);
+        parts.replace_vae(&Held::Shared(checkpoint))?;
     }
     let mut info = parts.describe()?;
     info.prediction = options.prediction.unwrap_or(info.prediction);
     info.usable()?;
-    let (text, unet, vae) = parts.load(&info, options.ways)?;
+    Ok(info)
+}
+
+/// All networks of the parts that `info` describes.
+fn whole(parts: &Parts<'_>, info: ModelInfo, ways: Ways) -> Result<Model, LoadError> {
+    let (text, unet, vae) = parts.load(&info, ways)?;
     Ok(Model {
         text,
         unet,
@@ -160,9 +160,20 @@ fn build<'c>(
     })
 }
 
+/// The parts of a single file, a sharded checkpoint or a diffusers folder.
+fn parts_at(path: &Path) -> Result<Parts<'static>, LoadError> {
+    if path.is_dir() {
+        return Folder::open(path)?.parts();
+    }
+    let checkpoint = Arc::new(Checkpoint::open(path)?);
+    let mut parts = Parts::of(&Held::Shared(checkpoint));
+    parts.read_sidecar(path)?;
+    Ok(parts)
+}
+
 /// Describes a checkpoint from its header; no weights are read.
 pub fn describe(checkpoint: &Checkpoint) -> ModelInfo {
-    Parts::of(checkpoint).describe_file()
+    Parts::of(&Held::Lent(checkpoint)).describe_file()
 }
 
 /// Describes a single file, a sharded checkpoint or a diffusers folder; no weights are read.
@@ -171,13 +182,7 @@ pub fn describe(checkpoint: &Checkpoint) -> ModelInfo {
 /// If the files cannot be read or are not safetensors. A readable file that is no usable model is no error here: see
 /// [`ModelInfo::problems`].
 pub fn describe_path(path: &Path) -> Result<ModelInfo, LoadError> {
-    if path.is_dir() {
-        return Folder::open(path)?.parts()?.describe();
-    }
-    let checkpoint = Checkpoint::open(path)?;
-    let mut parts = Parts::of(&checkpoint);
-    parts.read_sidecar(path)?;
-    parts.describe()
+    parts_at(path)?.describe()
 }
 
 /// Loads the text encoder of a checkpoint alone.
@@ -185,7 +190,7 @@ pub fn describe_path(path: &Path) -> Result<ModelInfo, LoadError> {
 /// # Errors
 /// If it is not there or not whole.
 pub fn load_text(checkpoint: &Checkpoint) -> Result<TextEncoder, LoadError> {
-    Parts::of(checkpoint).load_text()
+    Parts::of(&Held::Lent(checkpoint)).load_text()
 }
 
 /// Loads the UNet of a checkpoint alone.
@@ -193,7 +198,7 @@ pub fn load_text(checkpoint: &Checkpoint) -> Result<TextEncoder, LoadError> {
 /// # Errors
 /// If it is not there or not whole.
 pub fn load_unet(checkpoint: &Checkpoint) -> Result<UNet, LoadError> {
-    Parts::of(checkpoint).load_unet()
+    Parts::of(&Held::Lent(checkpoint)).load_unet()
 }
 
 /// Loads the VAE of a checkpoint alone.
@@ -201,5 +206,5 @@ pub fn load_unet(checkpoint: &Checkpoint) -> Result<UNet, LoadError> {
 /// # Errors
 /// If it is not there or not whole.
 pub fn load_vae(checkpoint: &Checkpoint) -> Result<Vae, LoadError> {
-    Parts::of(checkpoint).load_vae()
+    Parts::of(&Held::Lent(checkpoint)).load_vae()
 }

@@ -1,15 +1,18 @@
 //! A model's parts, wherever they lie: found, described, checked, loaded.
 
+use std::ops::Deref;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-use safelight_format::{Dtype, TensorInfo};
+use rayon::prelude::*;
+use safelight_format::{Dtype, TensorInfo, decode_f32_into};
 use safelight_store::Checkpoint;
 
 use super::json::{self, Json};
 use super::keys::{Part, PartKeys};
 use super::shapes::{self, Hints};
 use super::{Family, LoadError, ModelInfo, PartInfo, Problem, Task};
-use crate::nn::{Builder, Weights};
+use crate::nn::{Builder, Failures, Weights};
 use crate::precision::Ways;
 use crate::schedule::{Betas, Prediction};
 use crate::text::{TextConfig, TextEncoder};
@@ -22,14 +25,34 @@ const POSITIONS_MIN: usize = 77;
 /// Longest A1111 sidecar read.
 const SIDECAR_BYTES_MAX: u64 = 1 << 20;
 
+/// Values of a tensor that a thread reads at a time: their bytes stay in its caches.
+const READ_AT_ONCE: usize = 1 << 18;
+
+/// A checkpoint that somebody else keeps, or that a model's parts share.
+#[derive(Clone)]
+pub(crate) enum Held<'c> {
+    Lent(&'c Checkpoint),
+    Shared(Arc<Checkpoint>),
+}
+
+impl Deref for Held<'_> {
+    type Target = Checkpoint;
+    fn deref(&self) -> &Checkpoint {
+        match self {
+            Held::Lent(checkpoint) => checkpoint,
+            Held::Shared(checkpoint) => checkpoint,
+        }
+    }
+}
+
 /// The parts of one model.
 pub(crate) struct Parts<'c> {
     label: String,
     family: Family,
     saw: String,
-    text: Option<PartSource<'c>>,
-    unet: Option<PartSource<'c>>,
-    vae: Option<PartSource<'c>>,
+    text: Option<Arc<PartSource<'c>>>,
+    unet: Option<Arc<PartSource<'c>>>,
+    vae: Option<Arc<PartSource<'c>>>,
     scheduler: Option<Json>,
     prediction: Option<Prediction>,
     zero_terminal_snr: bool,
@@ -42,7 +65,7 @@ pub(crate) struct Parts<'c> {
 
 /// Where one part's tensors lie, and the JSON beside them.
 struct PartSource<'c> {
-    checkpoint: &'c Checkpoint,
+    checkpoint: Held<'c>,
     keys: PartKeys,
     json: Option<Json>,
 }
@@ -50,11 +73,11 @@ struct PartSource<'c> {
 impl<'c> PartSource<'c> {
     fn find(
         part: Part,
-        checkpoint: &'c Checkpoint,
+        checkpoint: &Held<'c>,
         tensors: &[TensorInfo<'_>],
     ) -> Option<PartSource<'c>> {
         Some(PartSource {
-            checkpoint,
+            checkpoint: checkpoint.clone(),
             keys: PartKeys::find(part, tensors)?,
             json: None,
         })
@@ -85,7 +108,7 @@ impl<'c> PartSource<'c> {
 
     /// What the metadata says under a key.
     fn hint(&self, key: &str) -> Option<String> {
-        metadata(self.checkpoint, key)
+        metadata(&self.checkpoint, key)
     }
 }
 
@@ -125,8 +148,24 @@ impl Weights for PartSource<'_> {
         Ok(())
     }
 
-    fn read(&self, name: &str, _count: usize) -> Result<Vec<f32>, LoadError> {
-        Ok(self.checkpoint.read_f32(&self.keys.stored_name(name))?)
+    fn read(&self, name: &str, count: usize) -> Result<Vec<f32>, LoadError> {
+        let mut values = vec![0.0; count];
+        self.read_into(name, &mut values)?;
+        Ok(values)
+    }
+
+    /// Positioned reads, many at a time: nothing is mapped, and only the values stay.
+    fn read_into(&self, name: &str, values: &mut [f32]) -> Result<(), LoadError> {
+        let stored = self.keys.get(name).expect("`check` found it");
+        let value_bytes = stored.dtype.bits() as usize / 8;
+        let pieces = values.par_chunks_mut(READ_AT_ONCE).enumerate();
+        pieces.try_for_each_init(Vec::new, |bytes, (idx, values)| {
+            bytes.resize(values.len() * value_bytes, 0);
+            let offset = (idx * READ_AT_ONCE * value_bytes) as u64;
+            self.checkpoint.read_bytes_at(&stored.name, offset, bytes)?;
+            decode_f32_into(stored.dtype, bytes, values).expect("`check` let only float dtypes in");
+            Ok(())
+        })
     }
 
     fn read_stored(&self, name: &str, _count: usize) -> Result<(Dtype, Vec<u8>), LoadError> {
@@ -157,7 +196,8 @@ fn metadata(checkpoint: &Checkpoint, key: &str) -> Option<String> {
 
 impl<'c> Parts<'c> {
     /// The parts of a single file.
-    pub(crate) fn of(checkpoint: &'c Checkpoint) -> Parts<'c> {
+    pub(crate) fn of(held: &Held<'c>) -> Parts<'c> {
+        let checkpoint: &Checkpoint = held;
         let tensors: Vec<TensorInfo<'_>> = checkpoint.tensors().collect();
         let (family, saw) = Family::of(&tensors);
         let has = |name: &str| checkpoint.get(name).is_some();
@@ -167,9 +207,9 @@ impl<'c> Parts<'c> {
         } else {
             spec.and_then(|name| Prediction::from_name(&name))
         };
-        let find = |part| PartSource::find(part, checkpoint, &tensors);
+        let find = |part| PartSource::find(part, held, &tensors).map(Arc::new);
         let (text, unet, vae) = (find(Part::TextEncoder), find(Part::UNet), find(Part::Vae));
-        let taken = |source: &Option<PartSource<'_>>| {
+        let taken = |source: &Option<Arc<PartSource<'_>>>| {
             source
                 .as_ref()
                 .map_or(0, |source| source.keys.tensors().count())
@@ -222,9 +262,10 @@ impl<'c> Parts<'c> {
     }
 
     /// Takes the VAE from another file.
-    pub(crate) fn replace_vae(&mut self, checkpoint: &'c Checkpoint) -> Result<(), LoadError> {
+    pub(crate) fn replace_vae(&mut self, held: &Held<'c>) -> Result<(), LoadError> {
+        let checkpoint: &Checkpoint = held;
         let tensors: Vec<TensorInfo<'_>> = checkpoint.tensors().collect();
-        let Some(vae) = PartSource::find(Part::Vae, checkpoint, &tensors) else {
+        let Some(vae) = PartSource::find(Part::Vae, held, &tensors) else {
             let (family, saw) = Family::of(&tensors);
             let what = format!(
                 "this is {} ({saw}), in which there is no VAE",
@@ -236,7 +277,7 @@ impl<'c> Parts<'c> {
                 problems,
             });
         };
-        self.vae = Some(vae);
+        self.vae = Some(Arc::new(vae));
         Ok(())
     }
 
@@ -291,8 +332,9 @@ impl<'c> Parts<'c> {
 
     /// What needs no structure.
     fn outline(&self) -> ModelInfo {
-        let part =
-            |source: &Option<PartSource<'_>>, part| source.as_ref().map(|source| source.info(part));
+        let part = |source: &Option<Arc<PartSource<'_>>>, part| {
+            source.as_ref().map(|source| source.info(part))
+        };
         let parts = [
             part(&self.text, Part::TextEncoder),
             part(&self.unet, Part::UNet),
@@ -323,36 +365,11 @@ impl<'c> Parts<'c> {
         info: &ModelInfo,
         asked: Ways,
     ) -> Result<(TextEncoder, UNet, Vae), LoadError> {
-        let (Some(text), Some(unet), Some(vae)) = (&self.text, &self.unet, &self.vae) else {
-            panic!("`ModelInfo::usable` was asked before");
-        };
-        let whole = "a usable model has all its structures";
         // Every weight is read before any complaint about values: all tensors with NaN are named at once.
         let mut problems = Vec::new();
-        let text = keep(
-            TextEncoder::load_in(
-                text,
-                info.text.clone().expect(whole),
-                asked.of_part(Part::TextEncoder),
-            ),
-            &mut problems,
-        )?;
-        let unet = keep(
-            UNet::load_in(
-                unet,
-                info.unet.clone().expect(whole),
-                asked.of_part(Part::UNet),
-            ),
-            &mut problems,
-        )?;
-        let vae = keep(
-            Vae::load_in(
-                vae,
-                info.vae.clone().expect(whole),
-                asked.of_part(Part::Vae),
-            ),
-            &mut problems,
-        )?;
+        let text = keep(self.text_of(info, asked), &mut problems)?;
+        let unet = keep(self.unet_of(info, asked), &mut problems)?;
+        let vae = keep(self.vae_of(info, asked), &mut problems)?;
         match (text, unet, vae) {
             (Some(text), Some(unet), Some(vae)) => Ok((text, unet, vae)),
             _ => Err(LoadError::Weights {
@@ -362,25 +379,50 @@ impl<'c> Parts<'c> {
         }
     }
 
+    /// Loads the text encoder that `info`, without problems, describes.
+    pub(crate) fn text_of(&self, info: &ModelInfo, asked: Ways) -> Result<TextEncoder, LoadError> {
+        let (source, config) = (there(&self.text), there(&info.text).clone());
+        TextEncoder::load_in(&**source, config, asked.of_part(Part::TextEncoder))
+    }
+
+    /// Loads its UNet.
+    pub(crate) fn unet_of(&self, info: &ModelInfo, asked: Ways) -> Result<UNet, LoadError> {
+        let (source, config) = (there(&self.unet), there(&info.unet).clone());
+        UNet::load_in(&**source, config, asked.of_part(Part::UNet))
+    }
+
+    /// Loads its VAE.
+    pub(crate) fn vae_of(&self, info: &ModelInfo, asked: Ways) -> Result<Vae, LoadError> {
+        let (source, config) = (there(&self.vae), there(&info.vae).clone());
+        Vae::load_in(&**source, config, asked.of_part(Part::Vae))
+    }
+
+    /// Reads the VAE's values, to find those that are no numbers; keeps none.
+    pub(crate) fn check_vae(&self, info: &ModelInfo) -> Result<(), LoadError> {
+        let mut builder = Builder::new(&**there(&self.vae));
+        Vae::describe(&mut builder, there(&info.vae).clone());
+        builder.check_values()
+    }
+
     pub(crate) fn load_text(&self) -> Result<TextEncoder, LoadError> {
         let config = self
             .text_config()?
             .map_err(|problems| self.weights_error(problems))?;
-        TextEncoder::load(self.text.as_ref().expect("it was described"), config)
+        TextEncoder::load(&**there(&self.text), config)
     }
 
     pub(crate) fn load_unet(&self) -> Result<UNet, LoadError> {
         let config = self
             .unet_config()?
             .map_err(|problems| self.weights_error(problems))?;
-        UNet::load(self.unet.as_ref().expect("it was described"), config)
+        UNet::load(&**there(&self.unet), config)
     }
 
     pub(crate) fn load_vae(&self) -> Result<Vae, LoadError> {
         let config = self
             .vae_config()?
             .map_err(|problems| self.weights_error(problems))?;
-        Vae::load(self.vae.as_ref().expect("it was described"), config)
+        Vae::load(&**there(&self.vae), config)
     }
 
     fn weights_error(&self, problems: Vec<Problem>) -> LoadError {
@@ -460,22 +502,44 @@ impl<'c> Parts<'c> {
     fn weight_problems(&self, info: &ModelInfo) -> Vec<Problem> {
         let mut problems = Vec::new();
         if let (Some(source), Some(config)) = (&self.text, &info.text) {
-            let mut builder = Builder::new(source);
+            let mut builder = Builder::new(&**source);
             TextEncoder::describe(&mut builder, config.clone());
             problems.extend_from_slice(builder.problems());
         }
         if let (Some(source), Some(config)) = (&self.unet, &info.unet) {
-            let mut builder = Builder::new(source);
+            let mut builder = Builder::new(&**source);
             UNet::describe(&mut builder, config.clone());
             problems.extend_from_slice(builder.problems());
         }
         if let (Some(source), Some(config)) = (&self.vae, &info.vae) {
-            let mut builder = Builder::new(source);
+            let mut builder = Builder::new(&**source);
             Vae::describe(&mut builder, config.clone());
             problems.extend_from_slice(builder.problems());
         }
         problems
     }
+}
+
+impl Parts<'static> {
+    /// Loads the UNet with about `resident_bytes` of packed weights; the others are fetched when they are used.
+    pub(crate) fn fetching_unet_of(
+        &self,
+        info: &ModelInfo,
+        asked: Ways,
+        resident_bytes: usize,
+    ) -> Result<(UNet, Failures), LoadError> {
+        let source: Arc<dyn Weights> = there(&self.unet).clone();
+        let ways = asked.of_part(Part::UNet);
+        let (mut builder, failures) = Builder::fetching(&source, ways, resident_bytes);
+        let unet = UNet::describe(&mut builder, there(&info.unet).clone());
+        builder.fill()?;
+        Ok((unet, failures))
+    }
+}
+
+/// What is there, because the model was found usable, or the part described.
+fn there<T>(part: &Option<T>) -> &T {
+    part.as_ref().expect("a part that was described is there")
 }
 
 /// A structure, or why there is none; outside, what a JSON file said wrong.
@@ -575,7 +639,7 @@ fn misfits(info: &ModelInfo) -> Vec<Problem> {
 /// A diffusers folder: one file or set of shards for each part, and JSON.
 pub(crate) struct Folder {
     path: PathBuf,
-    parts: Vec<(Part, Checkpoint, Option<Json>)>,
+    parts: Vec<(Part, Held<'static>, Option<Json>)>,
     scheduler: Option<Json>,
     absent: Vec<(Part, String)>,
 }
@@ -609,7 +673,8 @@ impl Folder {
             match weights_file(&path.join(folder), stem) {
                 Ok(file) => {
                     let json = Json::read(&path.join(folder).join("config.json"))?;
-                    parts.push((part, Checkpoint::open(&file)?, json));
+                    let checkpoint = Arc::new(Checkpoint::open(&file)?);
+                    parts.push((part, Held::Shared(checkpoint), json));
                 }
                 Err(what) => absent.push((part, what)),
             }
@@ -624,7 +689,7 @@ impl Folder {
     }
 
     /// The folder's parts; JSON wins over shapes.
-    pub(crate) fn parts(&self) -> Result<Parts<'_>, LoadError> {
+    pub(crate) fn parts(&self) -> Result<Parts<'static>, LoadError> {
         let tensors: Vec<TensorInfo<'_>> = self
             .parts
             .iter()
@@ -638,10 +703,10 @@ impl Folder {
             let (_, checkpoint, json) = self.parts.iter().find(|(part, ..)| *part == wanted)?;
             let own: Vec<TensorInfo<'_>> = checkpoint.tensors().collect();
             let source = PartSource::find(wanted, checkpoint, &own)?;
-            Some(PartSource {
+            Some(Arc::new(PartSource {
                 json: json.clone(),
                 ..source
-            })
+            }))
         };
         Ok(Parts {
             label: self.path.display().to_string(),

@@ -7,7 +7,7 @@ use safelight_tensor::Tensor;
 use super::request::{GenerateError, Passes, Traced};
 use super::shortcuts::Shortcuts;
 use super::text::Prompts;
-use crate::nn::Trace;
+use crate::nn::{Failures, Trace};
 use crate::noise::NoiseRng;
 use crate::sampler::{Flavour, Host, Sampler, StepDone, calls_per_step};
 use crate::unet::{Deep, Pass, PreparedText, UNet};
@@ -73,6 +73,8 @@ impl Caching {
 /// One picture being denoised.
 pub(super) struct Denoiser<'a> {
     pub(super) unet: &'a UNet,
+    /// What the UNet could not fetch.
+    pub(super) failures: Option<&'a Failures>,
     pub(super) guidance: Guidance<'a>,
     pub(super) flavour: Flavour,
     pub(super) caching: Caching,
@@ -220,6 +222,9 @@ impl Host for Denoiser<'_> {
         self.prepare();
         let input = self.input(x);
         let outputs = self.outputs(&input, t);
+        if let Some(error) = self.failures.and_then(Failures::take) {
+            return Err(error.into());
+        }
         let negative = outputs.get(1).map(Vec::as_slice).unwrap_or_default();
         let mut guided = outputs[0].clone();
         // Ho and Salimans 2022, arXiv:2207.12598, equation 6, in the form with 1 for no guidance.

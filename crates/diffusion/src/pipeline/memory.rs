@@ -3,17 +3,26 @@
 use super::denoise::LATENT_CHANNELS;
 use super::request::{GenerateError, Request};
 use super::text::{ChunkCounts, chunk_counts};
-use crate::load::{ModelInfo, Part, PartInfo};
+use crate::load::{LEAN_RESIDENT_BYTES, ModelInfo, Part, PartInfo};
 use crate::precision::{Precision, Ways};
 use crate::prompt::CHUNK_IDS;
 
 const BYTES: u64 = std::mem::size_of::<f32>() as u64;
 
+/// Which networks are in memory at a time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Residence {
+    /// All: a [`crate::load::Model`].
+    All,
+    /// Those that a drawing needs at the time: [`crate::load::ModelFiles`].
+    Staged,
+}
+
 /// The memory that drawing `request` with the described model, loaded in these `ways`, takes at its peak, weights included, in bytes.
 ///
-/// An estimate from shapes, meant to be too high rather than too low: packed weights, and the largest of what the UNet
-/// (one picture, with guidance two) and the VAE hold at once. Long prompts count: their embeddings, and their keys and
-/// values in every cross-attention.
+/// An estimate from shapes, meant to be too high rather than too low: packed weights, what reading them takes for a moment, and
+/// what the UNet (one picture, with guidance two) and the VAE work with. Long prompts count: their embeddings, and their keys
+/// and values in every cross-attention.
 ///
 /// # Errors
 /// If the request's size is impossible in itself, or a prompt longer than any may be.
@@ -21,23 +30,51 @@ pub fn memory_bytes(
     info: &ModelInfo,
     request: &Request,
     ways: impl Into<Ways>,
+    residence: Residence,
 ) -> Result<u64, GenerateError> {
-    let factor = info.vae.as_ref().map_or(8, |vae| vae.downscale());
+    let factor = info.downscale();
     let (width, height) = super::canvas::drawn_size(request, factor)?;
     let (latent_w, latent_h) = (
         width.div_ceil(factor) as u64,
         height.div_ceil(factor) as u64,
     );
     let ways = ways.into();
-    let packed = |part: &PartInfo| part.parameters * eighths(part.part, ways) * BYTES / 8;
-    let weights: u64 = info.parts.iter().map(packed).sum();
+    let packed = |part| info.part(part).map_or(0, |info| packed_bytes(info, ways));
+    let [text, unet, vae] = Part::ALL.map(packed);
     let pictures = request.batch as u64
         * (3 * (width * height) as u64 + LATENT_CHANNELS as u64 * latent_w * latent_h * BYTES);
     let kept = request.shortcuts.cache_interval > 1;
-    let unet = unet_bytes(info, latent_w * latent_h, kept);
-    let vae = vae_bytes(info, (width * height) as u64);
-    let text = text_bytes(info, &chunk_counts(request)?);
-    Ok(weights + weights / 16 + pictures + text + unet.max(vae))
+    let steps = unet_bytes(info, latent_w * latent_h, kept);
+    let coding = vae_bytes(info, (width * height) as u64);
+    let reading = READING_BYTES.min((text + unet + vae) * 2);
+    let networks = match residence {
+        Residence::All => text + unet + vae + steps.max(coding).max(reading),
+        Residence::Staged => {
+            let fetched = if ways.lean {
+                unet.saturating_sub(LEAN_RESIDENT_BYTES as u64)
+            } else {
+                0
+            };
+            let unet = unet - fetched + fetched.min(FETCHING_BYTES);
+            let both = request.batch > 1 && !ways.lean;
+            let beside = |bytes| if both { bytes } else { 0 };
+            (text + reading)
+                .max(unet + steps.max(reading) + beside(vae))
+                .max(vae + coding.max(reading) + beside(unet))
+        }
+    };
+    let prompts = text_bytes(info, &chunk_counts(request)?);
+    Ok(networks + networks / 16 + pictures + prompts)
+}
+
+/// What reading takes beside packed weights: a wave of values and what packing does with them.
+const READING_BYTES: u64 = 250 << 20;
+/// What the largest fetched weight of Stable Diffusion 1.x takes for a moment, read and packed.
+const FETCHING_BYTES: u64 = 250 << 20;
+
+/// The packed weights of a part.
+fn packed_bytes(info: &PartInfo, ways: Ways) -> u64 {
+    info.parameters * eighths(info.part, ways) * BYTES / 8
 }
 
 /// Eighths of an `f32` that a weight takes on average: of int8 nearly three with the scales, the last words that are not
@@ -75,8 +112,9 @@ fn text_bytes(info: &ModelInfo, chunks: &ChunkCounts) -> u64 {
     BYTES * (embeddings + keys_and_values)
 }
 
-/// Skips of every level, and twelve working tensors of the widest one: the gated feed-forward takes eight. What step caching
-/// keeps is one more, of a level's size but the next one's channels: twice is enough.
+/// Skips of every level, and 22 working tensors of the widest one: the gated feed-forward takes twelve, and recycled buffers
+/// are larger than what they serve for. What step caching keeps is one more, of a level's size but the next one's channels:
+/// twice is enough.
 fn unet_bytes(info: &ModelInfo, pixels: u64, kept: bool) -> u64 {
     let Some(unet) = &info.unet else { return 0 };
     let mut skips = 0;
@@ -85,7 +123,7 @@ fn unet_bytes(info: &ModelInfo, pixels: u64, kept: bool) -> u64 {
         let level_pixels = pixels >> (2 * level);
         let tensor = level_pixels * block.channels as u64;
         skips += (block.depths.len() as u64 + 1) * tensor;
-        working = working.max((12 + 2 * u64::from(kept)) * tensor);
+        working = working.max((22 + 2 * u64::from(kept)) * tensor);
     }
     2 * BYTES * (skips + working)
 }

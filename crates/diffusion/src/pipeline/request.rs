@@ -4,6 +4,7 @@ use std::fmt;
 
 use super::image::{Mask, RgbImage};
 use super::shortcuts::Shortcuts;
+use crate::load::{LoadError, Part};
 use crate::noise::NoiseSource;
 use crate::sampler::diffusers::SchedulerConfig;
 use crate::sampler::{Flavour, PlanError, STEPS_MAX, Sampler};
@@ -272,6 +273,8 @@ pub struct Progress<'a> {
 /// A stage on the way to a picture.
 #[derive(Clone, Copy, Debug)]
 pub enum Phase<'a> {
+    /// A network is about to be read from its file, as [`crate::load::ModelFiles`] does.
+    Load(Part),
     /// A chunk of 75 tokens of a prompt is about to be encoded; the prompts are encoded once for all pictures.
     Text,
     /// A picture is about to be turned into a latent.
@@ -323,6 +326,11 @@ pub enum GenerateError {
         /// Which picture, by its seed.
         seed: u64,
     },
+    /// A network could not be read, now that it was needed.
+    Load {
+        /// What is wrong with its file.
+        why: String,
+    },
     /// The progress callback said stop. Pictures that were done have been shown to it.
     Stopped,
 }
@@ -347,12 +355,21 @@ impl fmt::Display for GenerateError {
                 "{place} gave values that are not finite numbers (seed {seed}): the model's weights are damaged or do \
                  not belong together, or the guidance scale is far too high"
             ),
+            GenerateError::Load { why } => f.write_str(why),
             GenerateError::Stopped => f.write_str("stopped"),
         }
     }
 }
 
 impl std::error::Error for GenerateError {}
+
+impl From<LoadError> for GenerateError {
+    fn from(error: LoadError) -> Self {
+        GenerateError::Load {
+            why: error.to_string(),
+        }
+    }
+}
 
 impl From<PlanError> for GenerateError {
     fn from(error: PlanError) -> Self {

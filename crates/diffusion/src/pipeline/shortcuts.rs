@@ -3,8 +3,9 @@
 use std::ops::Range;
 
 use super::request::{GenerateError, refused};
+use crate::load::ModelInfo;
 use crate::sampler::{Flavour, Plan, STEPS_MAX};
-use crate::unet::UNet;
+use crate::unet::UNetConfig;
 
 /// Ways to a similar picture in less time. The default takes none of them.
 ///
@@ -84,8 +85,8 @@ impl Shortcuts {
     }
 
     /// Checks what depends on the UNet.
-    pub(super) fn check_for(&self, unet: &UNet) -> Result<(), GenerateError> {
-        let count = unet.branch_count();
+    pub(super) fn check_for(&self, info: &ModelInfo) -> Result<(), GenerateError> {
+        let count = info.unet.as_ref().map_or(1, UNetConfig::branch_count);
         if self.cache_branch < count {
             return Ok(());
         }

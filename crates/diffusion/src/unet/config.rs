@@ -101,6 +101,11 @@ impl UNetConfig {
             .map_or(self.model_channels, |level| level.channels)
     }
 
+    /// How many skip connections there are: the branches that step caching can choose from.
+    pub fn branch_count(&self) -> usize {
+        self.up.iter().map(|level| level.depths.len()).sum()
+    }
+
     /// For each residual block on the way up, the channels of the skip connection it takes.
     ///
     /// # Errors

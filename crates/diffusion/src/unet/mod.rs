@@ -217,7 +217,7 @@ impl UNet {
         let time = ops::silu(&time);
         let x = ops::conv2d(x, &self.conv_in, Epilogue::default());
         trace.see(format_args!("conv_in"), &x);
-        let mut walk = Walk::begin(x, time, text, pass, self.branch_count(), trace);
+        let mut walk = Walk::begin(x, time, text, pass, self.config.branch_count(), trace);
         for (level, block) in self.down_blocks.iter().enumerate() {
             block.down(level, &mut walk);
         }
@@ -233,11 +233,6 @@ impl UNet {
         let x = ops::conv2d(&x, &self.conv_out, Epilogue::default());
         trace.see(format_args!("conv_out"), &x);
         x
-    }
-
-    /// How many skip connections there are: the branches that step caching can choose from.
-    pub fn branch_count(&self) -> usize {
-        self.up_blocks.iter().map(|block| block.layers.len()).sum()
     }
 
     /// The time embedding of each `t`: `[B, time_embedding_channels]`.
