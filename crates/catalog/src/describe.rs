@@ -2,7 +2,9 @@
 
 use std::path::{Path, PathBuf};
 
-use safelight_diffusion::load::{self, Family, LoadError, LoadOptions, Model, ModelInfo, Part};
+use safelight_diffusion::load::{
+    self, Family, LoadError, LoadOptions, Model, ModelFiles, ModelInfo, Part,
+};
 use safelight_diffusion::sampler::{STEPS_MAX, Sampler};
 use safelight_diffusion::schedule::Schedule;
 use safelight_format::Dtype;
@@ -232,9 +234,17 @@ impl Entry {
     /// # Errors
     /// As [`Model::load`].
     pub fn load(&self, options: &LoadOptions) -> Result<Model, LoadError> {
+        self.open(options)?.load()
+    }
+
+    /// Opens its files, out of which a drawing takes one network at a time.
+    ///
+    /// # Errors
+    /// As [`ModelFiles::open`].
+    pub fn open(&self, options: &LoadOptions) -> Result<ModelFiles, LoadError> {
         match &self.path {
-            Some(path) => Model::load(path, options),
-            None => Model::from_checkpoint(&demo::demo()?, options),
+            Some(path) => ModelFiles::open(path, options),
+            None => ModelFiles::from_checkpoint(demo::demo()?, options),
         }
     }
 }

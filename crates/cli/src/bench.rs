@@ -1,5 +1,8 @@
 //! `safelight bench`: how long the parts of a model take on this machine.
 
+mod fidelity;
+mod txt2img;
+
 use std::time::{Duration, Instant};
 
 use safelight_diffusion::load::Model;
@@ -12,7 +15,7 @@ use serde_json::{Value, json};
 use crate::args::{BenchArgs, BenchPart};
 use crate::error::Failure;
 use crate::progress::{Progress, short};
-use crate::{choose, fidelity, interrupt, machine, say};
+use crate::{choose, interrupt, machine, say};
 
 /// Width and height where the model says nothing.
 const DEFAULT_SIDE: u32 = 512;
@@ -24,6 +27,13 @@ pub(crate) fn run(args: &BenchArgs) -> Result<(), Failure> {
     interrupt::listen();
     let level = machine::prepare(args.model.threads)?;
     let mut progress = Progress::new(false);
+    if args.part == Some(BenchPart::Txt2img) {
+        return txt2img::run(args, &mut progress);
+    }
+    if args.steps.is_some() {
+        let what = "--steps is for bench txt2img and fidelity: other parts have none";
+        return Err(Failure::Usage(what.into()));
+    }
     let Subject {
         name,
         size,
@@ -236,6 +246,7 @@ impl BenchPart {
             BenchPart::Vae => "vae",
             BenchPart::Text => "text",
             BenchPart::Load => "load",
+            BenchPart::Txt2img => "txt2img",
             BenchPart::Fidelity => "fidelity",
         }
     }
@@ -251,7 +262,7 @@ fn pass(
     let chunk = encode("a lighthouse on a rock, storm", PromptStyle::A1111).remove(0);
     let text = move || model.text.forward(&chunk.ids, 1);
     match part {
-        BenchPart::Text | BenchPart::Load | BenchPart::Fidelity => Box::new(move || {
+        BenchPart::Text | BenchPart::Load | BenchPart::Txt2img | BenchPart::Fidelity => Box::new(move || {
             for _ in 0..batch {
                 drop(text());
             }
@@ -281,18 +292,23 @@ struct Subject {
     load: Duration,
 }
 
+/// Random weights of a family.
+fn random(args: &BenchArgs, progress: &mut Progress) -> Result<Subject, Failure> {
+    progress.stage("making random weights");
+    let started = Instant::now();
+    let model = Model::random_sd15(0, args.model.ways())
+        .map_err(|error| Failure::Machine(error.to_string()))?;
+    Ok(Subject {
+        name: "random weights of SD 1.5".into(),
+        size: None,
+        model,
+        load: started.elapsed(),
+    })
+}
+
 fn subject(args: &BenchArgs, progress: &mut Progress) -> Result<Subject, Failure> {
     if args.family.is_some() {
-        progress.stage("making random weights");
-        let started = Instant::now();
-        let model = Model::random_sd15(0, args.model.ways())
-            .map_err(|error| Failure::Machine(error.to_string()))?;
-        return Ok(Subject {
-            name: "random weights of SD 1.5".into(),
-            size: None,
-            model,
-            load: started.elapsed(),
-        });
+        return random(args, progress);
     }
     let entry = choose::entry(&args.model, args.json)?;
     progress.stage(&format!("loading {}", entry.name));

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::thread::JoinHandle;
 
 use safelight_catalog::{Catalog, Entry, HashCache, Layout, ResolveError, Roots, cache_folder};
-use safelight_diffusion::load::{LoadOptions, Model};
+use safelight_diffusion::load::{LoadOptions, Model, ModelFiles};
 use safelight_diffusion::precision::Ways;
 
 use crate::args::{ModelArgs, ModelsFolders};
@@ -90,12 +90,20 @@ pub(crate) fn hash_meanwhile(entry: &Entry, vae: Option<&Path>) -> JoinHandle<Ha
 
 /// Reads and packs the model's weights.
 pub(crate) fn load(entry: &Entry, args: &ModelArgs, ways: Ways) -> Result<Model, Failure> {
-    let options = LoadOptions {
+    let loaded = entry.load(&options(args, ways));
+    loaded.map_err(|error| Failure::Model(error.to_string()))
+}
+
+/// Opens the model's files, out of which a drawing takes one network at a time.
+pub(crate) fn open(entry: &Entry, args: &ModelArgs, ways: Ways) -> Result<ModelFiles, Failure> {
+    let opened = entry.open(&options(args, ways));
+    opened.map_err(|error| Failure::Model(error.to_string()))
+}
+
+fn options(args: &ModelArgs, ways: Ways) -> LoadOptions {
+    LoadOptions {
         vae: args.vae.clone(),
         ways,
         ..LoadOptions::default()
-    };
-    entry
-        .load(&options)
-        .map_err(|error| Failure::Model(error.to_string()))
+    }
 }

@@ -4,12 +4,14 @@ use std::collections::hash_map::RandomState;
 use std::hash::{BuildHasher, Hasher};
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 use safelight_catalog::{Entry, short};
 use safelight_diffusion::infotext::Infotext;
-use safelight_diffusion::load::Model;
+use safelight_diffusion::load::{ModelFiles, ModelInfo, Part};
 use safelight_diffusion::pipeline::{
-    GenerateError, Inpaint, Job, Mask, Outpaint, Passes, Phase, Picture, Request, RgbImage,
+    GenerateError, Inpaint, Job, Mask, Outpaint, Passes, Phase, Picture, Request, Residence, RgbImage,
     memory_bytes,
 };
 use safelight_diffusion::precision::{Precision, Ways};
@@ -18,6 +20,7 @@ use safelight_diffusion::sampler::{Flavour, Sampler};
 use serde_json::{Value, json};
 
 use crate::args::{GenerateArgs, Img2imgArgs, InpaintArgs, OutpaintArgs};
+use crate::choose::Hashes;
 use crate::error::Failure;
 use crate::output::{Output, Rgb};
 use crate::progress::{Progress, short as short_time};
@@ -119,7 +122,7 @@ fn read_image(path: &Path) -> Result<RgbImage, Failure> {
 fn run(args: &GenerateArgs, job: Job) -> Result<(), Failure> {
     interrupt::listen();
     machine::prepare(args.model.threads)?;
-    let mut entry = choose::entry(&args.model, args.quiet)?;
+    let entry = choose::entry(&args.model, args.quiet)?;
     let request = request(args, job, &entry)?;
     let ways = affordable(&entry, &request, args.model.ways())?;
     if ways != args.model.ways() && !args.quiet {
@@ -130,30 +133,23 @@ fn run(args: &GenerateArgs, job: Job) -> Result<(), Failure> {
         .as_deref()
         .map_or(Ok(()), trace::refuse_to_overwrite)?;
     let mut progress = Progress::new(args.quiet);
-    progress.stage(&format!("loading {}", entry.name));
     let vae = args.model.vae.as_deref();
-    let hashes = choose::hash_meanwhile(&entry, vae);
-    let model = choose::load(&entry, &args.model, ways)?;
-    let hashes = hashes.join().unwrap_or_default();
-    entry.sha256 = hashes.model;
-    progress.clear();
-    if !args.quiet {
-        notes(&entry, &model, &request)
-            .iter()
-            .for_each(|note| say::note(note));
-    }
-    let job = Drawing {
-        entry: &entry,
-        vae: vae.map(|path| (path, hashes.vae)),
+    let files = choose::open(&entry, &args.model, ways)?;
+    let mut job = Drawing {
+        hashes: Some(choose::hash_meanwhile(&entry, vae)),
+        entry,
+        vae: vae.map(|path| (path, None)),
         request: &request,
         output: &output,
+        quiet: args.quiet,
+        loading: Duration::ZERO,
     };
-    let loading = progress.elapsed();
-    let (saved, pictures) = job.draw(&model, &mut progress)?;
+    let (saved, pictures) = job.draw(&files, &mut progress)?;
     progress.clear();
     if let Some(path) = &args.trace {
         trace::write(path, &pictures)?;
     }
+    let (entry, loading) = (job.entry, job.loading);
     let elapsed = progress.elapsed() - loading;
     if args.json {
         let pictures: Vec<Value> = saved.iter().map(Saved::to_json).collect();
@@ -169,7 +165,7 @@ fn run(args: &GenerateArgs, job: Job) -> Result<(), Failure> {
     if !args.quiet {
         let count = saved.len();
         say::note(&format!(
-            "{count} picture{} in {}, after {} of loading",
+            "{count} picture{} in {}, beside {} of loading",
             if count == 1 { "" } else { "s" },
             short_time(elapsed),
             short_time(loading)
@@ -249,7 +245,10 @@ fn affordable(entry: &Entry, request: &Request, ways: Ways) -> Result<Ways, Fail
     let Some(info) = &entry.info else {
         return Ok(ways);
     };
-    let needs = |ways| memory_bytes(info, request, ways).map_err(|error| failure(&error, 0));
+    let needs = |ways| {
+        let needed = memory_bytes(info, request, ways, Residence::Staged);
+        needed.map_err(|error| failure(&error, 0))
+    };
     let (available, whose) = machine::memory_bytes();
     let lean = Ways { lean: true, ..ways };
     for ways in [ways, lean] {
@@ -278,7 +277,7 @@ fn affordable(entry: &Entry, request: &Request, ways: Ways) -> Result<Ways, Fail
 }
 
 /// What is worth a word before the work begins.
-fn notes(entry: &Entry, model: &Model, request: &Request) -> Vec<String> {
+fn notes(entry: &Entry, info: &ModelInfo, request: &Request) -> Vec<String> {
     let hash = entry
         .sha256
         .as_deref()
@@ -297,10 +296,10 @@ fn notes(entry: &Entry, model: &Model, request: &Request) -> Vec<String> {
         (Job::Img2Img { image, .. }, None) => Some((image.width(), image.height())),
         (_, size) => size,
     };
-    if let (Some((width, height)), Ok(size)) = (asked, model.size_of(request))
+    if let (Some((width, height)), Ok(size)) = (asked, info.size_of(request))
         && (width, height) != size
     {
-        let factor = model.vae.config().downscale();
+        let factor = info.vae.as_ref().map_or(8, |vae| vae.downscale());
         notes.push(format!(
             "note: {width}×{height} is rounded down to {}×{}: sizes are multiples of {factor}",
             size.0, size.1
@@ -326,11 +325,16 @@ fn notes(entry: &Entry, model: &Model, request: &Request) -> Vec<String> {
 
 /// One job on its way to files.
 struct Drawing<'a> {
-    entry: &'a Entry,
+    entry: Entry,
+    /// Of the model and the VAE, while they are computed beside the loading.
+    hashes: Option<JoinHandle<Hashes>>,
     /// The file that the VAE is from, if it is not the model's own, and its hash.
     vae: Option<(&'a Path, Option<String>)>,
     request: &'a Request,
     output: &'a Output,
+    quiet: bool,
+    /// What reading networks took so far.
+    loading: Duration,
 }
 
 /// A picture that is in a file.
@@ -356,21 +360,30 @@ impl Saved {
 impl Drawing<'_> {
     /// Draws all pictures and writes each as soon as it is done.
     fn draw(
-        &self,
-        model: &Model,
+        &mut self,
+        files: &ModelFiles,
         progress: &mut Progress,
     ) -> Result<(Vec<Saved>, Vec<Picture>), Failure> {
         let paths = |saved: Vec<Saved>| saved.into_iter().map(|saved| saved.path).collect();
         let mut saved = Vec::new();
         let mut write_failure = None;
-        let result = model.generate(self.request, |now| {
+        let mut loading_since = Some(Instant::now());
+        let result = files.generate(self.request, |now| {
             if interrupt::asked() {
                 return ControlFlow::Break(());
             }
+            self.loading += loading_since
+                .take()
+                .map_or(Duration::ZERO, |since| since.elapsed());
             match now.phase {
+                Phase::Load(part) => {
+                    loading_since = Some(Instant::now());
+                    progress.stage(&format!("loading {}", self.what(part)));
+                }
                 Phase::Text => progress.stage("reading the prompt"),
                 Phase::Encode => progress.stage("encoding the picture"),
                 Phase::Steps { done, count } => {
+                    self.introduce(files, progress);
                     progress.step((now.image, now.image_count), done, count)
                 }
                 Phase::Decode => progress.stage("decoding the picture"),
@@ -392,6 +405,29 @@ impl Drawing<'_> {
             }
             (None, Err(error)) => Err(failure(&error, saved.len()).after(paths(saved))),
             (None, Ok(pictures)) => Ok((saved, pictures)),
+        }
+    }
+
+    /// What is read of the model, for the line of progress.
+    fn what(&self, part: Part) -> String {
+        format!("{}: {}", self.entry.name, part.name())
+    }
+
+    /// Waits for the hashes and says what is drawn with, before the first step.
+    fn introduce(&mut self, files: &ModelFiles, progress: &mut Progress) {
+        let Some(hashes) = self.hashes.take() else {
+            return;
+        };
+        let hashes = hashes.join().unwrap_or_default();
+        self.entry.sha256 = hashes.model;
+        if let Some((_, hash)) = &mut self.vae {
+            *hash = hashes.vae;
+        }
+        if !self.quiet {
+            progress.clear();
+            notes(&self.entry, files.info(), self.request)
+                .iter()
+                .for_each(|note| say::note(note));
         }
     }
 
@@ -485,9 +521,9 @@ pub(crate) fn failure(error: &GenerateError, saved: usize) -> Failure {
     match error {
         GenerateError::Stopped => Failure::Interrupted { saved },
         GenerateError::MaskSize { .. } => Failure::Picture(error.to_string()),
-        GenerateError::Model { .. } | GenerateError::NotFinite { .. } => {
-            Failure::Model(error.to_string())
-        }
+        GenerateError::Model { .. }
+        | GenerateError::NotFinite { .. }
+        | GenerateError::Load { .. } => Failure::Model(error.to_string()),
         _ => Failure::Usage(error.to_string()),
     }
 }

@@ -13,7 +13,6 @@ mod convert;
 mod diff;
 mod error;
 mod exif;
-mod fidelity;
 mod files;
 mod generate;
 mod hash;

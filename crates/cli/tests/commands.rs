@@ -438,6 +438,55 @@ fn bench_measures_one_part() {
     place.refuses(&["bench", "--batch", "2"], 2, &["PART"]);
 }
 
+#[test]
+fn bench_measures_a_whole_drawing() {
+    let place = Place::new();
+    let arguments = [
+        "bench", "txt2img", "--size", "64", "--steps", "3", "--batch", "2", "--repeat", "2",
+    ];
+    let json = place.works(&[&arguments[..], &["--json"]].concat()).json();
+    let seconds = |value: &serde_json::Value| value.as_f64().expect("a number");
+    let total = seconds(&json["median_s"]);
+    let stages = ["load", "text", "steps", "decode"].map(|stage| seconds(&json["stages"][stage]));
+    assert!(stages.iter().all(|stage| *stage > 0.0), "{json}");
+    // Medians of two are the slower ones, of each stage and of the whole.
+    let slowest: f64 = json["seconds"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(seconds)
+        .sum();
+    assert!(
+        total <= slowest && stages.iter().sum::<f64>() <= slowest,
+        "{json}"
+    );
+    assert!(
+        (seconds(&json["step_s"]) * 6.0 - stages[2]).abs() < 1e-9,
+        "{json}"
+    );
+    assert_eq!(
+        (json["steps"].as_u64(), json["batch"].as_u64()),
+        (Some(3), Some(2))
+    );
+    let text = place.works(&arguments).stdout;
+    assert!(
+        text.contains("a step") && text.contains("median of 2"),
+        "{text}"
+    );
+
+    place.refuses(
+        &["bench", "unet", "--steps", "3"],
+        2,
+        &["--steps", "txt2img"],
+    );
+    place.refuses(
+        &["bench", "txt2img", "--profile"],
+        2,
+        &["--profile", "unet"],
+    );
+    place.refuses(&["bench", "unet", "--family", "sdxl"], 2, &["SDXL", "sd15"]);
+}
+
 #[cfg(unix)]
 #[test]
 fn signals_end_between_steps_and_leave_nothing() {

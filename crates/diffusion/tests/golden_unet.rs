@@ -61,7 +61,7 @@ fn cached_passes_agree_with_deepcache() {
     for label in labels {
         let case = Case::read(&label);
         let unet = load::load_unet(&checkpoint(&case)).unwrap();
-        assert_eq!(unet.branch_count(), 12);
+        assert_eq!(unet.config().branch_count(), 12);
         let text = unet.prepare(&input(&case, "in.context"));
         let (x, t) = (
             ["in.x.0", "in.x.1"].map(|name| input(&case, name)),

@@ -576,7 +576,7 @@ mod tests {
             (y.into_vec(), seen)
         };
         let (plain, all) = run(Deep::Compute);
-        assert_eq!(unet.branch_count(), 4);
+        assert_eq!(unet.config().branch_count(), 4);
         let mut counts = Vec::new();
         for branch in 0..4 {
             let mut features = None;
