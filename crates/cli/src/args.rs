@@ -426,7 +426,7 @@ pub(crate) struct BenchArgs {
     /// Height x width of the latent instead, an eighth of the picture's
     #[arg(long, value_name = "HxW", value_parser = size, conflicts_with = "size")]
     pub(crate) latent: Option<(u32, u32)>,
-    /// Steps of txt2img and fidelity [default: 20, or what the model asks for]
+    /// Steps of txt2img and fidelity [default: 20; of fidelity what the model asks for, if it does]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1000), requires = "part", allow_negative_numbers = true)]
     pub(crate) steps: Option<u16>,
     /// How many pictures a pass makes

@@ -262,11 +262,13 @@ fn pass(
     let chunk = encode("a lighthouse on a rock, storm", PromptStyle::A1111).remove(0);
     let text = move || model.text.forward(&chunk.ids, 1);
     match part {
-        BenchPart::Text | BenchPart::Load | BenchPart::Txt2img | BenchPart::Fidelity => Box::new(move || {
-            for _ in 0..batch {
-                drop(text());
-            }
-        }),
+        BenchPart::Text | BenchPart::Load | BenchPart::Txt2img | BenchPart::Fidelity => {
+            Box::new(move || {
+                for _ in 0..batch {
+                    drop(text());
+                }
+            })
+        }
         BenchPart::Unet => {
             let one = text();
             let shape = [batch, one.dim(1), one.dim(2)];

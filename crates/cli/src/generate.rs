@@ -11,8 +11,8 @@ use safelight_catalog::{Entry, short};
 use safelight_diffusion::infotext::Infotext;
 use safelight_diffusion::load::{ModelFiles, ModelInfo, Part};
 use safelight_diffusion::pipeline::{
-    GenerateError, Inpaint, Job, Mask, Outpaint, Passes, Phase, Picture, Request, Residence, RgbImage,
-    memory_bytes,
+    GenerateError, Inpaint, Job, Mask, Outpaint, Passes, Phase, Picture, Request, Residence,
+    RgbImage, memory_bytes,
 };
 use safelight_diffusion::precision::{Precision, Ways};
 use safelight_diffusion::prompt;

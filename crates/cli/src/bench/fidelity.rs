@@ -102,7 +102,11 @@ impl Subject<'_> {
         let usual = Request::default();
         let request = Request {
             size: Some(size),
-            steps: args.steps.map(usize::from).or(defaults.steps).unwrap_or(usual.steps),
+            steps: args
+                .steps
+                .map(usize::from)
+                .or(defaults.steps)
+                .unwrap_or(usual.steps),
             cfg_scale: defaults.cfg_scale.unwrap_or(usual.cfg_scale),
             sampler: defaults.sampler.unwrap_or(usual.sampler),
             schedule: defaults.schedule.unwrap_or(usual.schedule),
