@@ -64,7 +64,12 @@ pub(crate) fn check(opened: Result<Box<dyn Source>, ConvertError>) {
             Ok(())
         });
         match read {
-            Ok(()) => assert_eq!(there, expected, "{}", tensor.name),
+            Ok(()) => {
+                assert_eq!(there, expected, "{}", tensor.name);
+                source
+                    .check(&[index])
+                    .expect("what can be read was not too much");
+            }
             Err(error) => {
                 assert!(there <= expected);
                 check_message(&error.to_string());

@@ -195,6 +195,12 @@ def refused():
     yield "refused_neg.pt", save({"lazy": torch._neg_view(torch.arange(3))})
 
 
+def expanded():
+    """Small files whose views repeat one number very often: 4 MiB and 2 GiB."""
+    one = torch.ones(1)
+    yield "expanded.pt", save({"small": torch.ones(2), "middle": one.expand(1 << 20), "wide": one.expand(1 << 29)})
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", default="testdata/golden/pickle")
@@ -206,6 +212,6 @@ if __name__ == "__main__":
         tensors = {key: value.detach().clone().contiguous() for key, value in tensors.items()}
         safetensors.torch.save_file(tensors, out / (Path(name).stem + ".safetensors"), {"made_with": versions})
         print(name, len(data))
-    for name, data in refused():
+    for name, data in [*refused(), *expanded()]:
         (out / name).write_bytes(data)
         print(name, len(data))

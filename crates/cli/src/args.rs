@@ -10,7 +10,7 @@ use safelight_diffusion::precision::{Precision, Ways};
 use safelight_diffusion::sampler::{Flavour, STEPS_MAX, Sampler};
 use safelight_diffusion::schedule::Schedule;
 
-use crate::files::{FileCommand, WITHOUT_MAX_HEADER, max_header};
+use crate::files::{FileCommand, WITH_LIMIT, WITHOUT_MAX_HEADER, limit, max_header};
 use crate::shortcuts::ShortcutArgs;
 
 const EXIT_CODES: &str = "\
@@ -100,6 +100,9 @@ pub(crate) fn command() -> clap::Command {
         .filter(|name| !WITHOUT_MAX_HEADER.contains(name));
     for name in readers.chain([&"inspect"]) {
         command = command.mut_subcommand(name, |command| command.arg(max_header()));
+    }
+    for name in WITH_LIMIT {
+        command = command.mut_subcommand(name, |command| command.arg(limit()));
     }
     let [pictures, models, program] = GROUPS;
     let groups = [pictures, models, ("Tensor files", &files[..]), program];

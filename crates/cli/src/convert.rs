@@ -9,9 +9,9 @@ use std::time::Instant;
 use clap::{Args, ValueEnum, ValueHint};
 use safelight_convert::layout::{FolderOptions, Layout, Model, Prediction, is_diffusers_folder};
 use safelight_convert::{
-    Cast, CastOptions, GgufOptions, GgufWeights, Keep, Limits, Note, NpzOptions, OpenOptions,
-    PruneOptions, Report, SharedTensors, Source, UnknownObjects, WriteOptions, prune,
-    restore_shared, write_gguf, write_npz, write_safetensors, write_safetensors_to, write_sharded,
+    Cast, CastOptions, GgufOptions, GgufWeights, Keep, Note, NpzOptions, OpenOptions, PruneOptions,
+    Report, SharedTensors, Source, UnknownObjects, WriteOptions, prune, restore_shared, write_gguf,
+    write_npz, write_safetensors, write_safetensors_to, write_sharded,
 };
 use safelight_format::{Dtype, Order, shown};
 use serde_json::json;
@@ -499,7 +499,11 @@ impl ConvertArgs {
             let report = write_gguf(&*source, &self.dst, &options, &mut progress)?;
             return Ok(self.one_file(report));
         }
-        let model = Model::find(source, self.prediction, Limits::default().memory_bytes_max)?;
+        let model = Model::find(
+            source,
+            self.prediction,
+            files::all_limits().memory_bytes_max,
+        )?;
         let mut written = match kind {
             Kind::Diffusers => {
                 let options = FolderOptions {

@@ -10,8 +10,8 @@ use std::process::ExitCode;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use clap::{Arg, ArgMatches, Args, Subcommand, ValueHint};
-use safelight_convert::{Contents, ConvertError, OpenOptions as ConvertOptions, Source};
+use clap::{Arg, ArgAction, ArgMatches, Args, Subcommand, ValueHint};
+use safelight_convert::{Contents, ConvertError, LimitName, OpenOptions as ConvertOptions, Source};
 use safelight_store::location::{self, Location};
 use safelight_store::{
     Checkpoint, Meant, check_found, check_listed, matching, model_files, replace_file,
@@ -357,13 +357,54 @@ fn header_size(text: &str) -> Result<u64, String> {
 /// Commands that read no header of the kind, and so have no `--max-header`.
 pub(crate) const WITHOUT_MAX_HEADER: [&str; 1] = ["hash"];
 
-/// Takes `--max-header` from what was typed.
+/// Other limits that the command line says; set once, before a command runs.
+static LIMITS: OnceLock<Vec<(LimitName, u64)>> = OnceLock::new();
+
+/// Commands that read files of other kinds, and so have `--limit`.
+pub(crate) const WITH_LIMIT: [&str; 6] = ["convert", "diff", "merge", "stats", "ls", "browse"];
+
+/// `--limit`.
+pub(crate) fn limit() -> Arg {
+    Arg::new("limit")
+        .long("limit")
+        .value_name("NAME=NUMBER")
+        .value_parser(named_limit)
+        .action(ArgAction::Append)
+        .help(
+            "Let a file that is no safetensors file ask for more, or less, of memory, pickle, views (sizes such as 2GiB), \
+             tensors, depth or ratio (repeatable)",
+        )
+}
+
+/// `memory=2GiB` and its like.
+fn named_limit(text: &str) -> Result<(LimitName, u64), String> {
+    let names = LimitName::ALL.map(LimitName::name).join(", ");
+    let (name, value) = text
+        .split_once('=')
+        .ok_or_else(|| format!("expected NAME=NUMBER with one of {names}"))?;
+    let mut all = LimitName::ALL.into_iter();
+    let name = all
+        .find(|known| known.name() == name)
+        .ok_or_else(|| format!("there is no such limit; expected one of {names}"))?;
+    let value = match name.is_bytes() {
+        true => convert::size(value)?,
+        false => value
+            .parse()
+            .map_err(|_| "expected a whole number behind `=`".to_owned())?,
+    };
+    Ok((name, value))
+}
+
+/// Takes `--max-header` and `--limit` from what was typed.
 pub(crate) fn set_limits(matches: &ArgMatches) {
     let Some((_, matches)) = matches.subcommand() else {
         return;
     };
     if let Ok(Some(bytes)) = matches.try_get_one::<u64>("max-header") {
         HEADER_BYTES_MAX.get_or_init(|| *bytes);
+    }
+    if let Ok(Some(limits)) = matches.try_get_many::<(LimitName, u64)>("limit") {
+        LIMITS.get_or_init(|| limits.copied().collect());
     }
     set_limits(matches);
 }
@@ -379,10 +420,14 @@ pub(crate) fn limits() -> safelight_format::Limits {
 
 /// How much any file may ask for.
 pub(crate) fn all_limits() -> safelight_convert::Limits {
-    safelight_convert::Limits {
+    let mut all = safelight_convert::Limits {
         header: limits(),
         ..Default::default()
+    };
+    for (name, value) in LIMITS.get().into_iter().flatten() {
+        all.set(*name, *value);
     }
+    all
 }
 
 /// Whether a path stands for standard input.
@@ -465,6 +510,10 @@ struct Spooled {
 impl Source for Spooled {
     fn contents(&self) -> &Contents {
         &self.contents
+    }
+
+    fn check(&self, indices: &[usize]) -> Result<(), ConvertError> {
+        self.source.check(indices)
     }
 
     fn read(
@@ -626,6 +675,19 @@ mod tests {
         assert_eq!(wrapped("a\nb\n\n  c"), "a\nb\n\n  c");
         let long = ["word"; 40].join(" ");
         assert_eq!(wrapped(&long).lines().count(), 3);
+    }
+
+    #[test]
+    fn limits_by_name() {
+        assert_eq!(named_limit("memory=2GiB"), Ok((LimitName::Memory, 2 << 30)));
+        assert_eq!(named_limit("depth=7"), Ok((LimitName::Depth, 7)));
+        for wrong in ["memory", "memory=", "depth=1k", "speed=1", "=1"] {
+            assert!(named_limit(wrong).is_err(), "{wrong}");
+        }
+        let subcommands = crate::args::command();
+        for name in WITH_LIMIT {
+            assert!(subcommands.find_subcommand(name).is_some(), "{name}");
+        }
     }
 
     #[test]

@@ -286,3 +286,87 @@ fn commands_say_what_they_do_not_take() {
         "split", pattern, "--count", "3", "-o", "more", "--stem", "m",
     ]);
 }
+
+/// A file of torch with views that repeat one number: `middle` has 4 MiB of it and `wide` 2 GiB.
+fn expanded(place: &Place) {
+    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../../testdata/golden/pickle");
+    let file = std::fs::read(std::path::Path::new(folder).join("expanded.pt")).unwrap();
+    place.write("expanded.pt", &file);
+}
+
+#[test]
+fn expanded_views_matter_if_they_are_read() {
+    let place = Place::new();
+    expanded(&place);
+    let convert = ["convert", "expanded.pt", "out.safetensors"];
+    let words = ["`wide`", "limit is 1073741824", "--limit views=NUMBER"];
+    place.refuses(&convert, 3, &words);
+    place.refuses(&["stats", "expanded.pt"], 3, &words);
+    place.refuses(&["diff", "expanded.pt", "expanded.pt"], 2, &words);
+    assert!(place.works(&["ls", "expanded.pt"]).stdout.contains("wide"));
+    let few = [&convert[..], &["--exclude", "wide"]].concat();
+    place.works(&few);
+    let out = Checkpoint::open(&place.path("out.safetensors")).unwrap();
+    assert_eq!(out.read_f32("middle").unwrap(), vec![1.0; 1 << 20]);
+    let less = [&few[..], &["--force", "--limit", "views=1MiB"]].concat();
+    place.refuses(&less, 3, &["`middle`", "limit is 1048576", "--limit views"]);
+    let more = [
+        "diff",
+        "expanded.pt",
+        "expanded.pt",
+        "--name",
+        "small",
+        "--name",
+        "middle",
+    ];
+    place.works(&more);
+}
+
+#[test]
+fn limits_are_raised_and_lowered_by_name() {
+    let place = Place::new();
+    expanded(&place);
+    let few = |limit: &'static str| ["ls", "expanded.pt", "--limit", limit];
+    place.refuses(
+        &few("tensors=2"),
+        3,
+        &["3 tensors", "limit is 2", "--limit tensors"],
+    );
+    place.refuses(&few("pickle=100B"), 3, &["limit is 100", "--limit pickle"]);
+    place.refuses(&few("depth=0"), 3, &["limit is 0", "--limit depth"]);
+    place.refuses(
+        &few("speed=1"),
+        2,
+        &["memory, pickle, views, tensors, depth, ratio"],
+    );
+    place.works(&few("tensors=3"));
+}
+
+/// What was never written is refused as a wrong file, not as a full disk.
+#[test]
+fn bytes_that_hdf5_never_wrote_are_refused_before_room_is_made() {
+    let place = Place::new();
+    let seed = concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/../../fuzz/corpus/h5/earliest_chunks.h5"
+    );
+    let mut file = std::fs::read(seed).unwrap();
+    // A dimension of 3 becomes 2⁴⁰, in all places where it stands.
+    let three = [3, 0, 0, 0, 0, 0, 0, 0, 4, 0, 0, 0, 0, 0, 0, 0];
+    let found = (0..file.len() - three.len()).filter(|&at| file[at..].starts_with(&three));
+    let found: Vec<usize> = found.collect();
+    assert!(!found.is_empty());
+    for at in found {
+        file[at..at + 8].copy_from_slice(&(1u64 << 40).to_le_bytes());
+    }
+    place.write("zeros.h5", &file);
+    let words = ["bytes that were never written", "--limit memory=NUMBER"];
+    place.refuses(&["convert", "zeros.h5", "out.safetensors"], 3, &words);
+    place.refuses(&["convert", "zeros.h5", "out.npz"], 3, &words);
+    place.refuses(
+        &["convert", "zeros.h5", "out", "--shard-size", "1GB"],
+        3,
+        &words,
+    );
+    assert_eq!(place.everything(), ["zeros.h5"]);
+}

@@ -154,6 +154,13 @@ pub fn diff(
     let known =
         |&(in_a, in_b): &(usize, usize)| in_a < a.tensors().len() && in_b < b.tensors().len();
     let (both, opaque): (Vec<_>, Vec<_>) = pairs.partition(known);
+    if numbers.is_some() {
+        for (source, in_source) in [(a, 0), (b, 1)] {
+            let pairs = both.iter().chain(&opaque);
+            let indices: Vec<usize> = pairs.map(|pair| [pair.0, pair.1][in_source]).collect();
+            source.check(&indices)?;
+        }
+    }
     let stopped = AtomicBool::new(false);
     let done = |bytes: u64| {
         if stopped.load(Ordering::Relaxed) || progress(bytes).is_break() {

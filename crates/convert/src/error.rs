@@ -7,6 +7,8 @@ use std::path::Path;
 use safelight_format::{FileKind, shown};
 use safelight_store::StoreError;
 
+use crate::source::{Bound, LimitName};
+
 /// Why a file cannot be read, or its tensors written. `file` is a path, or the label of a source.
 #[derive(Debug)]
 #[non_exhaustive]
@@ -81,6 +83,8 @@ pub enum ConvertError {
         value: u64,
         /// The limit.
         limit: u64,
+        /// Which of the [`crate::Limits`] it is; `None` if it is fixed.
+        name: Option<LimitName>,
     },
     /// A tensor cannot be had in the form asked for, such as a cast that does not exist.
     Request {
@@ -121,6 +125,25 @@ impl ConvertError {
             format,
             at: at.into(),
             problem: problem.into(),
+        }
+    }
+
+    /// [`ConvertError::Limit`], in one call.
+    pub(crate) fn limit(
+        file: &str,
+        at: &str,
+        what: &'static str,
+        value: u64,
+        bound: impl Into<Bound>,
+    ) -> ConvertError {
+        let Bound { most: limit, name } = bound.into();
+        ConvertError::Limit {
+            file: file.to_owned(),
+            at: at.to_owned(),
+            what,
+            value,
+            limit,
+            name,
         }
     }
 
@@ -255,12 +278,24 @@ impl fmt::Display for ConvertError {
                 what,
                 value,
                 limit,
-            } => write!(
-                f,
-                "{}: {}at least {value} {what}, the limit is {limit}; raise it if you trust the file",
-                shown(file),
-                At(at)
-            ),
+                name,
+            } => {
+                let (file, at) = (shown(file), At(at));
+                write!(
+                    f,
+                    "{file}: {at}at least {value} {what}, the limit is {limit}"
+                )?;
+                match name {
+                    None => write!(f, " and cannot be raised"),
+                    Some(name) => {
+                        let name = name.name();
+                        write!(
+                            f,
+                            "; if you trust the file, raise it with --limit {name}=NUMBER"
+                        )
+                    }
+                }
+            }
             ConvertError::Request { at, problem } => write!(f, "{}{problem}", At(at)),
             ConvertError::OutOfMemory {
                 file,

@@ -12,7 +12,7 @@ use safelight_store::ReadAt;
 
 use crate::error::ConvertError;
 use crate::input::{Cursor, Input};
-use crate::source::{Contents, Limits, Note, Source};
+use crate::source::{Contents, LimitName, Limits, Note, Source};
 
 /// Deeper nesting is refused, whatever the limits say: each level is a call.
 const DEPTH_MAX: u32 = 200;
@@ -258,7 +258,7 @@ impl Reader<'_> {
     /// Counts what is kept in memory.
     fn keep(&mut self, bytes: u64) -> Result<(), ConvertError> {
         self.kept_bytes = self.kept_bytes.saturating_add(bytes + NODE_BYTES);
-        let limit = self.limits.memory_bytes_max;
+        let limit = self.limits.bound(LimitName::Memory);
         self.input
             .limited("", "bytes of keys and values", self.kept_bytes, limit)
     }
@@ -269,10 +269,12 @@ impl Reader<'_> {
     }
 
     fn value(&mut self, depth: u32) -> Result<Node, ConvertError> {
-        let limit = self.limits.depth_max.min(DEPTH_MAX);
+        let limit = self
+            .limits
+            .bound(LimitName::Depth)
+            .and(u64::from(DEPTH_MAX));
         let what = "values within each other";
-        self.input
-            .limited("", what, u64::from(depth), u64::from(limit))?;
+        self.input.limited("", what, u64::from(depth), limit)?;
         self.keep(0)?;
         Ok(match self.head()? {
             Head::Node(node) => node,
@@ -445,7 +447,7 @@ impl Flat<'_> {
             return Err(self.input.malformed(name, problem));
         }
         let count = self.names.len() as u64;
-        let limit = self.limits.tensor_count_max;
+        let limit = self.limits.bound(LimitName::Tensors);
         self.input.limited("", "tensors", count, limit)?;
         let name = name.to_owned();
         let spec = TensorSpec { name, dtype, shape };

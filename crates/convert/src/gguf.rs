@@ -18,7 +18,7 @@ use safelight_store::ReadAt;
 
 use crate::error::ConvertError;
 use crate::input::{Cursor, Input};
-use crate::source::{Contents, Limits, Note, PIECE_BYTES, Source};
+use crate::source::{Contents, LimitName, Limits, Note, PIECE_BYTES, Source};
 
 pub use kinds::GgmlType;
 pub use write::{GgufOptions, GgufWeights, write_gguf};
@@ -112,7 +112,8 @@ impl GgufSource {
         let mut reader = Reader::new(&input)?;
         let tensor_count = reader.count()?;
         let key_count = reader.count()?;
-        input.limited("", "tensors", tensor_count, limits.tensor_count_max)?;
+        let most = limits.bound(LimitName::Tensors);
+        input.limited("", "tensors", tensor_count, most)?;
         let keys = metadata::read(&mut reader, key_count, limits)?;
         let quantized = reading.quantized;
         let mut notes = keys.notes;

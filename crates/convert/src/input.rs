@@ -6,7 +6,7 @@ use std::path::Path;
 use safelight_store::ReadAt;
 
 use crate::error::ConvertError;
-use crate::source::PIECE_BYTES;
+use crate::source::{Bound, PIECE_BYTES};
 
 /// A file (or anything that can be read at any position), its size when opened, and what to call it.
 pub(crate) struct Input {
@@ -68,24 +68,19 @@ impl Input {
         ConvertError::unsupported(&self.label, at, what)
     }
 
-    /// [`ConvertError::Limit`] about this file, if `value` is above `limit`.
+    /// [`ConvertError::Limit`] about this file, if `value` is above `bound`.
     pub(crate) fn limited(
         &self,
         at: &str,
         what: &'static str,
         value: u64,
-        limit: u64,
+        bound: impl Into<Bound>,
     ) -> Result<(), ConvertError> {
-        if value <= limit {
+        let bound = bound.into();
+        if value <= bound.most {
             return Ok(());
         }
-        Err(ConvertError::Limit {
-            file: self.label.clone(),
-            at: at.to_owned(),
-            what,
-            value,
-            limit,
-        })
+        Err(ConvertError::limit(&self.label, at, what, value, bound))
     }
 
     /// Fills `buffer` with the bytes from `offset` on.

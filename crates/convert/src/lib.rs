@@ -70,7 +70,9 @@ pub use npz::{NpzOptions, NpzSource, write_npz};
 pub use onnx::OnnxSource;
 pub use open::{OpenOptions, SharedTensors, UnknownObjects, open, open_with};
 pub use sharded::{ShardedReport, write_sharded};
-pub use source::{Contents, Limits, Note, OpaqueTensor, PIECE_BYTES, Source, refuse_opaque};
+pub use source::{
+    Contents, LimitName, Limits, Note, OpaqueTensor, PIECE_BYTES, Source, refuse_opaque,
+};
 pub use stats::{Histogram, Numbers, TensorStats, stats, tensor_bars, tensor_stats};
 pub use torch::open_torch;
 pub use write::{Report, WriteOptions, write_safetensors, write_safetensors_to};

@@ -17,7 +17,7 @@ use crate::error::ConvertError;
 use crate::input::Input;
 use crate::npy::{self, Element};
 use crate::sink::Regroup;
-use crate::source::{Contents, Limits, Note, PIECE_BYTES, Source};
+use crate::source::{Contents, LimitName, Limits, Note, PIECE_BYTES, Source};
 use crate::zip::{Archive, Member};
 
 pub use write::{NpzOptions, write_npz};
@@ -131,7 +131,7 @@ impl NpzSource {
         }
         let count = archive.members.len() as u64;
         self.input
-            .limited("", "members", count, limits.tensor_count_max)?;
+            .limited("", "members", count, limits.bound(LimitName::Tensors))?;
         let mut names = HashSet::new();
         for member in archive.members {
             let named = member.name.strip_suffix(".npy");
@@ -150,7 +150,7 @@ impl NpzSource {
             let ratio = member.content_bytes / member.stored_bytes.max(1);
             let what = "bytes for each compressed one";
             self.input
-                .limited(&name, what, ratio, limits.compression_ratio_max)?;
+                .limited(&name, what, ratio, limits.bound(LimitName::Ratio))?;
             if !names.insert(name.clone()) {
                 return Err(self.input.malformed(name, "two members have this name"));
             }
@@ -221,7 +221,7 @@ impl NpzSource {
                         .push(Note::new(name, "dropped: an array of texts"));
                     return Ok(());
                 }
-                let limit = limits.memory_bytes_max;
+                let limit = limits.bound(LimitName::Memory);
                 self.input
                     .limited(name, "bytes of text", byte_count, limit)?;
                 let mut content = Vec::new();

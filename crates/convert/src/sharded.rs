@@ -7,7 +7,7 @@ use safelight_store::ShardSet;
 
 use crate::error::ConvertError;
 use crate::folders::MadeFolders;
-use crate::source::{Contents, Source};
+use crate::source::{Contents, Source, check_all};
 use crate::write::{Report, WriteOptions, write_safetensors};
 
 /// What [`write_sharded`] wrote.
@@ -35,6 +35,7 @@ pub fn write_sharded(
     options: &WriteOptions,
     progress: &mut dyn FnMut(u64, u64) -> ControlFlow<()>,
 ) -> Result<ShardedReport, ConvertError> {
+    check_all(source)?;
     let folders = MadeFolders::make(folder)?;
     let groups = split(source.contents(), shard_bytes_max);
     if groups.len() <= 1 {
@@ -129,6 +130,11 @@ struct Shard<'s> {
 impl Source for Shard<'_> {
     fn contents(&self) -> &Contents {
         &self.contents
+    }
+
+    fn check(&self, indices: &[usize]) -> Result<(), ConvertError> {
+        let indices: Vec<usize> = indices.iter().map(|&index| self.indices[index]).collect();
+        self.source.check(&indices)
     }
 
     fn read(

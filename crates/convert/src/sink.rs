@@ -7,7 +7,7 @@ use std::path::Path;
 use safelight_store::replace_file_seek;
 
 use crate::error::ConvertError;
-use crate::source::Source;
+use crate::source::{Source, check_all};
 
 /// Writes, and goes back.
 trait WriteSeek: Write + Seek {}
@@ -34,6 +34,7 @@ impl Sink<'_> {
         progress: &mut dyn FnMut(u64, u64) -> ControlFlow<()>,
         write: impl FnOnce(&mut Sink<'_>) -> Result<T, ConvertError>,
     ) -> Result<T, ConvertError> {
+        check_all(source)?;
         let all = source.contents().all_bytes();
         let mut result = None;
         let replaced = replace_file_seek(path, sync, |file| {

@@ -172,6 +172,16 @@ pub trait Source: Send + Sync {
         &self.contents().notes
     }
 
+    /// An error if the file asks for more than it may in order to read these tensors, as far as that can be told before:
+    /// numbers that several views repeat, bytes that were never written. Whoever writes asks before there is a file.
+    ///
+    /// # Errors
+    /// [`ConvertError::Limit`]; what the file says.
+    fn check(&self, indices: &[usize]) -> Result<(), ConvertError> {
+        let _ = indices;
+        Ok(())
+    }
+
     /// Hands the bytes of tensor `index` (its position in [`Source::tensors`]; behind these come those of
     /// [`Source::opaque`]) to `out`: little-endian, the last dimension's elements next to each other, in pieces of at most
     /// 16 MiB, none empty.
@@ -190,6 +200,10 @@ impl<S: Source + ?Sized> Source for Box<S> {
         (**self).contents()
     }
 
+    fn check(&self, indices: &[usize]) -> Result<(), ConvertError> {
+        (**self).check(indices)
+    }
+
     fn read(
         &self,
         index: usize,
@@ -204,6 +218,10 @@ impl<S: Source + ?Sized> Source for std::sync::Arc<S> {
         (**self).contents()
     }
 
+    fn check(&self, indices: &[usize]) -> Result<(), ConvertError> {
+        (**self).check(indices)
+    }
+
     fn read(
         &self,
         index: usize,
@@ -211,6 +229,12 @@ impl<S: Source + ?Sized> Source for std::sync::Arc<S> {
     ) -> Result<(), ConvertError> {
         (**self).read(index, out)
     }
+}
+
+/// [`Source::check`] of all tensors.
+pub(crate) fn check_all(source: &dyn Source) -> Result<(), ConvertError> {
+    let all: Vec<usize> = (0..source.contents().tensor_count()).collect();
+    source.check(&all)
 }
 
 /// Something of the file that is not handed on as it is, and why.
@@ -248,6 +272,11 @@ pub struct Limits {
     /// Bytes that parts which must be in memory as a whole may take together: a pickle, a compressed tensor that is
     /// read out of order, a graph's names.
     pub memory_bytes_max: u64,
+    /// Bytes that the values of a pickle may take, and twice what one may have that is compressed. A checkpoint of 100,000 tensors
+    /// needs some 100 MB.
+    pub pickle_bytes_max: u64,
+    /// Bytes of the tensors that are read together, if that is more than 16 times the file: views can repeat the same numbers.
+    pub view_bytes_max: u64,
     /// How deep containers may be nested.
     pub depth_max: u32,
     /// How many bytes a compressed member may give for each byte that is stored.
@@ -260,8 +289,146 @@ impl Default for Limits {
             header: safelight_format::Limits::default(),
             tensor_count_max: 4_000_000,
             memory_bytes_max: 1024 * 1024 * 1024,
+            pickle_bytes_max: 256 * 1024 * 1024,
+            view_bytes_max: 1024 * 1024 * 1024,
             depth_max: 1000,
             compression_ratio_max: 1100, // deflate cannot give more than 1032 (RFC 1951 as analysed by M. Adler)
         }
+    }
+}
+
+/// One of the [`Limits`], in messages and on the command line.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum LimitName {
+    /// [`Limits::tensor_count_max`].
+    Tensors,
+    /// [`Limits::memory_bytes_max`].
+    Memory,
+    /// [`Limits::pickle_bytes_max`].
+    Pickle,
+    /// [`Limits::view_bytes_max`].
+    Views,
+    /// [`Limits::depth_max`].
+    Depth,
+    /// [`Limits::compression_ratio_max`].
+    Ratio,
+}
+
+impl LimitName {
+    /// All of them.
+    pub const ALL: [LimitName; 6] = [
+        LimitName::Memory,
+        LimitName::Pickle,
+        LimitName::Views,
+        LimitName::Tensors,
+        LimitName::Depth,
+        LimitName::Ratio,
+    ];
+
+    /// What it is called.
+    pub fn name(self) -> &'static str {
+        match self {
+            LimitName::Tensors => "tensors",
+            LimitName::Memory => "memory",
+            LimitName::Pickle => "pickle",
+            LimitName::Views => "views",
+            LimitName::Depth => "depth",
+            LimitName::Ratio => "ratio",
+        }
+    }
+
+    /// Whether it counts bytes.
+    pub fn is_bytes(self) -> bool {
+        use LimitName::*;
+        matches!(self, Memory | Pickle | Views)
+    }
+}
+
+impl Limits {
+    /// The limit of this name.
+    pub fn get(&self, name: LimitName) -> u64 {
+        match name {
+            LimitName::Tensors => self.tensor_count_max,
+            LimitName::Memory => self.memory_bytes_max,
+            LimitName::Pickle => self.pickle_bytes_max,
+            LimitName::Views => self.view_bytes_max,
+            LimitName::Depth => self.depth_max.into(),
+            LimitName::Ratio => self.compression_ratio_max,
+        }
+    }
+
+    /// Another value for the limit of this name.
+    pub fn set(&mut self, name: LimitName, value: u64) {
+        match name {
+            LimitName::Tensors => self.tensor_count_max = value,
+            LimitName::Memory => self.memory_bytes_max = value,
+            LimitName::Pickle => self.pickle_bytes_max = value,
+            LimitName::Views => self.view_bytes_max = value,
+            LimitName::Depth => self.depth_max = u32::try_from(value).unwrap_or(u32::MAX),
+            LimitName::Ratio => self.compression_ratio_max = value,
+        }
+    }
+
+    pub(crate) fn bound(&self, name: LimitName) -> Bound {
+        Bound {
+            most: self.get(name),
+            name: Some(name),
+        }
+    }
+}
+
+/// The most there may be of something, and which limit says so; none where it is fixed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Bound {
+    pub(crate) most: u64,
+    pub(crate) name: Option<LimitName>,
+}
+
+impl Bound {
+    /// The lower of two.
+    pub(crate) fn and(self, other: impl Into<Bound>) -> Bound {
+        let other = other.into();
+        match other.most < self.most {
+            true => other,
+            false => self,
+        }
+    }
+}
+
+impl From<u64> for Bound {
+    fn from(most: u64) -> Bound {
+        Bound { most, name: None }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_limit_has_a_name_of_its_own() {
+        let mut limits = Limits::default();
+        for (name, value) in LimitName::ALL.into_iter().zip(3..) {
+            assert_ne!(limits.get(name), value, "{name:?}");
+            limits.set(name, value);
+        }
+        for (name, value) in LimitName::ALL.into_iter().zip(3..) {
+            assert_eq!(limits.get(name), value, "{name:?}");
+        }
+    }
+
+    #[test]
+    fn the_lower_bound_has_its_name() {
+        let limits = Limits::default();
+        let depth = limits.bound(LimitName::Depth);
+        assert_eq!(
+            depth.and(100),
+            Bound {
+                most: 100,
+                name: None
+            }
+        );
+        assert_eq!(depth.and(5000), depth);
     }
 }

@@ -223,6 +223,7 @@ pub fn stats(
     let tensors: Vec<usize> = (0..source.tensors().len())
         .filter(|&index| wanted(&source.tensors()[index]))
         .collect();
+    source.check(&tensors)?;
     tensors
         .into_par_iter()
         .map(|index| {

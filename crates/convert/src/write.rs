@@ -10,7 +10,7 @@ use std::thread;
 use safelight_store::{StreamWriter, Writer};
 
 use crate::error::ConvertError;
-use crate::source::{Note, Source};
+use crate::source::{Note, Source, check_all};
 
 /// How a source is written.
 #[derive(Clone, Copy, Debug, Default)]
@@ -60,6 +60,7 @@ pub fn write_safetensors(
     options: &WriteOptions,
     progress: &mut dyn FnMut(u64, u64) -> ControlFlow<()>,
 ) -> Result<Report, ConvertError> {
+    check_all(source)?;
     let metadata = Some(source.metadata()).filter(|metadata| !metadata.is_empty());
     let (specs, opaque) = source.contents().to_specs();
     let writer = Writer::create_with_opaque(path, &specs, &opaque, metadata, &options.save)?;
@@ -95,6 +96,7 @@ pub fn write_safetensors_to(
     options: &WriteOptions,
     progress: &mut dyn FnMut(u64, u64) -> ControlFlow<()>,
 ) -> Result<Report, ConvertError> {
+    check_all(source)?;
     let metadata = Some(source.metadata()).filter(|metadata| !metadata.is_empty());
     let (specs, opaque) = source.contents().to_specs();
     let save = &options.save;

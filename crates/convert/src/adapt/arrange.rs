@@ -6,7 +6,7 @@ use std::sync::Arc;
 use safelight_format::TensorSpec;
 
 use crate::error::ConvertError;
-use crate::source::{Contents, Note, OpaqueTensor, PIECE_BYTES, Source};
+use crate::source::{Bound, Contents, LimitName, Note, OpaqueTensor, PIECE_BYTES, Source};
 
 /// Where an arranged tensor's bytes come from.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -140,13 +140,18 @@ pub(crate) fn read_whole(
     let (name, bytes) = source.contents().name_and_bytes(index);
     let bytes = bytes.unwrap_or(u64::MAX);
     if bytes > bytes_max {
-        return Err(ConvertError::Limit {
-            file: source.label().to_owned(),
-            at: name.to_owned(),
-            what: "bytes of a tensor that has to be in memory as a whole",
-            value: bytes,
-            limit: bytes_max,
-        });
+        let bound = Bound {
+            most: bytes_max,
+            name: Some(LimitName::Memory),
+        };
+        let what = "bytes of a tensor that has to be in memory as a whole";
+        return Err(ConvertError::limit(
+            source.label(),
+            name,
+            what,
+            bytes,
+            bound,
+        ));
     }
     let mut all = Vec::new();
     if usize::try_from(bytes)
@@ -169,6 +174,17 @@ pub(crate) fn read_whole(
 impl Source for Arranged {
     fn contents(&self) -> &Contents {
         &self.contents
+    }
+
+    fn check(&self, indices: &[usize]) -> Result<(), ConvertError> {
+        let taken = indices.iter().flat_map(|&index| match &self.takes[index] {
+            Take::Whole(index) | Take::Span(index, ..) | Take::Transposed(index, ..) => {
+                std::slice::from_ref(index)
+            }
+            Take::Join(indices) => &indices[..],
+            Take::Given(_) => &[],
+        });
+        self.inner.check(&taken.copied().collect::<Vec<_>>())
     }
 
     fn read(

@@ -202,6 +202,10 @@ impl Source for Cast {
         &self.contents
     }
 
+    fn check(&self, indices: &[usize]) -> Result<(), ConvertError> {
+        self.inner.check(indices)
+    }
+
     fn read(
         &self,
         index: usize,

@@ -84,9 +84,29 @@ pub fn join(sources: Vec<Arc<dyn Source>>) -> Result<Arc<dyn Source>, ConvertErr
     }))
 }
 
+/// [`Source::check`] of tensors of several sources: which source, and the index there.
+pub(crate) fn check_each<S: Source>(
+    sources: &[S],
+    places: impl IntoIterator<Item = (usize, usize)>,
+) -> Result<(), ConvertError> {
+    let mut indices = vec![Vec::new(); sources.len()];
+    for (source, index) in places {
+        indices[source].push(index);
+    }
+    let mut each = sources.iter().zip(&indices);
+    each.try_for_each(|(source, indices)| source.check(indices))
+}
+
 impl Source for Joined {
     fn contents(&self) -> &Contents {
         &self.contents
+    }
+
+    fn check(&self, indices: &[usize]) -> Result<(), ConvertError> {
+        check_each(
+            &self.sources,
+            indices.iter().map(|&index| self.places[index]),
+        )
     }
 
     fn read(

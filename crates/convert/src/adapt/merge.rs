@@ -10,6 +10,7 @@ use safelight_format::{CastReport as Counts, Dtype};
 
 use super::arrange::read_whole;
 use super::cast::{CastReport, Reports, is_float};
+use super::join::check_each;
 use super::mix::{self, Angle, Formula};
 use super::pieces::side_by_side;
 use super::plan::{Plan, Recipe, request};
@@ -328,6 +329,18 @@ impl Merge {
 impl Source for Merge {
     fn contents(&self) -> &Contents {
         &self.contents
+    }
+
+    fn check(&self, indices: &[usize]) -> Result<(), ConvertError> {
+        let taken = indices
+            .iter()
+            .flat_map(|&index| match &self.recipes[index] {
+                &Recipe::As(source, from) => vec![(source, from)],
+                Recipe::Mixed(of, _) | Recipe::Channels(of, _) => {
+                    of.iter().copied().enumerate().collect()
+                }
+            });
+        check_each(&self.sources, taken)
     }
 
     fn read(

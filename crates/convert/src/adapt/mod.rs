@@ -2,7 +2,7 @@
 
 pub(crate) mod arrange;
 mod cast;
-mod join;
+pub(crate) mod join;
 mod merge;
 mod mix;
 pub(crate) mod pieces;

@@ -9,7 +9,7 @@ use serde_json::Value as Json;
 
 use super::{DEFAULT_ALIGNMENT, Reader};
 use crate::error::ConvertError;
-use crate::source::{Limits, Note};
+use crate::source::{LimitName, Limits, Note};
 
 /// Where the types of keys stand: a JSON object of key to type, such as `"u32"` or `"[str]"`.
 pub(crate) const TYPES_KEY: &str = "gguf.types";
@@ -117,7 +117,7 @@ pub(crate) fn read(
             keys.alignment = alignment(reader, &value)?;
         }
         kept_bytes += (2 * key.len() + value.text.len()) as u64 + 64;
-        let limit = limits.memory_bytes_max;
+        let limit = limits.bound(LimitName::Memory);
         reader
             .input
             .limited(&key, "bytes of keys and values", kept_bytes, limit)?;
@@ -207,7 +207,7 @@ fn text(reader: &mut Reader<'_>, key: &str, limits: &Limits) -> Result<String, C
     let len = reader.count()?;
     reader
         .input
-        .limited(key, "bytes of text", len, limits.memory_bytes_max)?;
+        .limited(key, "bytes of text", len, limits.bound(LimitName::Memory))?;
     // Old writers put bytes of other encodings here; nothing hangs on them.
     Ok(String::from_utf8_lossy(reader.cursor.take(len)?).into_owned())
 }

@@ -13,7 +13,7 @@ use super::tree2;
 use super::types::{Fields, Filter, Index};
 use crate::error::ConvertError;
 use crate::input::Input;
-use crate::source::{Limits, PIECE_BYTES};
+use crate::source::{Bound, LimitName, Limits, PIECE_BYTES};
 
 /// A dataset in chunks.
 pub(super) struct Chunked<'a> {
@@ -37,6 +37,16 @@ const CHUNK_RECORDS: [u8; 2] = [10, 11];
 /// What a chunk counts for in memory.
 const CHUNK_KEPT_BYTES: u64 = 96;
 
+/// All chunks, and the sizes that were checked.
+pub(super) struct Checked {
+    stored: Chunks,
+    /// Bytes of what lies behind one step along the first dimension.
+    rest: u64,
+    /// Steps along the first dimension that are read together.
+    rows: u64,
+    chunk_bytes: u64,
+}
+
 impl Chunked<'_> {
     /// How many chunks each dimension has.
     fn grid(&self) -> Vec<u64> {
@@ -59,19 +69,12 @@ impl Chunked<'_> {
         limits: &Limits,
         out: &mut dyn FnMut(&mut [u8]) -> Result<(), ConvertError>,
     ) -> Result<(), ConvertError> {
-        let input = file.input;
-        let limit = limits.memory_bytes_max;
-        let chunk_bytes = self.chunk_bytes().unwrap_or(u64::MAX);
-        input.limited(self.name, "bytes in a chunk", chunk_bytes, limit)?;
-        let rest = self.shape[1..]
-            .iter()
-            .fold(self.element_bytes, |all, &dim| all.saturating_mul(dim));
-        let rows = self.chunk[0].min(self.shape[0]);
-        let band_bytes = rest.saturating_mul(rows);
-        let all = band_bytes.saturating_add(chunk_bytes);
-        input.limited(self.name, "bytes in a row of chunks", all, limit)?;
-        let stored = self.stored(file, chunk_bytes, limit)?;
-        self.check(file, &stored, rest, chunk_bytes, limits)?;
+        let Checked {
+            stored,
+            rest,
+            rows,
+            chunk_bytes,
+        } = self.checked(file, limits)?;
         let grid = self.grid();
         let mut band = Vec::new();
         for first in 0..grid[0] {
@@ -87,6 +90,33 @@ impl Chunked<'_> {
                 .try_for_each(&mut *out)?;
         }
         Ok(())
+    }
+
+    /// Finds all chunks, and checks that the file asks for no more than it may.
+    pub(super) fn checked(
+        &self,
+        file: &mut File<'_>,
+        limits: &Limits,
+    ) -> Result<Checked, ConvertError> {
+        let input = file.input;
+        let limit = limits.bound(LimitName::Memory);
+        let chunk_bytes = self.chunk_bytes().unwrap_or(u64::MAX);
+        input.limited(self.name, "bytes in a chunk", chunk_bytes, limit)?;
+        let rest = self.shape[1..]
+            .iter()
+            .fold(self.element_bytes, |all, &dim| all.saturating_mul(dim));
+        let rows = self.chunk[0].min(self.shape[0]);
+        let band_bytes = rest.saturating_mul(rows);
+        let all = band_bytes.saturating_add(chunk_bytes);
+        input.limited(self.name, "bytes in a row of chunks", all, limit)?;
+        let stored = self.stored(file, chunk_bytes, limit)?;
+        self.check(file, &stored, rest, chunk_bytes, limits)?;
+        Ok(Checked {
+            stored,
+            rest,
+            rows,
+            chunk_bytes,
+        })
     }
 
     /// What a small file may claim: no more than it holds, unpacked at the best ratio, and a bounded part never written.
@@ -116,7 +146,7 @@ impl Chunked<'_> {
         let what = "bytes that were never written";
         let never = all.saturating_sub(written);
         file.input
-            .limited(self.name, what, never, limits.memory_bytes_max)
+            .limited(self.name, what, never, limits.bound(LimitName::Memory))
     }
 
     /// Elements that were never written.
@@ -135,7 +165,7 @@ impl Chunked<'_> {
         &self,
         file: &mut File<'_>,
         chunk_bytes: u64,
-        limit: u64,
+        limit: Bound,
     ) -> Result<Chunks, ConvertError> {
         let grid = self.grid();
         let mut chunks = Chunks::default();

@@ -13,7 +13,7 @@ use super::attributes::Attributes;
 use super::objects::{File, Message};
 use crate::bytes::{Memory, Part};
 use crate::error::ConvertError;
-use crate::source::{Limits, Note, PIECE_BYTES};
+use crate::source::{LimitName, Limits, Note, PIECE_BYTES};
 use crate::zip::{Archive, Member, Method};
 
 /// The archive's member with the weights.
@@ -98,17 +98,12 @@ pub(super) fn open(
             None => notes.push(Note::new(&member.name, "dropped: no weights")),
         }
     }
-    let limited = |what, value, limit| {
-        if value <= limit {
+    let limited = |what, value, name| {
+        let bound = limits.bound(name);
+        if value <= bound.most {
             return Ok(());
         }
-        Err(ConvertError::Limit {
-            file: label.to_owned(),
-            at: WEIGHTS.to_owned(),
-            what,
-            value,
-            limit,
-        })
+        Err(ConvertError::limit(label, WEIGHTS, what, value, bound))
     };
     if weights.method == Method::Stored {
         let checked = weights.read(&*file, PIECE_BYTES, &mut |_| Ok(()));
@@ -122,15 +117,11 @@ pub(super) fn open(
         });
     }
     let ratio = weights.content_bytes / weights.stored_bytes.max(1);
-    limited(
-        "bytes for each compressed one",
-        ratio,
-        limits.compression_ratio_max,
-    )?;
+    limited("bytes for each compressed one", ratio, LimitName::Ratio)?;
     limited(
         "bytes of compressed weights",
         weights.content_bytes,
-        limits.memory_bytes_max,
+        LimitName::Memory,
     )?;
     let inflated = read_all(&*file, weights).map_err(|error| failed(WEIGHTS, error))?;
     Ok(Opened {

@@ -24,7 +24,7 @@ use safelight_store::ReadAt;
 use crate::bytes::read_up_to;
 use crate::error::ConvertError;
 use crate::input::Input;
-use crate::source::{Contents, Limits, Note, Source};
+use crate::source::{Contents, LimitName, Limits, Note, Source};
 use attributes::Attributes;
 use chunks::Chunked;
 pub(crate) use keras::is_keras;
@@ -146,9 +146,61 @@ impl Hdf5Source {
     }
 }
 
+impl Hdf5Source {
+    /// Calls with the chunks of tensor `index`, which has such or was never written.
+    fn chunked<T>(&self, index: usize, call: impl FnOnce(&Chunked<'_>) -> T) -> T {
+        let (tensor, stored) = (&self.tensors()[index], &self.stored[index]);
+        let element_bytes = tensor.dtype.bits() / 8;
+        match &stored.layout {
+            Layout::Chunked {
+                chunk,
+                index,
+                plain_edges,
+            } => call(&Chunked {
+                name: &tensor.name,
+                shape: &tensor.shape,
+                most: &stored.most,
+                chunk,
+                plain_edges: *plain_edges,
+                index: *index,
+                filters: &stored.filters,
+                element_bytes,
+                fill: &stored.fill,
+            }),
+            _ => {
+                // One row of chunks that were never written.
+                let count = tensor.element_count().unwrap_or(0);
+                call(&Chunked {
+                    name: &tensor.name,
+                    shape: &[count],
+                    most: &[Some(count)],
+                    chunk: &[count.min(1 << 16)],
+                    plain_edges: false,
+                    index: types::Index::Empty,
+                    filters: &[],
+                    element_bytes,
+                    fill: &stored.fill,
+                })
+            }
+        }
+    }
+}
+
 impl Source for Hdf5Source {
     fn contents(&self) -> &Contents {
         &self.contents
+    }
+
+    fn check(&self, indices: &[usize]) -> Result<(), ConvertError> {
+        for &index in indices {
+            let layout = &self.stored[index].layout;
+            let in_chunks = matches!(layout, Layout::Contiguous(None) | Layout::Chunked { .. });
+            if in_chunks && self.tensors()[index].byte_count() != Some(0) {
+                let mut file = File::open(&self.input)?;
+                self.chunked(index, |chunked| chunked.checked(&mut file, &self.limits))?;
+            }
+        }
+        Ok(())
     }
 
     fn read(
@@ -175,42 +227,9 @@ impl Source for Hdf5Source {
         match &stored.layout {
             Layout::Compact(bytes) => pass(&mut bytes.clone()),
             Layout::Contiguous(Some(at)) => self.input.pieces(*at, byte_count, size, &mut pass),
-            Layout::Contiguous(None) => {
-                // One chunk that was never written.
-                let mut file = File::open(&self.input)?;
-                let shape = [byte_count / size as u64];
-                let chunk = [shape[0].min(1 << 16)];
-                let chunked = Chunked {
-                    name: &tensor.name,
-                    shape: &shape,
-                    most: &[Some(shape[0])],
-                    chunk: &chunk,
-                    plain_edges: false,
-                    index: types::Index::Empty,
-                    filters: &[],
-                    element_bytes: size as u64,
-                    fill: &stored.fill,
-                };
-                chunked.read(&mut file, &self.limits, &mut pass)
-            }
-            Layout::Chunked {
-                chunk,
-                index,
-                plain_edges,
-            } => {
-                let mut file = File::open(&self.input)?;
-                let chunked = Chunked {
-                    name: &tensor.name,
-                    shape: &tensor.shape,
-                    most: &stored.most,
-                    chunk,
-                    plain_edges: *plain_edges,
-                    index: *index,
-                    filters: &stored.filters,
-                    element_bytes: size as u64,
-                    fill: &stored.fill,
-                };
-                chunked.read(&mut file, &self.limits, &mut pass)
+            Layout::Contiguous(None) | Layout::Chunked { .. } => {
+                let (limits, mut file) = (&self.limits, File::open(&self.input)?);
+                self.chunked(index, |chunked| chunked.read(&mut file, limits, &mut pass))
             }
             Layout::Other(_) => unreachable!("refused when opened"),
         }
@@ -243,10 +262,13 @@ impl Walk<'_> {
 
     /// The object at an address, under a name.
     fn object(&mut self, name: &str, address: u64, depth: u32) -> Result<(), ConvertError> {
-        let limit = self.limits.depth_max.min(DEPTH_MAX);
+        let limit = self
+            .limits
+            .bound(LimitName::Depth)
+            .and(u64::from(DEPTH_MAX));
         let what = "groups within each other";
         let input = self.file.input;
-        input.limited(name, what, u64::from(depth), u64::from(limit))?;
+        input.limited(name, what, u64::from(depth), limit)?;
         if self.groups.contains(&address) {
             self.note(
                 name,
@@ -300,11 +322,11 @@ impl Walk<'_> {
                 "",
                 "entries of groups",
                 self.entries,
-                self.limits.tensor_count_max,
+                self.limits.bound(LimitName::Tensors),
             )?;
             input.limited("", "bytes in a name", path.len() as u64, NAME_BYTES_MAX)?;
             self.kept_bytes += 3 * path.len() as u64 + ENTRY_BYTES;
-            let limit = self.limits.memory_bytes_max;
+            let limit = self.limits.bound(LimitName::Memory);
             input.limited("", "bytes of names", self.kept_bytes, limit)?;
             match link {
                 Link::Hard(address) => self.object(&path, address, depth + 1)?,

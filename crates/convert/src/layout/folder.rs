@@ -12,6 +12,7 @@ use super::find::{Model, PartKind, REST_PREFIX, torch_name};
 use super::tokenizer;
 use super::{Family, Prediction};
 use crate::adapt::arrange::{Arranged, Take};
+use crate::adapt::join::check_each;
 use crate::error::ConvertError;
 use crate::folders::Building;
 use crate::source::{Contents, Limits, Note, Source};
@@ -426,14 +427,9 @@ fn json_file(path: &Path) -> Result<Value, ConvertError> {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Value::Null),
         Err(error) => return Err(ConvertError::io("open", path)(error)),
         Ok(found) if found.len() > JSON_BYTES_MAX => {
-            let (file, at) = (path.to_string_lossy().into_owned(), String::new());
-            return Err(ConvertError::Limit {
-                file,
-                at,
-                what: "bytes of a configuration",
-                value: found.len(),
-                limit: JSON_BYTES_MAX,
-            });
+            let (file, what) = (path.to_string_lossy(), "bytes of a configuration");
+            let value = found.len();
+            return Err(ConvertError::limit(&file, "", what, value, JSON_BYTES_MAX));
         }
         Ok(_) => {}
     }
@@ -470,6 +466,10 @@ fn weights(folder: &Path) -> Result<PathBuf, ConvertError> {
 impl Source for FolderSource {
     fn contents(&self) -> &Contents {
         &self.contents
+    }
+
+    fn check(&self, indices: &[usize]) -> Result<(), ConvertError> {
+        check_each(&self.parts, indices.iter().map(|&index| self.places[index]))
     }
 
     fn read(

@@ -18,7 +18,7 @@ use safelight_store::ReadAt;
 
 use crate::error::ConvertError;
 use crate::input::Input;
-use crate::source::{Contents, Limits, Note, Source};
+use crate::source::{Contents, LimitName, Limits, Note, Source};
 use external::{External, Folder, Outside};
 use sparse::Sparse;
 use values::{DOUBLES, FLOATS, INT32S, INT64S, Kind, Numbers, UINT64S, Unpack, kind};
@@ -265,7 +265,7 @@ impl Model<'_> {
     /// Counts what is kept in memory.
     fn keep(&mut self, bytes: u64) -> Result<(), ConvertError> {
         self.kept_bytes = self.kept_bytes.saturating_add(bytes);
-        let limit = self.limits.memory_bytes_max;
+        let limit = self.limits.bound(LimitName::Memory);
         self.input
             .limited("", "bytes of names and places", self.kept_bytes, limit)
     }
@@ -384,10 +384,12 @@ impl Model<'_> {
 
     /// All initialisers of a graph whose names begin with `prefix`, and of those within.
     fn graph(&mut self, prefix: &str, run: Run, depth: u32) -> Result<(), ConvertError> {
-        let limit = self.limits.depth_max.min(DEPTH_MAX);
+        let limit = self
+            .limits
+            .bound(LimitName::Depth)
+            .and(u64::from(DEPTH_MAX));
         let what = "graphs within each other";
-        self.input
-            .limited(prefix, what, u64::from(depth), u64::from(limit))?;
+        self.input.limited(prefix, what, u64::from(depth), limit)?;
         let mut node = 0;
         let mut at = run.at;
         while let Some((field, next)) = self.wire.field(at, run.end())? {
@@ -455,7 +457,7 @@ impl Model<'_> {
             return Err(input.unsupported(name, what));
         }
         let size = dtype.bits() / 8;
-        let limit = self.limits.memory_bytes_max;
+        let limit = self.limits.bound(LimitName::Memory);
         let zeros = elements.saturating_sub(count).saturating_mul(size);
         input.limited(&name, "bytes of zeros in a sparse tensor", zeros, limit)?;
         let parts = count.saturating_mul(size) + expected.saturating_mul(16);
@@ -694,7 +696,7 @@ impl Model<'_> {
                 .malformed(name, "two initialisers have this name"));
         }
         let count = self.tensors.len() as u64 + 1;
-        let limit = self.limits.tensor_count_max;
+        let limit = self.limits.bound(LimitName::Tensors);
         self.input.limited("", "tensors", count, limit)?;
         let dtype = stored.kind.dtype;
         self.tensors.push(TensorSpec { name, dtype, shape });

@@ -185,7 +185,7 @@ impl Heap {
             return Ok(None);
         };
         if blob.len > most {
-            let (what, value, limit) = ("bytes of a name", blob.len, most);
+            let (what, value, limit) = ("bytes of a name", blob.len, most.into());
             let problem = Problem::Limit { what, value, limit };
             return Err(Fault {
                 at: blob.at,

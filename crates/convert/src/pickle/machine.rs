@@ -1,5 +1,6 @@
 //! The stack machine: instructions in, inert values out.
 
+use crate::source::Bound;
 use std::collections::HashMap;
 
 use super::heap::{Call, Heap, How, Id, Node};
@@ -52,7 +53,7 @@ pub(crate) trait Watch {
     ///
     /// # Errors
     /// [`Problem::Limit`] ends the run.
-    fn wide_memo(&mut self, _at: u64, bytes: u64, limit: u64) -> Result<(), Problem> {
+    fn wide_memo(&mut self, _at: u64, bytes: u64, limit: Bound) -> Result<(), Problem> {
         let what = "bytes of memory that Python would take for the memo";
         let value = bytes;
         Err(Problem::Limit { what, value, limit })
@@ -74,14 +75,14 @@ pub(crate) struct Machine<'a> {
     names: HashMap<(String, String), u32>,
     /// Bytes that values took so far.
     memory_bytes: u64,
-    memory_bytes_max: u64,
+    memory_bytes_max: Bound,
     /// Behind the frame that was announced last.
     frame_end: u64,
 }
 
 impl<'a> Machine<'a> {
     /// A machine at the start of `input`, whose values may take so many bytes.
-    pub(crate) fn new(input: Input<'a>, memory_bytes_max: u64) -> Machine<'a> {
+    pub(crate) fn new(input: Input<'a>, memory_bytes_max: impl Into<Bound>) -> Machine<'a> {
         Machine {
             input,
             heap: Heap::default(),
@@ -92,7 +93,7 @@ impl<'a> Machine<'a> {
             memo_count: 0,
             names: HashMap::new(),
             memory_bytes: 0,
-            memory_bytes_max,
+            memory_bytes_max: memory_bytes_max.into(),
             frame_end: 0,
         }
     }
@@ -189,7 +190,7 @@ impl<'a> Machine<'a> {
             Op::ReadonlyBuffer => drop(self.top("READONLY_BUFFER")?),
             Op::Put(index) => {
                 let bytes = index.saturating_mul(CPYTHON_ENTRY_BYTES);
-                if bytes > self.memory_bytes_max {
+                if bytes > self.memory_bytes_max.most {
                     watch.wide_memo(at, bytes, self.memory_bytes_max)?;
                 }
                 self.put(index, "PUT")?;
@@ -393,7 +394,7 @@ impl<'a> Machine<'a> {
 
     fn name(&mut self, blob: Blob) -> Result<String, Problem> {
         if blob.len > NAME_BYTES_MAX {
-            let (what, value, limit) = ("bytes of a name", blob.len, NAME_BYTES_MAX);
+            let (what, value, limit) = ("bytes of a name", blob.len, NAME_BYTES_MAX.into());
             return Err(Problem::Limit { what, value, limit });
         }
         let bytes = self.input.read(blob, NAME_BYTES_MAX);
@@ -404,7 +405,7 @@ impl<'a> Machine<'a> {
     /// Counts bytes against the limit.
     fn spend(&mut self, bytes: u64) -> Result<(), Problem> {
         self.memory_bytes += bytes;
-        if self.memory_bytes > self.memory_bytes_max {
+        if self.memory_bytes > self.memory_bytes_max.most {
             let (value, limit) = (self.memory_bytes, self.memory_bytes_max);
             let what = "bytes of memory for a pickle's values";
             return Err(Problem::Limit { what, value, limit });

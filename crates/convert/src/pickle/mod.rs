@@ -25,7 +25,7 @@ pub(crate) use machine::{Machine, Watch, sweep};
 pub(crate) use show::{printable, show};
 
 use crate::error::ConvertError;
-use crate::source::Limits;
+use crate::source::{Bound, LimitName, Limits};
 
 /// Where and why a pickle cannot be followed any further.
 #[derive(Debug)]
@@ -59,7 +59,7 @@ pub(crate) enum Problem {
     Limit {
         what: &'static str,
         value: u64,
-        limit: u64,
+        limit: Bound,
     },
     /// A global that is not on the list.
     Refused { global: String, dangerous: bool },
@@ -80,7 +80,9 @@ impl fmt::Display for Problem {
             Problem::NotInMemo(index) => write!(f, "memo entry {index} is fetched, never put"),
             Problem::Protocol(protocol) => write!(f, "protocol {protocol}; 0 to 5 are known"),
             Problem::Bad(what) => write!(f, "{what}"),
-            Problem::Limit { what, value, limit } => write!(f, "{value} {what}, limit {limit}"),
+            Problem::Limit { what, value, limit } => {
+                write!(f, "{value} {what}, limit {}", limit.most)
+            }
             Problem::Refused { global, .. } => write!(f, "asks for `{}`", shown(global)),
             Problem::Io(error) => error.fmt(f),
         }
@@ -97,13 +99,9 @@ impl Fault {
                 file,
                 error,
             },
-            Problem::Limit { what, value, limit } => ConvertError::Limit {
-                file,
-                at: at.to_owned(),
-                what,
-                value,
-                limit,
-            },
+            Problem::Limit { what, value, limit } => {
+                ConvertError::limit(&file, at, what, value, limit)
+            }
             Problem::Refused { global, dangerous } => ConvertError::RefusedGlobal {
                 file,
                 global,
@@ -143,19 +141,16 @@ impl Watch for Doorkeeper {
     }
 }
 
-/// The values of one pickle take no more: together with what is unpacked at the same time that is far below
-/// half a gigabyte. A checkpoint of 100,000 tensors needs some 100 MB.
-const VALUES_BYTES_MAX: u64 = 256 * 1024 * 1024;
-
-/// A pickle that is compressed is unpacked into memory up to this size.
-const UNPACKED_BYTES_MAX: u64 = 128 * 1024 * 1024;
-
-/// How many bytes the values of a pickle may take, of what a file may.
-pub(crate) fn memory_of(limits: &Limits) -> u64 {
-    limits.memory_bytes_max.min(VALUES_BYTES_MAX)
+/// How many bytes the values of a pickle may take, of what a file may. Together with what is unpacked at the same time that is
+/// by default far below half a gigabyte.
+pub(crate) fn memory_of(limits: &Limits) -> Bound {
+    let memory = limits.bound(LimitName::Memory);
+    limits.bound(LimitName::Pickle).and(memory)
 }
 
-/// How many bytes a compressed pickle may have.
-pub(crate) fn unpacked_of(limits: &Limits) -> u64 {
-    limits.memory_bytes_max.min(UNPACKED_BYTES_MAX)
+/// How many bytes a compressed pickle may have: it is unpacked into memory.
+pub(crate) fn unpacked_of(limits: &Limits) -> Bound {
+    let mut pickle = limits.bound(LimitName::Pickle);
+    pickle.most /= 2;
+    pickle.and(limits.bound(LimitName::Memory))
 }

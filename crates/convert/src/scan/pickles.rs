@@ -1,5 +1,6 @@
 //! Pickles, as a scanner sees them: what they name, what they would call, and what comes after them.
 
+use crate::source::Bound;
 use std::collections::{BTreeMap, HashSet};
 
 use safelight_store::ReadAt;
@@ -260,7 +261,7 @@ impl Watch for Seen {
         self.tell(Severity::Suspicious, Rule::Oddity, at, what.to_owned());
     }
 
-    fn wide_memo(&mut self, at: u64, bytes: u64, _limit: u64) -> Result<(), Problem> {
+    fn wide_memo(&mut self, at: u64, bytes: u64, _limit: Bound) -> Result<(), Problem> {
         if !std::mem::replace(&mut self.has_wide_memo, true) {
             let message = format!(
                 "a memo bomb: Python's unpickler would take {bytes} bytes of memory for the index of one value"
@@ -374,7 +375,7 @@ impl Scanner<'_> {
                 return None;
             }
         };
-        let values_max = memory_of(self.limits).min(self.work_left);
+        let values_max = memory_of(self.limits).and(self.work_left);
         let mut machine = Machine::new(input, values_max);
         let mut ended = Ended {
             seen: Seen::default(),

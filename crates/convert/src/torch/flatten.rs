@@ -7,7 +7,7 @@ use super::objects::{Meaning, Objects, Tensor, is_tensor};
 use crate::error::ConvertError;
 use crate::open::SharedTensors;
 use crate::pickle::{Heap, Id, Node};
-use crate::source::Note;
+use crate::source::{LimitName, Note};
 
 /// Notes beyond this many are counted only.
 const NOTE_COUNT_MAX: usize = 1000;
@@ -63,7 +63,7 @@ pub(crate) fn flatten(objects: &mut Objects<'_, '_, '_>, root: Id) -> Result<Hol
                 &name,
                 "containers in containers",
                 depth.into(),
-                limits.depth_max.into(),
+                limits.bound(LimitName::Depth),
             ));
         }
         if !holds_tensors.contains(id) {
@@ -73,8 +73,9 @@ pub(crate) fn flatten(objects: &mut Objects<'_, '_, '_>, root: Id) -> Result<Hol
         let children = match objects.meaning(id, &name)? {
             Meaning::Tensor(tensor) => {
                 if holds.tensors.len() as u64 >= limits.tensor_count_max {
-                    let count = limits.tensor_count_max;
-                    return Err(objects.context.limit("", "tensors", count + 1, count));
+                    let most = limits.bound(LimitName::Tensors);
+                    let count = most.most.saturating_add(1);
+                    return Err(objects.context.limit("", "tensors", count, most));
                 }
                 holds.tensors.push(Found { name, tensor });
                 continue;

@@ -14,7 +14,7 @@ use crate::bytes::read_exact_at;
 use crate::error::ConvertError;
 use crate::open::{OpenOptions, UnknownObjects};
 use crate::pickle::{Doorkeeper, Heap, Id, Input, Machine, Node, memory_of};
-use crate::source::{Limits, Source};
+use crate::source::{Bound, Limits, Source};
 
 /// `0x1950a86a20f9469cfc6c`, the first value of a legacy file, as LONG1 has it.
 const MAGIC: [u8; 10] = [0x6c, 0xfc, 0x9c, 0x46, 0xf9, 0x20, 0x6a, 0xa8, 0x50, 0x19];
@@ -43,7 +43,7 @@ impl<'a> Pickles<'a> {
     pub(crate) fn run(
         context: &Context<'_>,
         file: &'a dyn ReadAt,
-        values_bytes_max: u64,
+        values_bytes_max: impl Into<Bound>,
     ) -> Result<Pickles<'a>, ConvertError> {
         let input = Input::new(file, 0).map_err(|error| context.io(error))?;
         let mut machine = Machine::new(input, values_bytes_max);

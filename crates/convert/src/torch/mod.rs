@@ -21,7 +21,7 @@ use safelight_store::ReadAt;
 use crate::bytes::read_up_to;
 use crate::error::ConvertError;
 use crate::open::OpenOptions;
-use crate::source::Source;
+use crate::source::{Bound, Source};
 
 /// Opens a PyTorch file or a pickle of numpy arrays that is read through `reader`; `label` stands for it in messages.
 ///
@@ -77,14 +77,8 @@ impl<'o> Context<'o> {
         at: &str,
         what: &'static str,
         value: u64,
-        limit: u64,
+        bound: impl Into<Bound>,
     ) -> ConvertError {
-        ConvertError::Limit {
-            file: self.label.clone(),
-            at: at.to_owned(),
-            what,
-            value,
-            limit,
-        }
+        ConvertError::limit(&self.label, at, what, value, bound)
     }
 }

@@ -45,7 +45,7 @@ pub(crate) fn read(
 }
 
 fn read_file(context: &Context<'_>, file: &dyn ReadAt, at: &str) -> Result<Nested, ConvertError> {
-    let values_max = memory_of(&context.options.limits).min(VALUES_BYTES_MAX);
+    let values_max = memory_of(&context.options.limits).and(VALUES_BYTES_MAX);
     let mut pickles = Pickles::run(context, file, values_max)?;
     // Nothing but a storage: no file in the file in the file.
     let is_storage = matches!(pickles.machine.heap.node(pickles.root), Node::Persistent(_));

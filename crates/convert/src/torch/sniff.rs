@@ -1,5 +1,6 @@
 //! Whether bytes are a pickle although nothing marks them as one: protocols 0 and 1 have no first bytes of their own.
 
+use crate::source::Bound;
 use std::io;
 
 use safelight_store::ReadAt;
@@ -49,7 +50,7 @@ impl Watch for Traces {
         self.is_called |= self.is_named;
     }
 
-    fn wide_memo(&mut self, _at: u64, _bytes: u64, _limit: u64) -> Result<(), Problem> {
+    fn wide_memo(&mut self, _at: u64, _bytes: u64, _limit: Bound) -> Result<(), Problem> {
         Ok(())
     }
 }

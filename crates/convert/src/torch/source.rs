@@ -14,7 +14,7 @@ use super::strided::{View, is_contiguous, pack};
 use crate::bytes::{Memory, Part, read_exact_at};
 use crate::error::ConvertError;
 use crate::pickle::{Blob, Coding, decode_text};
-use crate::source::{Contents, PIECE_BYTES, Source};
+use crate::source::{Bound, Contents, LimitName, PIECE_BYTES, Source};
 use crate::zip::{Member, Method};
 
 /// Where a storage's bytes are.
@@ -109,8 +109,8 @@ pub(crate) fn latin1(
     coding: Coding,
     name: &str,
 ) -> Result<Vec<u8>, ConvertError> {
-    let limit = context.options.limits.memory_bytes_max;
-    if text.len > limit {
+    let limit = context.options.limits.bound(LimitName::Memory);
+    if text.len > limit.most {
         let what = "bytes of text that stand for numbers";
         return Err(context.limit(name, what, text.len, limit));
     }
@@ -138,11 +138,8 @@ impl Place {
     }
 }
 
-/// Output beyond so many times the file's size, and beyond [`EXPANSION_BYTES_FREE`], is a bomb.
+/// Output beyond so many times the file's size, and beyond [`Limits::view_bytes_max`], is a bomb.
 const EXPANSION_MAX: u64 = 16;
-
-/// What a small file may always ask for.
-const EXPANSION_BYTES_FREE: u64 = 1024 * 1024 * 1024;
 
 /// One tensor: its storage and its view of it.
 struct Entry {
@@ -209,14 +206,16 @@ pub(crate) struct TorchSource {
     contents: Contents,
     file: Box<dyn ReadAt>,
     entries: Vec<Entry>,
-    memory_bytes_max: u64,
+    memory: Bound,
+    /// Of all tensors that are read together.
+    views: Bound,
 }
 
 impl TorchSource {
     /// Checks every tensor against its storage. `places` are the storages by key; other numbers lie in `pickle` itself.
     ///
     /// # Errors
-    /// The first tensor that does not fit into its storage, or too much output.
+    /// The first tensor that does not fit into its storage.
     pub(crate) fn new(
         context: &Context<'_>,
         file: Box<dyn ReadAt>,
@@ -230,11 +229,10 @@ impl TorchSource {
             .values()
             .map(Place::byte_count)
             .fold(file_bytes, u64::saturating_add);
-        let limit = stored
-            .saturating_mul(EXPANSION_MAX)
-            .max(EXPANSION_BYTES_FREE);
+        let limits = &context.options.limits;
+        let mut views = limits.bound(LimitName::Views);
+        views.most = views.most.max(stored.saturating_mul(EXPANSION_MAX));
         let (mut specs, mut entries) = (Vec::new(), Vec::new());
-        let mut all_bytes = 0u64;
         let mut inlined: HashMap<u64, Place> = HashMap::new();
         for Found { name, tensor } in holds.tensors {
             let place = match &tensor.bytes {
@@ -257,14 +255,9 @@ impl TorchSource {
                 dtype: tensor.dtype,
                 shape: tensor.shape,
             };
-            let byte_count = spec.byte_count().ok_or_else(|| {
+            if spec.byte_count().is_none() {
                 let what = format!("shape {:?} has no size in bytes", spec.shape);
-                context.malformed(&spec.name, what)
-            })?;
-            all_bytes = all_bytes.saturating_add(byte_count);
-            if all_bytes > limit {
-                let what = "bytes of tensors from views of the same numbers";
-                return Err(context.limit(&spec.name, what, all_bytes, limit));
+                return Err(context.malformed(&spec.name, what));
             }
             specs.push(spec);
             entries.push(entry);
@@ -280,7 +273,8 @@ impl TorchSource {
             contents,
             file,
             entries,
-            memory_bytes_max: context.options.limits.memory_bytes_max,
+            memory: limits.bound(LimitName::Memory),
+            views,
         })
     }
 
@@ -399,6 +393,28 @@ impl Source for TorchSource {
         &self.contents
     }
 
+    fn check(&self, indices: &[usize]) -> Result<(), ConvertError> {
+        let mut all_bytes = 0u64;
+        for &index in indices {
+            let tensor = &self.tensors()[index];
+            all_bytes = all_bytes.saturating_add(tensor.byte_count().unwrap_or(0));
+            if all_bytes > self.views.most {
+                let (name, what) = (
+                    &tensor.name,
+                    "bytes of tensors from views of the same numbers",
+                );
+                return Err(ConvertError::limit(
+                    self.label(),
+                    name,
+                    what,
+                    all_bytes,
+                    self.views,
+                ));
+            }
+        }
+        Ok(())
+    }
+
     fn read(
         &self,
         index: usize,
@@ -409,6 +425,7 @@ impl Source for TorchSource {
         if byte_count == 0 {
             return Ok(());
         }
+        self.check(&[index])?;
         let mut failed = None;
         let done = match (&entry.place, entry.is_contiguous) {
             (Place::File { at, member, .. }, true) => {
@@ -571,15 +588,17 @@ impl TorchSource {
 
     /// A compressed member as a whole.
     fn whole(&self, index: usize, member: &Member) -> Result<Memory, ConvertError> {
-        let (value, limit) = (member.content_bytes, self.memory_bytes_max);
-        if value > limit {
-            return Err(ConvertError::Limit {
-                file: self.label().to_owned(),
-                at: self.tensors()[index].name.clone(),
-                what: "bytes in memory for a compressed tensor that is no contiguous one",
+        let value = member.content_bytes;
+        if value > self.memory.most {
+            let name = &self.tensors()[index].name;
+            let what = "bytes in memory for a compressed tensor that is no contiguous one";
+            return Err(ConvertError::limit(
+                self.label(),
+                name,
+                what,
                 value,
-                limit,
-            });
+                self.memory,
+            ));
         }
         let mut content = Vec::new();
         let read = member.read(&*self.file, PIECE_BYTES, &mut |piece| {

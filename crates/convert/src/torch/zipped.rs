@@ -17,7 +17,7 @@ use crate::bytes::{Memory, Part};
 use crate::error::ConvertError;
 use crate::open::UnknownObjects;
 use crate::pickle::{Doorkeeper, Input, Machine, memory_of, unpacked_of};
-use crate::source::{Note, PIECE_BYTES, Source};
+use crate::source::{Bound, LimitName, Note, PIECE_BYTES, Source};
 use crate::zip::{Archive, Member, Method};
 
 /// Members of less than this many bytes may be compressed as well as they like.
@@ -58,7 +58,7 @@ pub(crate) fn open_zip(
     let is_torch_script = named("constants.pkl").is_some();
     let is_big_endian = match named("byteorder") {
         None => false,
-        Some(member) => match read_all(context, &*file, member, 16)?.as_slice() {
+        Some(member) => match read_all(context, &*file, member, 16.into())?.as_slice() {
             b"little" => false,
             b"big" => true,
             other => {
@@ -150,9 +150,9 @@ fn check_ratio(context: &Context<'_>, archive: &Archive) -> Result<(), ConvertEr
         sum(|member| member.content_bytes),
         sum(|member| member.stored_bytes),
     );
-    let ratio = context.options.limits.compression_ratio_max;
-    let limit = stored.saturating_mul(ratio).max(RATIO_BYTES_FREE);
-    if content > limit {
+    let mut limit = context.options.limits.bound(LimitName::Ratio);
+    limit.most = stored.saturating_mul(limit.most).max(RATIO_BYTES_FREE);
+    if content > limit.most {
         let what = "bytes in compressed members";
         return Err(context.limit("", what, content, limit));
     }
@@ -183,9 +183,9 @@ fn read_all(
     context: &Context<'_>,
     file: &dyn ReadAt,
     member: &Member,
-    limit: u64,
+    limit: Bound,
 ) -> Result<Vec<u8>, ConvertError> {
-    if member.content_bytes > limit {
+    if member.content_bytes > limit.most {
         let what = "bytes in one member that must be in memory";
         return Err(context.limit(&member.name, what, member.content_bytes, limit));
     }
