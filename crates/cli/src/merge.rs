@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
 
-use clap::{Args, ValueHint};
+use clap::{ArgGroup, Args, ValueHint};
 use safelight_convert::{
     Merge, MergeOptions, Method, Missing, OpenOptions, Source, WriteOptions, join,
     write_safetensors, write_sharded,
@@ -27,7 +27,8 @@ Examples:
   safelight merge --slerp a.safetensors b.safetensors -o mix.safetensors
   safelight merge --add-difference inpaint.ckpt mine.ckpt base.ckpt -o mix.safetensors
 
-Weighted: (1 - alpha) * A + alpha * B. Slerp: along the arc from A to B, tensor by tensor, which keeps lengths.
+Weighted: (1 - alpha) * A + alpha * B. Sigmoid: the same with alpha^2 * (3 - 2 * alpha) for alpha, as A1111 had it once;
+inverse sigmoid: with 1/2 - sin(asin(1 - 2 * alpha) / 3), the way back. Slerp: along the arc from A to B, tensor by tensor, which keeps lengths.
 Difference: A + alpha * (B - C). All are computed in f32 (f64 where a tensor has such numbers) and written in A's dtypes
 or --dtype, one tensor at a time; names, metadata and what is no weight (positions, the noise schedule) are A's. If A is
 an inpainting model and B is none, A's further input channels stay. Inputs may be of any kind that `convert` reads.
@@ -37,6 +38,7 @@ overflows, underflows, infinities, nans}] (tensors of which finite numbers becam
 
 /// The arguments of `merge`.
 #[derive(Debug, Args)]
+#[command(group = ArgGroup::new("formula").args(["weighted", "sigmoid", "inverse_sigmoid", "slerp", "add_difference"]))]
 pub(crate) struct MergeArgs {
     /// Shards (an index, a folder, a quoted pattern, or each of them), or the models A, B and C
     #[arg(required = true, value_name = "FILE", value_hint = ValueHint::AnyPath)]
@@ -45,10 +47,16 @@ pub(crate) struct MergeArgs {
     #[arg(short, long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     output: PathBuf,
     /// A weighted sum of two models
-    #[arg(long, conflicts_with_all = ["add_difference", "slerp"])]
+    #[arg(long)]
     weighted: bool,
+    /// A weighted sum whose share of B changes slowly near 0 and 1
+    #[arg(long)]
+    sigmoid: bool,
+    /// A weighted sum whose share of B changes quickly near 0 and 1
+    #[arg(long)]
+    inverse_sigmoid: bool,
     /// Two models along the arc between them
-    #[arg(long, conflicts_with = "add_difference")]
+    #[arg(long)]
     slerp: bool,
     /// The difference of the second and the third model, added to the first
     #[arg(long)]
@@ -186,6 +194,10 @@ impl Run for MergeArgs {
             let method = match method {
                 None => json!("shards"),
                 Some(Method::Weighted { alpha }) => json!({"weighted": {"alpha": alpha}}),
+                Some(Method::Sigmoid { alpha }) => json!({"sigmoid": {"alpha": alpha}}),
+                Some(Method::InverseSigmoid { alpha }) => {
+                    json!({"inverse_sigmoid": {"alpha": alpha}})
+                }
                 Some(Method::Slerp { alpha }) => json!({"slerp": {"alpha": alpha}}),
                 Some(Method::AddDifference { multiplier }) => {
                     json!({"add_difference": {"alpha": multiplier}})
@@ -234,37 +246,38 @@ impl MergeArgs {
     /// The formula, or none for shards.
     fn method(&self, input_count: usize) -> Result<Option<Method>, Failure> {
         let wrong = |what: String| Err(Failure::Usage(what));
-        let formula = self.weighted || self.slerp || self.add_difference;
-        if !formula && (self.alpha.is_some() || self.blocks.is_some() || self.dtype.is_some()) {
-            return wrong("--alpha, --blocks and --dtype belong to --weighted, --slerp or --add-difference; without these, FILEs are shards of one model".into());
-        }
-        let (wanted, name) = if self.weighted {
-            (2, "--weighted takes two models, A and B")
+        let alpha = self.alpha.unwrap_or(0.5);
+        let method = if self.weighted {
+            Some(("--weighted", Method::Weighted { alpha }))
+        } else if self.sigmoid {
+            Some(("--sigmoid", Method::Sigmoid { alpha }))
+        } else if self.inverse_sigmoid {
+            Some(("--inverse-sigmoid", Method::InverseSigmoid { alpha }))
         } else if self.slerp {
-            (2, "--slerp takes two models, A and B")
+            Some(("--slerp", Method::Slerp { alpha }))
+        } else if self.add_difference {
+            let multiplier = self.alpha.unwrap_or(1.0);
+            Some(("--add-difference", Method::AddDifference { multiplier }))
         } else {
-            (3, "--add-difference takes three models, A, B and C")
+            None
         };
-        if formula && input_count != wanted {
-            return wrong(format!("{name}, not {input_count}"));
+        let Some((option, method)) = method else {
+            if self.alpha.is_some() || self.blocks.is_some() || self.dtype.is_some() {
+                return wrong("--alpha, --blocks and --dtype belong to --weighted, --sigmoid, --inverse-sigmoid, --slerp or --add-difference; without these, FILEs are shards of one model".into());
+            }
+            return Ok(None);
+        };
+        let (wanted, names) = match method {
+            Method::AddDifference { .. } => (3, "three models, A, B and C"),
+            _ => (2, "two models, A and B"),
+        };
+        if input_count != wanted {
+            return wrong(format!("{option} takes {names}, not {input_count}"));
         }
-        if self
-            .alpha
-            .iter()
-            .chain(self.blocks.iter().flatten())
-            .any(|alpha| !alpha.is_finite())
-        {
+        let mut numbers = self.alpha.iter().chain(self.blocks.iter().flatten());
+        if numbers.any(|number| !number.is_finite()) {
             return wrong("--alpha and --blocks take plain numbers".into());
         }
-        let alpha = self.alpha.unwrap_or(0.5);
-        if self.weighted {
-            return Ok(Some(Method::Weighted { alpha }));
-        }
-        if self.slerp {
-            return Ok(Some(Method::Slerp { alpha }));
-        }
-        Ok(self.add_difference.then(|| Method::AddDifference {
-            multiplier: self.alpha.unwrap_or(1.0),
-        }))
+        Ok(Some(method))
     }
 }

@@ -529,6 +529,24 @@ fn merges_tell_of_numbers_that_became_infinite() {
         read(&place.path("m.safetensors"), "w"),
         [0.5f32.sqrt(), 0.5f32.sqrt()]
     );
+    // A quarter, bent to 0.25² · (3 − 0.5), and back.
+    let sigmoid = "merge -f --sigmoid p.safetensors q.safetensors --alpha 0.25 -o m.safetensors";
+    place.works(&sigmoid.split(' ').collect::<Vec<_>>());
+    assert_eq!(read(&place.path("m.safetensors"), "w"), [0.84375, 0.15625]);
+    let back = sigmoid.replace("--sigmoid", "--inverse-sigmoid --json");
+    let back = back.replace("0.25", "0.15625");
+    let told = place.works(&back.split(' ').collect::<Vec<_>>()).json();
+    assert_eq!(told["method"]["inverse_sigmoid"]["alpha"], 0.15625);
+    let share = read(&place.path("m.safetensors"), "w")[1];
+    assert!((share - 0.25).abs() < 1e-7, "{share}"); // f32 holds 7 digits
+    let both = sigmoid.replace("--sigmoid", "--sigmoid --slerp");
+    place.refuses(&both.split(' ').collect::<Vec<_>>(), 2, &["--slerp"]);
+    let beyond = sigmoid.replace("0.25", "1.25");
+    place.refuses(
+        &beyond.split(' ').collect::<Vec<_>>(),
+        2,
+        &["between 0 and 1"],
+    );
     // What is half a UNet is none.
     let input = "model.diffusion_model.input_blocks.0.0.bias";
     tensors(&place.path("u.safetensors"), &[(input, &[1.0])]);

@@ -1,8 +1,8 @@
 //! Models merged: a weighted sum of two, a way along the arc between them, or the difference of two added to a third,
 //! tensor by tensor.
 //!
-//! Formulas and rules are those of A1111's checkpoint merger (which has no arcs), computed in f32, or in f64 where a
-//! tensor has such numbers.
+//! Formulas and rules are those of A1111's checkpoint merger (which has no arcs, and has the two sigmoids no more), computed
+//! in f32, or in f64 where a tensor has such numbers.
 
 use std::sync::Arc;
 
@@ -26,6 +26,20 @@ pub enum Method {
         /// B's share: 0 is A, 1 is B.
         alpha: f64,
     },
+    /// A weighted sum whose share of B is bent to s = alpha²·(3 − 2·alpha), which is flat at both ends.
+    ///
+    /// Source: `sigmoid` in diffusers' `examples/community/checkpoint_merger.py`, as in A1111's merger of 2022.
+    Sigmoid {
+        /// From 0, which is A, to 1, which is B.
+        alpha: f64,
+    },
+    /// The other way round: the share whose [`Method::Sigmoid`] is alpha, 1/2 − sin(asin(1 − 2·alpha)/3), steep at both ends.
+    ///
+    /// Source: `inv_sigmoid` there.
+    InverseSigmoid {
+        /// From 0, which is A, to 1, which is B.
+        alpha: f64,
+    },
     /// Along the arc from A to B, tensor by tensor, which keeps lengths where a sum of tensors that point in different
     /// directions is shorter than both. Where there is no arc, the weighted sum.
     Slerp {
@@ -42,14 +56,20 @@ pub enum Method {
 impl Method {
     fn sources(&self) -> usize {
         match self {
-            Method::Weighted { .. } | Method::Slerp { .. } => 2,
             Method::AddDifference { .. } => 3,
+            _ => 2,
         }
+    }
+
+    /// Whether shares have to lie between 0 and 1: beyond, the curve turns back, or is none.
+    fn is_bent(&self) -> bool {
+        matches!(self, Method::Sigmoid { .. } | Method::InverseSigmoid { .. })
     }
 
     pub(crate) fn amount(&self) -> f64 {
         match *self {
             Method::Weighted { alpha } | Method::Slerp { alpha } => alpha,
+            Method::Sigmoid { alpha } | Method::InverseSigmoid { alpha } => alpha,
             Method::AddDifference { multiplier } => multiplier,
         }
     }
@@ -110,6 +130,13 @@ impl Merge {
                 format!("this merge takes {wanted} models, not {}", sources.len()),
             ));
         }
+        let amount = options.method.amount();
+        let in_range = |amount: &f64| (0.0..=1.0).contains(amount);
+        let blocks_in_range = options.blocks.iter().flatten().all(in_range);
+        if options.method.is_bent() && !(in_range(&amount) && blocks_in_range) {
+            let problem = "the shares of a sigmoid lie between 0 and 1";
+            return Err(request("", problem.into()));
+        }
         if options.dtype.is_some_and(|dtype| !is_float(dtype)) {
             return Err(request("", "merged weights cannot be written as this dtype; choose F32, F16, BF16, F8_E4M3 or F8_E5M2".into()));
         }
@@ -169,6 +196,14 @@ impl Merge {
     ) -> Result<Formula, ConvertError> {
         match self.options.method {
             Method::Weighted { .. } => Ok(Formula::Sum(1.0 - amount, amount)),
+            Method::Sigmoid { .. } => {
+                let share = amount * amount * (3.0 - 2.0 * amount);
+                Ok(Formula::Sum(1.0 - share, share))
+            }
+            Method::InverseSigmoid { .. } => {
+                let share = 0.5 - ((1.0 - 2.0 * amount).asin() / 3.0).sin();
+                Ok(Formula::Sum(1.0 - share, share))
+            }
             Method::AddDifference { .. } => Ok(Formula::Difference(amount)),
             Method::Slerp { .. } => {
                 let mut angle = Angle::default();
@@ -413,6 +448,30 @@ mod tests {
     }
 
     const HALF: Method = Method::Weighted { alpha: 0.25 };
+
+    /// 0.25² · (3 − 0.5) = 0.15625, and the way back; the ends and the middle stay where they are.
+    #[test]
+    fn sigmoids_bend_the_share() {
+        let models = || [[0.0, 0.0], [1.0, 64.0]].map(|of| model(&[("w", vec![2], of.to_vec())]));
+        let mix = |method| merged(models().to_vec(), options(method))["w"].clone();
+        assert_eq!(mix(Method::Sigmoid { alpha: 0.25 }), [0.15625, 10.0]);
+        let back = mix(Method::InverseSigmoid { alpha: 0.15625 });
+        assert!(
+            (back[0] - 0.25).abs() < 1e-7 && (back[1] - 16.0).abs() < 1e-5,
+            "{back:?}"
+        );
+        for alpha in [0.0, 0.5, 1.0] {
+            for method in [Method::Sigmoid { alpha }, Method::InverseSigmoid { alpha }] {
+                let share = mix(method)[0];
+                assert!((f64::from(share) - alpha).abs() < 1e-7, "{alpha}: {share}");
+            }
+        }
+        for alpha in [-0.1, 1.1] {
+            let wrong = options(Method::Sigmoid { alpha });
+            let refused = Merge::new(models().to_vec(), wrong).err().unwrap();
+            assert!(refused.to_string().contains("between 0 and 1"), "{refused}");
+        }
+    }
 
     /// torch: `0.75 * A + 0.25 * B`, `A + 0.3 * (B - C)` in float32.
     #[test]
