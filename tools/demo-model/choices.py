@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import statistics
 import subprocess
 import tempfile
@@ -68,36 +69,54 @@ def is_right(picture: np.ndarray, entry: dict) -> bool:
     return all(getattr(verdict, key) == entry[key] for key in SAID if key in entry)
 
 
+def measured(program: Program, entry: dict, seed: int, common: list[str], names: list[str], timed: bool):
+    """Whether the plain picture is right, its UNet passes, and a row for each choice."""
+    caption = entry["caption"]
+    plain, plain_seconds, plain_passes = program.draw(caption, seed, common)
+    rows = {}
+    for name in names:
+        if timed:
+            again, plain_seconds, _ = program.draw(caption, seed, common)
+            assert (again == plain).all(), f"{caption}: the same request gave another picture"
+        picture, seconds, passes = program.draw(caption, seed, [*common, *CHOICES[name]])
+        similarity = structural_similarity(plain, picture, channel_axis=2)
+        rows[name] = (psnr(plain, picture), similarity, is_right(picture, entry), seconds / plain_seconds if timed else None, passes)
+    return is_right(plain, entry), plain_passes, rows
+
+
+def passes_of(counts) -> str:
+    return ", ".join(f"{full} + {part}" for full, part in sorted(set(counts)))
+
+
+def table(found: list, names: list[str]) -> None:
+    right, passes, rows = zip(*found)
+    print("| choice | right | PSNR dB, median | worst | SSIM, median | UNet passes, whole + in part | time, of plain |\n|---|---|---|---|---|---|---|")
+    print(f"| none | {sum(right)} | | | | {passes_of(passes)} | 1 |")
+    for name in names:
+        noise, alike, right, times, passes = zip(*(row[name] for row in rows))
+        times = [time for time in times if time is not None]
+        print(f"| `{name}` | {sum(right)} | {statistics.median(noise):.1f} | {min(noise):.1f} | {statistics.median(alike):.3f} | "
+              f"{passes_of(passes)} | {f'{statistics.median(times):.2f}' if times else ''} |")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("program", type=Path, help="the safelight program")
     parser.add_argument("--count", type=int, default=200, help="how many of the held-out captions")
+    parser.add_argument("--timed", type=int, default=30, help="for how many of them plain and hastened pictures take turns")
     parser.add_argument("--seed", type=int, default=100, help="of the first caption; the next has the next one")
     parser.add_argument("--threads", type=int)
-    parser.add_argument("--common", nargs=argparse.REMAINDER, default=[], help="options for the plain pictures too; last on the line")
+    parser.add_argument("--choices", nargs="+", choices=CHOICES, default=list(CHOICES), metavar="CHOICE")
+    parser.add_argument("--common", default="", help="options for all pictures, as one word: --common='--steps 30'")
     args = parser.parse_args()
-    entries = held_out()[: args.count]
-    program = Program(args.program.resolve(), args.threads)
-    rows = {name: [] for name in CHOICES}
-    plain_right, plain_passes = 0, set()
-    for idx, entry in enumerate(entries):
-        caption, seed = entry["caption"], args.seed + idx
-        plain, _, passes = program.draw(caption, seed, args.common)
-        plain_passes.add(passes)
-        plain_right += is_right(plain, entry)
-        for name, options in CHOICES.items():
-            again, plain_seconds, _ = program.draw(caption, seed, args.common)
-            assert (again == plain).all(), f"{caption}: the same request gave another picture"
-            picture, seconds, passes = program.draw(caption, seed, [*args.common, *options])
-            similarity = structural_similarity(plain, picture, channel_axis=2)
-            rows[name].append((psnr(plain, picture), similarity, is_right(picture, entry), seconds / plain_seconds, passes))
-    print(f"{len(entries)} captions, seeds {args.seed} to {args.seed + len(entries) - 1}; plain: {plain_right} right, UNet passes {plain_passes}")
-    print("| choice | right | PSNR dB, median | worst | SSIM, median | UNet passes whole + in part | time, of plain |\n|---|---|---|---|---|---|---|")
-    for name, row in rows.items():
-        noise, alike, right, times, passes = zip(*row)
-        counted = sorted(set(passes))
-        print(f"| `{name}` | {sum(right)} | {statistics.median(noise):.1f} | {min(noise):.1f} | {statistics.median(alike):.3f} | "
-              f"{', '.join(f'{full} + {part}' for full, part in counted)} | {statistics.median(times):.2f} |")
+    program, found = Program(args.program.resolve(), args.threads), []
+    try:
+        for idx, entry in enumerate(held_out()[: args.count]):
+            found.append(measured(program, entry, args.seed + idx, shlex.split(args.common), args.choices, idx < args.timed))
+    except KeyboardInterrupt:
+        print("stopped early")
+    print(f"{len(found)} captions, seeds from {args.seed} on, the first {min(args.timed, len(found))} timed")
+    table(found, args.choices)
 
 
 if __name__ == "__main__":

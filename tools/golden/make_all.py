@@ -14,10 +14,11 @@ import pipeline_kdiffusion
 import samplers
 import shortcuts
 import text
+import tiny
 import unet
 import vae
 
-ROOMS = {"layouts": models, "text": text, "blocks": blocks, "unet": unet, "vae": vae, "samplers": samplers, "masks": masks, "shortcuts": shortcuts, "foreign": foreign, "graphs": graphs, "hdf5": hdf5, "likeness": likeness,
+ROOMS = {"layouts": models, "text": text, "blocks": blocks, "unet": unet, "vae": vae, "samplers": samplers, "masks": masks, "shortcuts": shortcuts, "tiny": tiny, "foreign": foreign, "graphs": graphs, "hdf5": hdf5, "likeness": likeness,
          "pipeline_diffusers": pipeline_diffusers, "pipeline_kdiffusion": pipeline_kdiffusion}
 
 if __name__ == "__main__":

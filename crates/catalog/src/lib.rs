@@ -12,6 +12,7 @@ mod hash;
 mod resolve;
 mod roots;
 mod scan;
+mod tiny;
 
 pub use demo::{DEMO_NAME, demo, demo_bytes};
 pub use describe::{Defaults, Entry, Layout};
@@ -20,3 +21,4 @@ pub use resolve::ResolveError;
 pub use roots::{Roots, cache_folder};
 pub use safelight_store::sha256_hex;
 pub use scan::Catalog;
+pub use tiny::tiny_decoder;

@@ -4,7 +4,9 @@ use std::fs;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
-use safelight_catalog::{Catalog, DEMO_NAME, Entry, HashCache, Layout, ResolveError, Roots};
+use safelight_catalog::{
+    Catalog, DEMO_NAME, Entry, HashCache, Layout, ResolveError, Roots, tiny_decoder,
+};
 use safelight_diffusion::load::{Family, LoadOptions, Part};
 use safelight_format::{Dtype, TensorView};
 use safelight_store::{SaveOptions, save};
@@ -334,4 +336,46 @@ fn the_embedded_model_loads() {
     let demo = Entry::demo();
     assert_eq!(demo.problem, None);
     demo.load(&LoadOptions::default()).unwrap();
+}
+
+#[test]
+fn the_tiny_decoder_is_found_in_both_programs_folders() {
+    let check = |models: &str, decoder: &str, found: bool| {
+        let root = tempfile::tempdir().unwrap();
+        let path = write(root.path(), decoder, b"");
+        fs::create_dir_all(root.path().join(models)).unwrap();
+        let roots = Roots {
+            folders: vec![root.path().join(models)],
+            named: true,
+        };
+        let expected = found.then(|| path.canonicalize().unwrap());
+        let found = tiny_decoder(&roots).map(|path| path.canonicalize().unwrap());
+        assert_eq!(found, expected, "{models}, {decoder}");
+    };
+    check(
+        "models",
+        "models/VAE-approx/taesd_decoder.safetensors",
+        true,
+    );
+    check("models", "models/VAE-taesd/taesd_decoder.safetensors", true);
+    check(
+        "models",
+        "models/vae_approx/taesd_decoder.safetensors",
+        true,
+    );
+    check(
+        "models/Stable-diffusion",
+        "models/VAE-approx/taesd_decoder.safetensors",
+        true,
+    );
+    check(
+        "models",
+        "models/VAE-approx/taesdxl_decoder.safetensors",
+        false,
+    );
+    check(
+        "models",
+        "models/deep/er/VAE-approx/taesd_decoder.safetensors",
+        false,
+    );
 }

@@ -232,7 +232,7 @@ fn loads(args: &BenchArgs, first: Duration) -> Result<Vec<Duration>, Failure> {
             return Err(Failure::Interrupted { saved: 0 });
         }
         let started = Instant::now();
-        choose::load(&entry, &args.model, args.model.ways())?;
+        choose::load(&entry, &args.model, None, args.model.ways())?;
         times.push(started.elapsed());
     }
     times.sort();
@@ -315,7 +315,7 @@ fn subject(args: &BenchArgs, progress: &mut Progress) -> Result<Subject, Failure
     let entry = choose::entry(&args.model, args.json)?;
     progress.stage(&format!("loading {}", entry.name));
     let started = Instant::now();
-    let model = choose::load(&entry, &args.model, args.model.ways())?;
+    let model = choose::load(&entry, &args.model, None, args.model.ways())?;
     Ok(Subject {
         name: entry.name,
         size: entry.native_size,

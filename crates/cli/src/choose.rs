@@ -1,10 +1,12 @@
 //! Which model is meant, and its weights.
 
 use std::env;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::thread::JoinHandle;
 
-use safelight_catalog::{Catalog, Entry, HashCache, Layout, ResolveError, Roots, cache_folder};
+use safelight_catalog::{
+    Catalog, Entry, HashCache, Layout, ResolveError, Roots, cache_folder, tiny_decoder,
+};
 use safelight_diffusion::load::{LoadOptions, Model, ModelFiles};
 use safelight_diffusion::precision::Ways;
 
@@ -88,21 +90,53 @@ pub(crate) fn hash_meanwhile(entry: &Entry, vae: Option<&Path>) -> JoinHandle<Ha
     })
 }
 
+/// The tiny decoder that `--tiny-vae` means: the file it names, or the one in the models folders.
+pub(crate) fn tiny(
+    asked: Option<&Option<PathBuf>>,
+    folders: &ModelsFolders,
+) -> Result<Option<PathBuf>, Failure> {
+    let Some(asked) = asked else { return Ok(None) };
+    if let Some(path) = asked {
+        return Ok(Some(path.clone()));
+    }
+    let roots = Roots::new(&folders.folders, |name| env::var_os(name));
+    let found = tiny_decoder(&roots);
+    found.map(Some).ok_or_else(|| {
+        let looked: Vec<_> = roots.folders.iter().map(|root| root.display().to_string()).collect();
+        Failure::Usage(format!(
+            "there is no taesd_decoder.safetensors in a folder VAE-approx, VAE-taesd or vae_approx of {}; \
+             say where it is: --tiny-vae=FILE",
+            looked.join(" or ")
+        ))
+    })
+}
+
 /// Reads and packs the model's weights.
-pub(crate) fn load(entry: &Entry, args: &ModelArgs, ways: Ways) -> Result<Model, Failure> {
-    let loaded = entry.load(&options(args, ways));
+pub(crate) fn load(
+    entry: &Entry,
+    args: &ModelArgs,
+    tiny: Option<&Path>,
+    ways: Ways,
+) -> Result<Model, Failure> {
+    let loaded = entry.load(&options(args, tiny, ways));
     loaded.map_err(|error| Failure::Model(error.to_string()))
 }
 
 /// Opens the model's files, out of which a drawing takes one network at a time.
-pub(crate) fn open(entry: &Entry, args: &ModelArgs, ways: Ways) -> Result<ModelFiles, Failure> {
-    let opened = entry.open(&options(args, ways));
+pub(crate) fn open(
+    entry: &Entry,
+    args: &ModelArgs,
+    tiny: Option<&Path>,
+    ways: Ways,
+) -> Result<ModelFiles, Failure> {
+    let opened = entry.open(&options(args, tiny, ways));
     opened.map_err(|error| Failure::Model(error.to_string()))
 }
 
-fn options(args: &ModelArgs, ways: Ways) -> LoadOptions {
+fn options(args: &ModelArgs, tiny: Option<&Path>, ways: Ways) -> LoadOptions {
     LoadOptions {
         vae: args.vae.clone(),
+        tiny: tiny.map(Path::to_owned),
         ways,
         ..LoadOptions::default()
     }

@@ -124,6 +124,7 @@ fn run(args: &GenerateArgs, job: Job) -> Result<(), Failure> {
     machine::prepare(args.model.threads)?;
     let entry = choose::entry(&args.model, args.quiet)?;
     let request = request(args, job, &entry)?;
+    let tiny = choose::tiny(args.shortcuts.tiny_vae.as_ref(), &args.model.folders)?;
     let ways = affordable(&entry, &request, args.model.ways())?;
     if ways != args.model.ways() && !args.quiet {
         say::note("note: memory is short: computing as with --low-memory, which is slower");
@@ -134,11 +135,12 @@ fn run(args: &GenerateArgs, job: Job) -> Result<(), Failure> {
         .map_or(Ok(()), trace::refuse_to_overwrite)?;
     let mut progress = Progress::new(args.quiet);
     let vae = args.model.vae.as_deref();
-    let files = choose::open(&entry, &args.model, ways)?;
+    let files = choose::open(&entry, &args.model, tiny.as_deref(), ways)?;
     let mut job = Drawing {
         hashes: Some(choose::hash_meanwhile(&entry, vae)),
         entry,
         vae: vae.map(|path| (path, None)),
+        tiny: tiny.is_some(),
         request: &request,
         output: &output,
         quiet: args.quiet,
@@ -158,7 +160,7 @@ fn run(args: &GenerateArgs, job: Job) -> Result<(), Failure> {
             "seed": request.seed,
             "seconds": elapsed.as_secs_f64(),
             "loading_seconds": loading.as_secs_f64(),
-            "shortcuts": shortcuts::to_json(&request.shortcuts),
+            "shortcuts": shortcuts::to_json(&request.shortcuts, tiny.as_deref()),
             "model": { "name": entry.name, "hash": entry.sha256.as_deref().map(short), "path": entry.path.as_ref().map(|path| path.to_string_lossy()) },
         }));
     }
@@ -330,6 +332,8 @@ struct Drawing<'a> {
     hashes: Option<JoinHandle<Hashes>>,
     /// The file that the VAE is from, if it is not the model's own, and its hash.
     vae: Option<(&'a Path, Option<String>)>,
+    /// Whether a tiny decoder is used.
+    tiny: bool,
     request: &'a Request,
     output: &'a Output,
     quiet: bool,
@@ -507,7 +511,7 @@ impl Drawing<'_> {
                 ),
             );
         }
-        shortcuts::describe(&request.shortcuts, request.flavour, &mut info);
+        shortcuts::describe(&request.shortcuts, request.flavour, self.tiny, &mut info);
         if request.flavour == Flavour::Diffusers {
             info.push("Flavour", request.flavour.name());
         }

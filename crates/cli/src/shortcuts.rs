@@ -1,6 +1,8 @@
 //! Flags that trade fidelity for time, and what pictures and JSON say of them.
 
-use clap::Args;
+use std::path::{Path, PathBuf};
+
+use clap::{Args, ValueHint};
 use safelight_diffusion::infotext::Infotext;
 use safelight_diffusion::pipeline::Shortcuts;
 use safelight_diffusion::sampler::Flavour;
@@ -33,6 +35,9 @@ pub(crate) struct ShortcutArgs {
     /// Merge this part of the tokens in the largest self-attentions, up to 0.75 (ToMe)
     #[arg(long, alias = "token-merging", value_name = "X", default_value_t = 0.0, value_parser = ratio, allow_negative_numbers = true)]
     token_merging_ratio: f64,
+    /// Decode with a tiny decoder (TAESD) instead of the VAE: taesd_decoder.safetensors in the folder VAE-approx of the models, or FILE
+    #[arg(long, value_name = "FILE", num_args = 0..=1, require_equals = true, value_hint = ValueHint::FilePath)]
+    pub(crate) tiny_vae: Option<Option<PathBuf>>,
 }
 
 fn ratio(text: &str) -> Result<f64, String> {
@@ -55,7 +60,7 @@ impl ShortcutArgs {
 }
 
 /// Adds what differs from the default to a picture's parameters; by A1111's name where A1111 means the same.
-pub(crate) fn describe(shortcuts: &Shortcuts, flavour: Flavour, info: &mut Infotext) {
+pub(crate) fn describe(shortcuts: &Shortcuts, flavour: Flavour, tiny: bool, info: &mut Infotext) {
     let usual = Shortcuts::default();
     if shortcuts.guidance_start != usual.guidance_start {
         let key = match flavour {
@@ -74,15 +79,19 @@ pub(crate) fn describe(shortcuts: &Shortcuts, flavour: Flavour, info: &mut Infot
     if shortcuts.token_merging != usual.token_merging {
         info.push("Token merging ratio", shortcuts.token_merging);
     }
+    if tiny {
+        info.push("VAE Decoder", "TAESD");
+    }
 }
 
 /// All of them, for `--json`.
-pub(crate) fn to_json(shortcuts: &Shortcuts) -> Value {
+pub(crate) fn to_json(shortcuts: &Shortcuts, tiny: Option<&Path>) -> Value {
     json!({
         "cfg_start": shortcuts.guidance_start,
         "cfg_end": shortcuts.guidance_end,
         "cache_interval": shortcuts.cache_interval,
         "cache_branch": shortcuts.cache_branch,
         "token_merging_ratio": shortcuts.token_merging,
+        "tiny_vae": tiny.map(Path::to_string_lossy),
     })
 }

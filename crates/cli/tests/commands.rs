@@ -7,6 +7,8 @@ use std::path::Path;
 
 use common::{Place, changed_demo};
 use safelight_diffusion::infotext::Infotext;
+use safelight_format::{Dtype, TensorView};
+use safelight_store::{SaveOptions, save};
 
 fn pixels(path: &Path) -> image::RgbImage {
     image::open(path).unwrap().into_rgb8()
@@ -728,4 +730,95 @@ fn shortcuts_are_in_the_picture_and_in_json() {
         2,
         &["--cfg-end", "from 0 to 1"],
     );
+}
+
+/// A tiny decoder of random-looking weights, `width` wide, numbered as `taesd_decoder.safetensors` is.
+fn tiny_decoder(place: &Place, name: &str, width: u64) {
+    let mut tensors: Vec<(String, Vec<u64>)> = Vec::new();
+    let mut layer = |name: String, outputs: u64, inputs: u64, bias: bool| {
+        tensors.push((format!("{name}.weight"), vec![outputs, inputs, 3, 3]));
+        if bias {
+            tensors.push((format!("{name}.bias"), vec![outputs]));
+        }
+    };
+    layer("1".into(), width, 4, true);
+    let blocks = [3, 4, 5, 8, 9, 10, 13, 14, 15, 18];
+    for (block, conv) in blocks
+        .into_iter()
+        .flat_map(|block| [0, 2, 4].map(|conv| (block, conv)))
+    {
+        layer(format!("{block}.conv.{conv}"), width, width, true);
+    }
+    for conv in [7, 12, 17] {
+        layer(conv.to_string(), width, width, false);
+    }
+    layer("19".into(), 3, width, true);
+    let mut value = 0_u32;
+    let mut next = |_| {
+        value = value.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        (value >> 8) as f32 / (1 << 24) as f32 - 0.5
+    };
+    let tensors: Vec<_> = tensors
+        .into_iter()
+        .map(|(name, shape)| {
+            let count = shape.iter().product();
+            (name, shape, common::floats((0..count).map(&mut next)))
+        })
+        .collect();
+    let views: Vec<_> = tensors
+        .iter()
+        .map(|(name, shape, bytes)| TensorView {
+            name,
+            dtype: Dtype::F32,
+            shape,
+            bytes,
+        })
+        .collect();
+    let path = place.path(name);
+    fs::create_dir_all(path.parent().unwrap()).unwrap();
+    save(&path, &views, None, &SaveOptions::default()).unwrap();
+}
+
+#[test]
+fn a_tiny_decoder_is_named_or_found() {
+    let place = Place::new();
+    let draw = |extra: &[&str]| {
+        let usual = [
+            "txt2img", "hills", "--steps", "1", "--size", "64", "--seed", "1", "--json",
+        ];
+        let arguments: Vec<&str> = usual.iter().chain(extra).copied().collect();
+        let json = place.works(&arguments).json();
+        let text = json["pictures"][0]["parameters"]
+            .as_str()
+            .unwrap()
+            .to_owned();
+        let path = json["pictures"][0]["path"].as_str().unwrap().to_owned();
+        (pixels(&place.path(&path)), text, json)
+    };
+    place.refuses(
+        &["txt2img", "hills", "--tiny-vae"],
+        2,
+        &["taesd_decoder.safetensors", "--tiny-vae=FILE"],
+    );
+    place.refuses(
+        &["txt2img", "hills", "--tiny-vae=none.safetensors"],
+        3,
+        &["none.safetensors"],
+    );
+    tiny_decoder(&place, "models/VAE-approx/taesd_decoder.safetensors", 4);
+    let (plain, text, json) = draw(&[]);
+    assert!(!text.contains("VAE Decoder"), "{text}");
+    assert!(json["shortcuts"]["tiny_vae"].is_null());
+    let (found, text, json) = draw(&["--tiny-vae"]);
+    assert!(text.contains(", VAE Decoder: TAESD, Version"), "{text}");
+    assert_eq!(
+        json["shortcuts"]["tiny_vae"],
+        "models/VAE-approx/taesd_decoder.safetensors"
+    );
+    assert_ne!(found, plain);
+    let (named, ..) = draw(&["--tiny-vae=models/VAE-approx/taesd_decoder.safetensors"]);
+    assert_eq!(named, found);
+    // What lies there is no checkpoint of its own.
+    let listed = place.works(&["models", "--no-hash"]).stdout;
+    assert!(!listed.contains("taesd"), "{listed}");
 }

@@ -27,6 +27,8 @@ pub mod unet;
 
 pub mod vae;
 
+pub mod tiny;
+
 pub mod schedule;
 
 pub mod noise;

@@ -276,7 +276,7 @@ impl<'w> Builder<'w> {
         leaf
     }
 
-    /// A square convolution with weight `[outputs, inputs, kernel, kernel]` and a bias.
+    /// A square convolution with weight `[outputs, inputs, kernel, kernel]` and, unless it has none, a bias.
     pub fn conv(&mut self, name: &str, shape: ConvShape) -> Leaf<Conv2d> {
         let ConvShape {
             outputs,
@@ -284,20 +284,24 @@ impl<'w> Builder<'w> {
             kernel,
             stride,
             padding,
+            bias,
         } = shape;
         let precision = self.precision_of(name);
-        let (weight, bias) = (format!("{name}.weight"), format!("{name}.bias"));
+        let (weight, bias) = (
+            format!("{name}.weight"),
+            bias.then(|| format!("{name}.bias")),
+        );
         let pixels = if self.ways.lean { 0 } else { self.map_pixels };
         let dims = [outputs, inputs, kernel, kernel];
         let count: usize = dims.iter().product();
         self.expect(&weight, &[dims.to_vec()]);
-        self.expect_bias(Some(&bias), outputs);
+        self.expect_bias(bias.as_deref(), outputs);
         let (leaf, slot) = Leaf::empty();
         let packed = precision.for_layer(inputs, outputs);
         self.job(count, Some(packed), move |weights, lender| {
             let values = read_unless(lender, weights, &weight, count)?;
-            let bias = read_finite(weights, &bias, outputs)?;
-            let bias = Some(bias.as_slice());
+            let bias = read_bias(weights, bias.as_deref(), outputs)?;
+            let bias = bias.as_deref();
             let way = (precision, pixels);
             let layer = match lender {
                 Some(lender) => {
@@ -497,6 +501,8 @@ pub struct ConvShape {
     pub stride: usize,
     /// Zeros around the picture.
     pub padding: Padding,
+    /// Whether there is a bias.
+    pub bias: bool,
 }
 
 impl ConvShape {
@@ -513,12 +519,21 @@ impl ConvShape {
                 bottom: 1,
                 right: 1,
             },
+            bias: true,
         }
     }
 
     /// The same convolution, at every second pixel.
     pub fn halving(self) -> ConvShape {
         ConvShape { stride: 2, ..self }
+    }
+
+    /// The same convolution without a bias.
+    pub fn unbiased(self) -> ConvShape {
+        ConvShape {
+            bias: false,
+            ..self
+        }
     }
 
     /// The same convolution with other padding.

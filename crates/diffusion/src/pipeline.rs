@@ -493,16 +493,22 @@ impl<'a> Session<'a> {
         let last = idx + 1 == self.request.batch;
         let (on_progress, request) = (&mut *self.on_progress, self.request);
         let mut loading = |part| tell(on_progress, request, idx, Phase::Load(part));
-        self.networks.vae(last, &mut loading)?;
+        if self.networks.tiny().is_none() {
+            self.networks.vae(last, &mut loading)?;
+        }
         self.tell(idx, Phase::Decode)?;
         let (height, width) = self.latent_size();
+        let latent = Tensor::from_slice(&[1, height, width, LATENT_CHANNELS], latent);
         let scale = self.scale_factor();
-        let unscaled = latent.iter().map(|value| value / scale).collect();
-        let vae = self.networks.vae(last, &mut |_| Ok(()))?;
-        let decoded = vae.decode(&Tensor::from_vec(
-            &[1, height, width, LATENT_CHANNELS],
-            unscaled,
-        ));
+        let decoded = match self.networks.tiny() {
+            Some(tiny) => tiny.decode(&latent),
+            None => {
+                let unscaled = latent.data().iter().map(|value| value / scale).collect();
+                let unscaled = Tensor::from_vec(latent.shape(), unscaled);
+                let vae = self.networks.vae(last, &mut |_| Ok(()))?;
+                vae.decode(&unscaled)
+            }
+        };
         let expected = [1, self.canvas.height, self.canvas.width, 3];
         assert_eq!(
             decoded.shape(),
@@ -511,7 +517,10 @@ impl<'a> Session<'a> {
         );
         if decoded.data().iter().any(|value| !value.is_finite()) {
             return Err(GenerateError::NotFinite {
-                place: "the VAE's decoder".into(),
+                place: match self.networks.tiny() {
+                    Some(_) => "the tiny decoder".into(),
+                    None => "the VAE's decoder".into(),
+                },
                 seed,
             });
         }

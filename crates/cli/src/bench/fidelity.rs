@@ -135,7 +135,7 @@ impl Subject<'_> {
             ..self.args.model.ways()
         };
         match &self.entry {
-            Some(entry) => choose::load(entry, &self.args.model, ways),
+            Some(entry) => choose::load(entry, &self.args.model, None, ways),
             None => Model::sd15_of(&HeavyTailedWeights { seed: 0 }, ways)
                 .map_err(|error| Failure::Machine(error.to_string())),
         }

@@ -88,7 +88,7 @@ fn subject(
         ));
     }
     let entry = choose::entry(&args.model, args.json)?;
-    let files = choose::open(&entry, &args.model, args.model.ways())?;
+    let files = choose::open(&entry, &args.model, None, args.model.ways())?;
     Ok((
         entry.name,
         entry.native_size,

@@ -12,6 +12,7 @@ use super::{LoadError, LoadOptions, Model, ModelInfo};
 use crate::nn::Failures;
 use crate::precision::Ways;
 use crate::text::TextEncoder;
+use crate::tiny::TinyDecoder;
 use crate::unet::UNet;
 use crate::vae::Vae;
 
@@ -35,10 +36,12 @@ pub struct ModelFiles {
     parts: Parts<'static>,
     info: ModelInfo,
     ways: Ways,
+    tiny: Option<TinyDecoder>,
 }
 
 impl ModelFiles {
-    /// Opens a single-file checkpoint, a sharded one by its index, or a diffusers folder; no weights are read.
+    /// Opens a single-file checkpoint, a sharded one by its index, or a diffusers folder; no weights are read but
+    /// those of a tiny decoder.
     ///
     /// # Errors
     /// If the path cannot be read, holds another family, or lacks any weight: all of them are named at once.
@@ -59,10 +62,12 @@ impl ModelFiles {
 
     fn of(mut parts: Parts<'static>, options: &LoadOptions) -> Result<ModelFiles, LoadError> {
         let info = super::described(&mut parts, options)?;
+        let tiny = super::tiny_of(&info, options)?;
         Ok(ModelFiles {
             parts,
             info,
             ways: options.ways,
+            tiny,
         })
     }
 
@@ -81,7 +86,7 @@ impl ModelFiles {
     /// # Errors
     /// If a weight cannot be read or is no number: all of those are named at once.
     pub fn load(self) -> Result<Model, LoadError> {
-        super::whole(&self.parts, self.info, self.ways)
+        super::whole(&self.parts, self.info, self.tiny, self.ways)
     }
 
     pub(crate) fn text(&self) -> Result<TextEncoder, LoadError> {
@@ -98,6 +103,11 @@ impl ModelFiles {
             self.parts
                 .fetching_unet_of(&self.info, self.ways, resident_bytes)?;
         Ok((unet, Some(failures)))
+    }
+
+    /// The tiny decoder, which is small enough to be there from the beginning.
+    pub(crate) fn tiny(&self) -> Option<&TinyDecoder> {
+        self.tiny.as_ref()
     }
 
     pub(crate) fn vae(&self) -> Result<Vae, LoadError> {

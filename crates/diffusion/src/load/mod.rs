@@ -12,6 +12,7 @@ mod json;
 mod keys;
 mod parts;
 mod shapes;
+mod tiny;
 
 pub use error::{LoadError, Problem};
 pub use family::Family;
@@ -19,6 +20,7 @@ pub(crate) use files::LEAN_RESIDENT_BYTES;
 pub use files::ModelFiles;
 pub use info::{ModelInfo, PartInfo, Task};
 pub use keys::{Naming, Part};
+pub use tiny::load_tiny;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -29,6 +31,7 @@ use crate::nn::{RandomWeights, Weights};
 use crate::precision::Ways;
 use crate::schedule::{Betas, Prediction};
 use crate::text::{TextConfig, TextEncoder};
+use crate::tiny::TinyDecoder;
 use crate::unet::{UNet, UNetConfig};
 use crate::vae::{Vae, VaeConfig};
 use parts::{Folder, Held, Parts};
@@ -53,6 +56,8 @@ pub struct Model {
     pub unet: UNet,
     /// Turns latents into pictures and back.
     pub vae: Vae,
+    /// Turns latents into pictures instead of the VAE, if it was asked for.
+    pub tiny: Option<TinyDecoder>,
     /// What the files said.
     pub info: ModelInfo,
 }
@@ -62,6 +67,8 @@ pub struct Model {
 pub struct LoadOptions {
     /// Take the VAE from this file.
     pub vae: Option<PathBuf>,
+    /// Decode with the tiny decoder (TAESD) in this file: much faster, with less detail.
+    pub tiny: Option<PathBuf>,
     /// What the UNet predicts, where the file does not say or says wrongly.
     pub prediction: Option<Prediction>,
     /// How its networks are computed.
@@ -119,6 +126,7 @@ impl Model {
             text,
             unet,
             vae,
+            tiny: None,
             info,
         })
     }
@@ -133,7 +141,8 @@ impl Model {
     ) -> Result<Model, LoadError> {
         let mut parts = Parts::of(&Held::Lent(checkpoint));
         let info = described(&mut parts, options)?;
-        whole(&parts, info, options.ways)
+        let tiny = tiny_of(&info, options)?;
+        whole(&parts, info, tiny, options.ways)
     }
 }
 
@@ -149,13 +158,28 @@ fn described(parts: &mut Parts<'_>, options: &LoadOptions) -> Result<ModelInfo, 
     Ok(info)
 }
 
+/// The tiny decoder that `options` asks for, made for the latents that `info` describes.
+fn tiny_of(info: &ModelInfo, options: &LoadOptions) -> Result<Option<TinyDecoder>, LoadError> {
+    let latents = info.vae.as_ref().expect("a usable model has a VAE");
+    let latents = (latents.latent_channels, latents.downscale());
+    let ways = options.ways.of_part(Part::Vae);
+    let tiny = options.tiny.as_deref();
+    tiny.map(|path| load_tiny(path, latents, ways)).transpose()
+}
+
 /// All networks of the parts that `info` describes.
-fn whole(parts: &Parts<'_>, info: ModelInfo, ways: Ways) -> Result<Model, LoadError> {
+fn whole(
+    parts: &Parts<'_>,
+    info: ModelInfo,
+    tiny: Option<TinyDecoder>,
+    ways: Ways,
+) -> Result<Model, LoadError> {
     let (text, unet, vae) = parts.load(&info, ways)?;
     Ok(Model {
         text,
         unet,
         vae,
+        tiny,
         info,
     })
 }

@@ -9,7 +9,7 @@ use safelight_format::{Dtype, TensorInfo, decode_f32_into};
 use safelight_store::Checkpoint;
 
 use super::json::{self, Json};
-use super::keys::{Part, PartKeys};
+use super::keys::{Part, PartKeys, Stored};
 use super::shapes::{self, Hints};
 use super::{Family, LoadError, ModelInfo, PartInfo, Problem, Task};
 use crate::nn::{Builder, Failures, Weights};
@@ -114,38 +114,7 @@ impl<'c> PartSource<'c> {
 
 impl Weights for PartSource<'_> {
     fn check(&self, name: &str, shapes: &[Vec<usize>]) -> Result<(), Problem> {
-        let Some(stored) = self.keys.get(name) else {
-            return Err(Problem::Missing {
-                tensor: self.keys.stored_name(name),
-            });
-        };
-        let fits = |shape: &Vec<usize>| {
-            shape
-                .iter()
-                .map(|&dim| dim as u64)
-                .eq(stored.shape.iter().copied())
-        };
-        if !shapes.iter().any(fits) {
-            // Of the shapes that would do, the one of the tensor's own rank is the one that was meant.
-            let meant = shapes
-                .iter()
-                .find(|shape| shape.len() == stored.shape.len())
-                .unwrap_or(&shapes[0]);
-            let (tensor, actual, expected) =
-                (stored.name.clone(), stored.shape.clone(), meant.clone());
-            return Err(Problem::WrongShape {
-                tensor,
-                actual,
-                expected,
-            });
-        }
-        if !is_float(stored.dtype) {
-            return Err(Problem::NotFloat {
-                tensor: stored.name.clone(),
-                dtype: stored.dtype,
-            });
-        }
-        Ok(())
+        fits(self.keys.get(name), self.keys.stored_name(name), shapes)
     }
 
     fn read(&self, name: &str, count: usize) -> Result<Vec<f32>, LoadError> {
@@ -180,6 +149,40 @@ impl Weights for PartSource<'_> {
     fn label(&self) -> String {
         self.checkpoint.label().to_string()
     }
+}
+
+/// Whether a tensor, called `tensor` in the file, is there, of one of these shapes, and of floats.
+pub(crate) fn fits(
+    stored: Option<&Stored>,
+    tensor: String,
+    shapes: &[Vec<usize>],
+) -> Result<(), Problem> {
+    let Some(stored) = stored else {
+        return Err(Problem::Missing { tensor });
+    };
+    let same = |shape: &Vec<usize>| {
+        shape
+            .iter()
+            .map(|&dim| dim as u64)
+            .eq(stored.shape.iter().copied())
+    };
+    if !shapes.iter().any(same) {
+        // Of the shapes that would do, the one of the tensor's own rank is the one that was meant.
+        let meant = shapes
+            .iter()
+            .find(|shape| shape.len() == stored.shape.len())
+            .unwrap_or(&shapes[0]);
+        return Err(Problem::WrongShape {
+            tensor,
+            actual: stored.shape.clone(),
+            expected: meant.clone(),
+        });
+    }
+    if !is_float(stored.dtype) {
+        let dtype = stored.dtype;
+        return Err(Problem::NotFloat { tensor, dtype });
+    }
+    Ok(())
 }
 
 /// Dtypes weights may be stored in.

@@ -6,6 +6,7 @@ use super::request::GenerateError;
 use crate::load::{LoadError, Model, ModelFiles, Part};
 use crate::nn::Failures;
 use crate::text::TextEncoder;
+use crate::tiny::TinyDecoder;
 use crate::unet::UNet;
 use crate::vae::Vae;
 
@@ -35,7 +36,9 @@ impl<'a> Networks<'a> {
     /// # Errors
     /// If values of the VAE are no numbers: it is loaded last, when all the work would be lost.
     pub(super) fn staged(files: &'a ModelFiles, batch: usize) -> Result<Self, GenerateError> {
-        files.check_vae()?;
+        if files.tiny().is_none() {
+            files.check_vae()?;
+        }
         Ok(Networks::Staged(Box::new(Staged {
             files,
             keeps_both: batch > 1 && !files.ways().lean,
@@ -76,6 +79,14 @@ impl<'a> Networks<'a> {
                 let (unet, failures) = staged.unet.as_ref().expect("`load_unet` came before");
                 (unet, failures.as_ref())
             }
+        }
+    }
+
+    /// What decodes instead of the VAE, if anything does.
+    pub(super) fn tiny(&self) -> Option<&TinyDecoder> {
+        match self {
+            Networks::Resident(model) => model.tiny.as_ref(),
+            Networks::Staged(staged) => staged.files.tiny(),
         }
     }
 
