@@ -27,7 +27,10 @@ pub(crate) fn run(input: &[u8]) {
     }
     scheduled(&text);
     let info = Infotext::parse(&text);
-    assert_eq!(Infotext::parse(&info.to_string()), info, "{text:?}");
+    // Without fields the last line is a prompt's, and may look like fields once it stands behind `Negative prompt: `, in A1111 too.
+    if !info.fields.is_empty() {
+        assert_eq!(Infotext::parse(&info.to_string()), info, "{text:?}");
+    }
 }
 
 /// The prompts cover every step once, and a text without brackets is itself.
