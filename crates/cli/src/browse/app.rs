@@ -271,14 +271,11 @@ impl App {
             return;
         };
         match code {
-            KeyCode::Esc => return self.end_search(),
-            KeyCode::Enter if search.query.is_empty() => return self.end_search(),
-            KeyCode::Enter => {
-                search.typing = false;
-                return;
-            }
+            KeyCode::Esc => self.end_search(),
+            KeyCode::Enter if search.query.is_empty() => self.end_search(),
+            KeyCode::Enter => search.typing = false,
             KeyCode::Up | KeyCode::Down | KeyCode::PageUp | KeyCode::PageDown => {
-                return self.move_key(code);
+                self.move_key(code);
             }
             KeyCode::Backspace => {
                 search.query.pop();
