@@ -256,6 +256,8 @@ fn see(path: &Path, args: &InspectArgs) -> Result<Seen, Failure> {
     let notes = opened.notes().map(|notes| json!(notes));
     let (checkpoint, refusal) = match opened {
         Opened::Ours(checkpoint) => (*checkpoint, None),
+        // A pickle of anything else is no model.
+        Opened::Foreign(source, refusal) if source.tensors().is_empty() => return Err(refusal),
         Opened::Foreign(source, refusal) => (header_of(&*source)?, Some(refusal.to_string())),
     };
     let mut entry = Entry::of(&checkpoint);

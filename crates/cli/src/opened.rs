@@ -48,7 +48,16 @@ impl Opened {
         match safelight_convert::open_with(path, &options) {
             Ok(source) => Ok(Opened::Foreign(source, failure)),
             Err(ConvertError::Store(_) | ConvertError::UnknownKind { .. }) => Err(failure),
-            Err(error) => Err(error.into()),
+            Err(error @ ConvertError::RefusedGlobal { .. }) => Err(error.into()),
+            Err(error) => Err(match Failure::from(error) {
+                // What it claims to be, and why it is not.
+                Failure::Model(why) => {
+                    let label = format!("{}: ", files::name(path));
+                    let why = why.strip_prefix(&label).unwrap_or(&why);
+                    Failure::Model(format!("{failure}; but it can't be read as that: {why}"))
+                }
+                other => other,
+            }),
         }
     }
 
