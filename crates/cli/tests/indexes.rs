@@ -282,7 +282,10 @@ fn unknown_dtypes_are_compared_and_listed_as_bytes() {
     );
     let stats = ["stats", "odd.safetensors", "--unknown-dtypes"];
     let text = place.works(&stats).stdout;
-    assert!(text.contains("unknown dtype: odd  Q9  [5]  3 bytes"), "{text}");
+    assert!(
+        text.contains("unknown dtype: odd  Q9  [5]  3 bytes"),
+        "{text}"
+    );
     let found = place.works(&[&stats[..], &["--json"]].concat()).json();
     assert_eq!(found["tensor_count"], 1);
     let expected = serde_json::json!([{"name": "odd", "dtype": "Q9", "shape": [5], "bytes": 3}]);

@@ -118,8 +118,9 @@ pub struct Diff {
 impl Diff {
     /// Whether one has tensors or metadata that the other has not.
     pub fn is_different_in_structure(&self) -> bool {
-        !(self.only_a.is_empty() && self.only_b.is_empty() && self.metadata.is_empty())
-            || !(self.opaque_only_a.is_empty() && self.opaque_only_b.is_empty())
+        let known_are_the_same = self.only_a.is_empty() && self.only_b.is_empty();
+        let opaque_are_the_same = self.opaque_only_a.is_empty() && self.opaque_only_b.is_empty();
+        !(known_are_the_same && opaque_are_the_same && self.metadata.is_empty())
     }
 
     /// Whether anything differs.
