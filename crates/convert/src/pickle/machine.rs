@@ -29,6 +29,9 @@ const NOTHING: Id = Id::MAX;
 /// What CPython makes room for with each index of the memo: a pointer, and as much again to grow (`_pickle.c`, `_Unpickler_MemoPut`).
 const CPYTHON_ENTRY_BYTES: u64 = 16;
 
+/// What is said of persistent ids that are not torch's.
+const PERSISTENT: &str = "a persistent id: what it stands for, another program decides";
+
 /// As far as [`sweep`] goes.
 const SWEPT_BYTES_MAX: u64 = 64 * 1024 * 1024;
 
@@ -170,10 +173,14 @@ impl<'a> Machine<'a> {
             }
             Op::PersId(blob) => {
                 let id = self.add(Node::Text(blob, super::Coding::Plain))?;
+                watch.oddity(at, PERSISTENT);
                 self.push(Node::Persistent(id))?;
             }
             Op::BinPersId => {
                 let id = self.pop("BINPERSID")?;
+                if !self.is_of_torch(id)? {
+                    watch.oddity(at, PERSISTENT);
+                }
                 self.push(Node::Persistent(id))?;
             }
             Op::Ext(_) => {
@@ -390,6 +397,20 @@ impl<'a> Machine<'a> {
             }
         };
         self.add(Node::Global(index))
+    }
+
+    /// Whether a persistent id is one of those by which torch names storages and the classes of modules.
+    fn is_of_torch(&mut self, id: Id) -> Result<bool, Problem> {
+        let first = self.heap.elements(id).and_then(|fields| fields.first());
+        let Some(&first) = first else {
+            return Ok(false);
+        };
+        let kind = match self.heap.node(first) {
+            Node::Text(blob, _) if blob.len <= 16 => self.heap.text(first, &mut self.input, 16),
+            _ => Ok(None),
+        };
+        let kind = kind.map_err(|fault| fault.problem)?;
+        Ok(matches!(kind.as_deref(), Some("storage" | "module")))
     }
 
     fn name(&mut self, blob: Blob) -> Result<String, Problem> {

@@ -310,18 +310,35 @@ impl Scanner<'_> {
             at: 0,
         };
         let stored = std::io::BufReader::with_capacity(PEEKED_BYTES, stored);
-        let decoder: Box<dyn Read + '_> = match packing {
-            Packing::Gzip => Box::new(MultiGzDecoder::new(stored)),
-            Packing::Zlib => Box::new(ZlibDecoder::new(stored)),
-        };
         let mut content = Vec::new();
-        let read = decoder.take(limit + 1).read_to_end(&mut content);
+        let mut end = None;
+        let read = match packing {
+            Packing::Gzip => {
+                let decoder = MultiGzDecoder::new(stored);
+                decoder.take(limit + 1).read_to_end(&mut content)
+            }
+            Packing::Zlib => {
+                let mut decoder = ZlibDecoder::new(stored).take(limit + 1);
+                let read = decoder.read_to_end(&mut content);
+                end = Some(decoder.get_ref().total_in());
+                read
+            }
+        };
         if content.len() as u64 > limit {
             let message = format!("unpacks to more than {limit} bytes; the rest was not looked at");
             self.suspicious(Rule::NotScannable, member, 0, message);
         } else if let Err(error) = read {
             let message = format!("cannot be unpacked to its end: {error}");
             self.suspicious(Rule::Archive, member, 0, message);
+        } else if let Some(end) = end.filter(|end| *end < whole(bytes).len) {
+            let part = Part {
+                of: bytes,
+                at: end,
+                len: whole(bytes).len - end,
+            };
+            let message = format!("{} bytes behind the stream", part.len);
+            self.suspicious(Rule::TrailingData, member, end, message);
+            self.blob(&part, "", &join(member, "behind the stream"), depth + 1);
         }
         let inner = join(member, "unpacked");
         let held = content.len() as u64;

@@ -6,7 +6,7 @@ use safelight_format::{
 use safelight_store::ReadAt;
 
 use super::{Rule, Scanner, Severity};
-use crate::bytes::{Part, read_exact_at, read_up_to};
+use crate::bytes::{Memory, Part, read_exact_at, read_up_to};
 use crate::npy;
 use crate::pickle::printable;
 
@@ -129,6 +129,16 @@ impl Scanner<'_> {
                 let message = format!("metadata `{}` contains `{sign}`", shown(key));
                 self.suspicious(Rule::Text, member, 8, message);
             }
+            let latin1: Option<Vec<u8>> = value
+                .chars()
+                .map(|c| u8::try_from(u32::from(c)).ok())
+                .collect();
+            if let Some(content) = latin1.filter(|content| content.len() > 5) {
+                let inner = super::archive::join(member, &format!("metadata {key}"));
+                self.only_data += 1;
+                self.packed_content(&Memory(content), &inner, 1);
+                self.only_data -= 1;
+            }
         }
     }
 
@@ -210,12 +220,23 @@ fn escape_in_template(text: &[u8]) -> Option<(usize, &'static str)> {
 /// What in the JSON of a Keras model, wherever in `text` it stands, would run code when the model is loaded: where it is,
 /// and what to say.
 ///
-/// Layers that hold code; modules other than Keras' own, which loading imports (CVE-2025-1550); Python's own functions that run
-/// text; and letters written as escapes, which no writer needs and which hide all those.
+/// Layers that hold code; modules other than Keras' own, which loading imports (CVE-2025-1550); functions of Python that run
+/// text, and of Keras that fetch files (CVE-2025-8747); and letters written as escapes, which no writer needs and which hide all those.
 fn code_in_description(text: &[u8]) -> Option<(usize, String)> {
     const LAYERS: [&str; 2] = ["Lambda", "TorchModuleWrapper"];
     const MODULES: [&str; 5] = ["keras", "tf_keras", "tensorflow", "builtins", ""];
-    const FUNCTIONS: [&str; 6] = ["eval", "exec", "compile", "__import__", "getattr", "open"];
+    const FUNCTIONS: [&str; 8] = [
+        "eval",
+        "exec",
+        "compile",
+        "__import__",
+        "getattr",
+        "open",
+        "get_file",
+        "load_model",
+    ];
+    // Parts of Keras and TensorFlow that no layer lies in, and that read, write and fetch files.
+    const PARTS: [&str; 6] = ["utils", "saving", "export", "datasets", "io", "io_ops"];
     let mut at = 0;
     while let Some(found) = text[at..].iter().position(|byte| b"\"\\".contains(byte)) {
         let start = at + found;
@@ -244,12 +265,19 @@ fn code_in_description(text: &[u8]) -> Option<(usize, String)> {
                 let message = format!("a description that has `{module}` imported on loading");
                 return Some((start, message));
             }
+            if module.split('.').any(|part| PARTS.contains(&part)) {
+                let module = printable(&module);
+                let message = format!("a description that asks for a function of `{module}`");
+                return Some((start, message));
+            }
         }
-        if let Some(function) = word("config").and_then(json_text)
-            && FUNCTIONS.contains(&function.as_str())
-        {
-            let message = format!("a description that asks for Python's `{function}`");
-            return Some((start, message));
+        let named = ["config", "class_name", "registered_name"];
+        for function in named.iter().filter_map(|key| json_text(word(key)?)) {
+            let last = function.rsplit('.').next().unwrap_or_default();
+            if FUNCTIONS.contains(&last) {
+                let message = format!("a description that asks for the function `{last}`");
+                return Some((start, message));
+            }
         }
     }
     None

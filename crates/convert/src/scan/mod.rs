@@ -555,10 +555,13 @@ impl Scanner<'_> {
         if self.hidden_pickle(bytes, member, depth) {
             return "a pickle".into();
         }
-        let is_text = std::str::from_utf8(start).map_or_else(
-            |error| error.error_len().is_none() && start.len() == SNIFFED_BYTES,
-            |text| !text.contains('\0'),
-        );
+        let is_text = match std::str::from_utf8(start) {
+            // Protocol buffers can be short enough to have no zero byte; other control characters they have.
+            Ok(text) => {
+                !text.contains(|c: char| c.is_control() && !"\t\n\r\u{c}\u{1b}".contains(c))
+            }
+            Err(error) => error.error_len().is_none() && start.len() == SNIFFED_BYTES,
+        };
         if depth == 0 && loaded_as_pickle(name).is_some() {
             let kind = match is_text {
                 true => "a text".to_owned(),
@@ -598,5 +601,7 @@ impl Scanner<'_> {
 
 #[cfg(test)]
 mod hiding_tests;
+#[cfg(test)]
+mod odd_tests;
 #[cfg(test)]
 mod tests;

@@ -8,8 +8,8 @@ use safelight_store::ReadAt;
 use super::{DEPTH_MAX, Finding, HELD_BYTES_MAX, Rule, Scanner, Severity};
 use crate::bytes::{Memory, Part, read_exact_at, read_up_to};
 use crate::pickle::{
-    Blob, Coding, Fault, Heap, Id, Input, Machine, Node, Problem, Standing, Watch, is_nested_load,
-    memory_of, show, standing, sweep,
+    Blob, Call, Coding, Fault, Heap, Id, Input, Machine, Node, Problem, Standing, Watch,
+    is_nested_load, memory_of, show, standing, sweep,
 };
 use crate::torch::{decode_latin1, is_magic, storages_end};
 
@@ -126,6 +126,47 @@ impl Seen {
     }
 }
 
+/// How pickles with a mark, zip archives and gzip streams begin in Base64 (RFC 4648, §4).
+const BASE64_STARTS: [&[u8]; 3] = [b"gA", b"UEsDB", b"H4sI"];
+
+/// Longer texts in Base64 are not decoded.
+const BASE64_BYTES_MAX: u64 = 16 * 1024 * 1024;
+
+/// The bytes for which a text in Base64 stands, if they begin as something that is looked into.
+fn base64(bytes: &dyn ReadAt) -> Option<Vec<u8>> {
+    let len = bytes
+        .byte_count()
+        .ok()
+        .filter(|len| (8..=BASE64_BYTES_MAX).contains(len))?;
+    let mut start = [0; 8];
+    read_exact_at(bytes, &mut start, 0).ok()?;
+    if !BASE64_STARTS.iter().any(|mark| start.starts_with(mark)) {
+        return None;
+    }
+    let mut text = vec![0; len as usize];
+    read_exact_at(bytes, &mut text, 0).ok()?;
+    let mut content = Vec::with_capacity(text.len() / 4 * 3 + 3);
+    let (mut bits, mut bit_count) = (0u32, 0);
+    for byte in text.trim_ascii().iter().filter(|byte| **byte != b'\n') {
+        let value = match byte {
+            b'A'..=b'Z' => byte - b'A',
+            b'a'..=b'z' => byte - b'a' + 26,
+            b'0'..=b'9' => byte - b'0' + 52,
+            b'+' | b'-' => 62,
+            b'/' | b'_' => 63,
+            b'=' => break,
+            _ => return None,
+        };
+        bits = bits << 6 | u32::from(value);
+        bit_count += 6;
+        if bit_count >= 8 {
+            bit_count -= 8;
+            content.push((bits >> bit_count) as u8);
+        }
+    }
+    Some(content)
+}
+
 /// Whether a string begins as pickles and archives do and has what every pickle needs that names something: two lines of text, or
 /// the opcode that takes names from the stack.
 fn may_be_packed(input: &mut Input<'_>, blob: Blob, coding: Option<Coding>) -> bool {
@@ -149,7 +190,8 @@ fn may_be_packed(input: &mut Input<'_>, blob: Blob, coding: Option<Coding>) -> b
     {
         return true;
     }
-    if super::archive::is_zlib(content) {
+    let in_base64 = BASE64_STARTS.iter().any(|mark| content.starts_with(mark));
+    if super::archive::is_zlib(content) || (in_base64 && blob.len >= 16) {
         return true;
     }
     let begins = content.first().is_some_and(|first| {
@@ -173,6 +215,40 @@ fn standing_of(heap: &Heap, mut id: Id) -> Standing {
         }
     }
     Standing::Unknown
+}
+
+/// Objects of so many bytes are made by no honest pickle from a number alone.
+const BOMB_BYTES: u64 = 1 << 30;
+
+/// How many bytes a harmless call would take that makes something large of a number: `bytearray(2147483647)`, or the elements of a range
+/// of so many.
+fn bomb(heap: &Heap, call: &Call) -> Option<u64> {
+    let (_, name) = called(heap, call.function)?;
+    let arguments = heap.elements(call.arguments)?;
+    let [argument] = arguments else {
+        return None;
+    };
+    let bytes = match (name, heap.node(*argument)) {
+        ("bytes" | "bytearray", Node::Int(count)) => u64::try_from(*count).ok()?,
+        ("bytes" | "bytearray", Node::Long(_)) => u64::MAX,
+        (_, Node::Call(inner)) => {
+            let (_, range) = called(heap, inner.function)?;
+            let mut bounds =
+                heap.elements(inner.arguments)?
+                    .iter()
+                    .map(|id| match heap.node(*id) {
+                        Node::Int(bound) => bound.unsigned_abs(),
+                        Node::Long(_) => u64::MAX,
+                        _ => 0,
+                    });
+            let largest = bounds.by_ref().take(2).max()?;
+            let step = bounds.next().unwrap_or(1).max(1);
+            let is_range = matches!(range, "range" | "xrange");
+            (largest / step).saturating_mul(8 * u64::from(is_range))
+        }
+        _ => 0,
+    };
+    (bytes >= BOMB_BYTES).then_some(bytes)
 }
 
 /// The module and name of a class or function that would be called as such.
@@ -229,6 +305,13 @@ impl Watch for Seen {
             return;
         }
         if direct && matches!(known, Standing::Allowed | Standing::Inert) {
+            if let Some(bytes) = bomb(heap, call) {
+                let message = format!(
+                    "a memory bomb: {} takes {bytes} bytes",
+                    show(heap, input, id)
+                );
+                self.tell(Severity::Suspicious, Rule::Oddity, at, message);
+            }
             return;
         }
         self.look_inside(heap, input, id);
@@ -349,9 +432,11 @@ impl Scanner<'_> {
             .any(|global| standing(&global.0, &global.1) == Standing::Dangerous);
         let named = ended.seen.globals.keys().any(names);
         let calls = ended.seen.told.iter().any(|told| told.1 != Rule::Oddity);
-        if !(known || (named && (ended.any_whole || calls))) {
+        let is_whole = ended.any_whole && Some(ended.end) == bytes.byte_count().ok();
+        // What ends where the bytes end is no text by chance, whatever names it calls.
+        let odd = is_whole && !ended.seen.told.is_empty();
+        if !(known || odd || (named && (ended.any_whole || calls))) {
             // One that names nothing does nothing, but its strings may.
-            let is_whole = ended.any_whole && Some(ended.end) == bytes.byte_count().ok();
             if ended.any_whole {
                 self.packed(&ended.seen, bytes, member, depth);
             }
@@ -561,13 +646,15 @@ impl Scanner<'_> {
     }
 
     /// What such a string holds: an archive, a stream that unpacks, a pickle, or mostly nothing.
-    fn packed_content(&mut self, bytes: &dyn ReadAt, member: &str, depth: u32) {
+    pub(super) fn packed_content(&mut self, bytes: &dyn ReadAt, member: &str, depth: u32) {
         let mut start = [0; 4];
         let len = read_up_to(bytes, &mut start, 0).unwrap_or(0);
         let start = &start[..len];
         let is_archive = start == b"PK\x03\x04" || start.starts_with(b"\x1f\x8b\x08");
         if is_archive || (super::archive::is_zlib(start) && self.unpacks(bytes)) {
             self.blob(bytes, "", member, depth);
+        } else if let Some(content) = base64(bytes) {
+            self.packed_content(&Memory(content), member, depth + 1);
         } else {
             self.hidden_pickle(bytes, member, depth);
         }
