@@ -150,7 +150,7 @@ pub fn hash(
     }
 }
 
-/// As [`crate::verify`], by path or by URL; by URL, one file.
+/// As [`crate::verify`], by path or by URL of a file or an index.
 ///
 /// # Errors
 /// As [`crate::verify`] and [`open`]; and, of a URL, whatever keeps bytes from coming, also while they are read: a server
@@ -163,9 +163,17 @@ pub fn verify(
     match Location::of(location) {
         Location::Path(path) => crate::verify(&path, options, progress),
         #[cfg(feature = "remote")]
-        Location::Url(url) => {
-            crate::verify::verify_opened(&crate::remote::source(&url)?, options, progress)
-        }
+        Location::Url(url) => match crate::remote::shard_sources(&url)? {
+            None => {
+                let source = [crate::remote::source(&url)?];
+                crate::verify::verify_opened(&source, None, options, progress)
+            }
+            Some(shards) => {
+                let open = |options: &OpenOptions| open_with(&url, options);
+                let index: (_, &dyn Fn(&OpenOptions) -> _) = (redacted(&url), &open);
+                crate::verify::verify_opened(&shards, Some(index), options, progress)
+            }
+        },
         #[cfg(not(feature = "remote"))]
         Location::Url(url) => Err(unsupported(&url)),
     }

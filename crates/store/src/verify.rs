@@ -59,11 +59,29 @@ pub struct IndexVerdict {
     pub warnings: Vec<String>,
 }
 
+impl FileVerdict {
+    /// Of a file of which nothing is known yet.
+    fn unseen(file: String) -> FileVerdict {
+        FileVerdict {
+            file,
+            file_bytes: 0,
+            expected_bytes: None,
+            header: None,
+            problem: None,
+            unreadable: Vec::new(),
+        }
+    }
+}
+
 impl IndexVerdict {
     /// What is between the index and its shards; what is inside them is said file by file.
-    fn of(path: &Path, options: &OpenOptions) -> IndexVerdict {
+    fn of(
+        file: String,
+        open: impl FnOnce(&OpenOptions) -> Result<Checkpoint, StoreError>,
+        options: &OpenOptions,
+    ) -> IndexVerdict {
         let mut verdict = IndexVerdict {
-            file: path_text(path),
+            file,
             problems: Vec::new(),
             warnings: Vec::new(),
         };
@@ -72,7 +90,7 @@ impl IndexVerdict {
             strictness: Strictness::Compat,
             ..*options
         };
-        match Checkpoint::open_with(path, &options) {
+        match open(&options) {
             Ok(checkpoint) => {
                 verdict.problems = checkpoint.disagreements();
                 verdict.warnings = checkpoint.warnings().to_vec();
@@ -197,7 +215,8 @@ pub fn verify(
         Meant::Files(files) => files.iter().cloned().collect(),
         Meant::Index(path) => {
             there(path)?;
-            index = Some(IndexVerdict::of(path, options));
+            let open = |options: &OpenOptions| Checkpoint::open_with(path, options);
+            index = Some(IndexVerdict::of(path_text(path), open, options));
             // What is wrong with the index itself, opening it has said.
             let shards = shards::shard_paths(path).unwrap_or_default();
             shards.into_iter().collect()
@@ -244,14 +263,7 @@ fn verify_file(
     options: &OpenOptions,
     add: &mut dyn FnMut(u64) -> ControlFlow<()>,
 ) -> Result<FileVerdict, StoreError> {
-    let mut verdict = FileVerdict {
-        file: path_text(path),
-        file_bytes: 0,
-        expected_bytes: None,
-        header: None,
-        problem: None,
-        unreadable: Vec::new(),
-    };
+    let mut verdict = FileVerdict::unseen(path_text(path));
     let source = match FileSource::open(path) {
         Ok(source) => source,
         Err(error) => {
@@ -293,32 +305,34 @@ pub(crate) fn header(source: &FileSource) -> Result<Option<Header>, StoreError> 
     Ok(header.ok())
 }
 
-/// As [`verify`], of one file that is open already: a remote one.
+/// Walks files that are open: the one behind a URL, or the shards of the index behind it, which `open` opens as one.
 #[cfg(feature = "remote")]
 pub(crate) fn verify_opened(
-    source: &FileSource,
+    sources: &[FileSource],
+    index: Option<(
+        String,
+        &dyn Fn(&OpenOptions) -> Result<Checkpoint, StoreError>,
+    )>,
     options: &OpenOptions,
     progress: &mut dyn FnMut(u64, u64) -> ControlFlow<()>,
 ) -> Result<Verdict, StoreError> {
-    let mut verdict = FileVerdict {
-        file: source.label.clone(),
-        file_bytes: 0,
-        expected_bytes: None,
-        header: None,
-        problem: None,
-        unreadable: Vec::new(),
-    };
-    let mut done_bytes = 0;
-    let mut add = |bytes: u64| {
-        done_bytes += bytes;
-        progress(done_bytes, source.file_bytes)
-    };
-    verify_source(source, options, &mut verdict, &mut add)?;
-    Ok(Verdict {
-        index: None,
+    let mut verdict = Verdict {
+        index: index.map(|(file, open)| IndexVerdict::of(file, open, options)),
         problems: Vec::new(),
-        files: vec![verdict],
-    })
+        files: Vec::new(),
+    };
+    let all_bytes = sources.iter().map(|source| source.file_bytes).sum();
+    let mut done_bytes = 0;
+    for source in sources {
+        let mut file = FileVerdict::unseen(source.label.clone());
+        let mut add = |bytes: u64| {
+            done_bytes += bytes;
+            progress(done_bytes, all_bytes)
+        };
+        verify_source(source, options, &mut file, &mut add)?;
+        verdict.files.push(file);
+    }
+    Ok(verdict)
 }
 
 /// Parses the header; that of a file of the wrong size too, so that its tensors have names.

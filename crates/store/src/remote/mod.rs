@@ -249,6 +249,24 @@ pub(crate) fn source(url: &str) -> Result<FileSource, StoreError> {
     source_of(open_file(url, &RemoteOptions::from_env())?)
 }
 
+/// The shards of the index behind a URL, for whoever looks at each by itself; `None` if it is no index by its name.
+///
+/// # Errors
+/// If the index or a shard can't be had: then all of those that are not there are named.
+pub(crate) fn shard_sources(url: &str) -> Result<Option<Vec<FileSource>>, StoreError> {
+    let remote = RemoteOptions::from_env();
+    let place = Place::parse(url, &|name| remote.setting(name))?;
+    if !place.is_index() {
+        return Ok(None);
+    }
+    let (_, files) = Client::new(&remote).index_files(&place)?;
+    files
+        .into_iter()
+        .map(source_of)
+        .collect::<Result<_, _>>()
+        .map(Some)
+}
+
 /// What the files of one handle share.
 struct Client {
     pool: Arc<Pool>,
@@ -310,8 +328,8 @@ impl Client {
         all.collect()
     }
 
-    /// Reads an index and opens its shards.
-    fn open_index(&self, place: &Place, options: &OpenOptions) -> Result<Checkpoint, StoreError> {
+    /// Reads an index and opens the files that it names, which are in the order of [`Index::shards`].
+    fn index_files(&self, place: &Place) -> Result<(Index, Vec<RemoteFile>), StoreError> {
         let shown = &place.shown;
         let text = self.read_all(place, INDEX_BYTES_MAX)?;
         let index = Index::parse(shown, &text)?;
@@ -340,11 +358,15 @@ impl Client {
                 shard_count: index.shards.len(),
             });
         }
-        let mut files = HashMap::new();
-        for (name, opened) in index.shards.iter().zip(opened) {
-            files.insert(name.clone(), opened?);
-        }
-        let files = Mutex::new(files);
+        let files = opened.into_iter().collect::<Result<_, _>>()?;
+        Ok((index, files))
+    }
+
+    /// Reads an index and opens its shards.
+    fn open_index(&self, place: &Place, options: &OpenOptions) -> Result<Checkpoint, StoreError> {
+        let (index, files) = self.index_files(place)?;
+        let named = index.shards.iter().cloned().zip(files);
+        let files = Mutex::new(named.collect::<HashMap<_, _>>());
         let open = |name: &str| {
             let file = files
                 .lock()
@@ -354,7 +376,7 @@ impl Client {
             let file = file.ok_or_else(|| failed(place, io::ErrorKind::NotFound.into()))?;
             ShardFile::of_source(source_of(file)?, options)
         };
-        index.open(shown.clone(), None, options, open)
+        index.open(place.shown.clone(), None, options, open)
     }
 
     /// All of a file that should not be long.

@@ -46,6 +46,26 @@ fn an_index_opens_its_shards() {
 }
 
 #[test]
+fn verify_walks_the_shards_and_what_is_between_them() {
+    let check = |index: String| {
+        let server = hosting(index);
+        let url = server.url("/d/model.safetensors.index.json?v=1");
+        let go_on = &mut |_, _| ControlFlow::Continue(());
+        location::verify(&url, &OpenOptions::default(), go_on)
+    };
+    let shards = [("a", "one.safetensors"), ("b", "sub/two x.safetensors")];
+    let verdict = check(index(&shards)).unwrap();
+    assert!(verdict.is_intact(), "{verdict:?}");
+    assert_eq!(verdict.files.len(), 2);
+    // `c` is in no shard.
+    let verdict = check(index(&[shards[0], shards[1], ("c", "one.safetensors")])).unwrap();
+    let problems = verdict.index.as_ref().unwrap().problems.len();
+    assert!(!verdict.is_intact() && problems == 1, "{verdict:?}");
+    let error = check(index(&[shards[0], ("b", "no1")])).unwrap_err();
+    assert!(matches!(error, StoreError::ShardsMissing { .. }), "{error}");
+}
+
+#[test]
 fn all_missing_shards_are_named() {
     let index = index(&[("a", "one.safetensors"), ("b", "no1"), ("c", "no2")]);
     let server = hosting(index);
