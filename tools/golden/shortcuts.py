@@ -45,7 +45,7 @@ DIFFUSERS = {
     "txt2img_euler_cached": dict(job="txt2img", sampler="Euler", steps=8, cache_interval=3, cache_branch=0),
     "txt2img_ddim_cached_deeper": dict(job="txt2img", sampler="DDIM", steps=7, cache_interval=2, cache_branch=1, width=72, height=56),
     "img2img_dpmpp_2m_cached": dict(job="img2img", sampler="DPM++ 2M", steps=9, cache_interval=2, cache_branch=0,
-                                    image_seed=1100),
+                                    image_seed=1200),
     "inpaint_euler_cached": dict(job="inpaint", sampler="Euler", steps=8, cache_interval=3, cache_branch=0, image_seed=1300),
     "txt2img_ddim_merged": dict(job="txt2img", sampler="DDIM", token_merging=0.4),
 }
