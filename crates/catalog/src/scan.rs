@@ -7,12 +7,13 @@ use crate::describe::{Entry, is_index};
 use crate::roots::Roots;
 
 /// Folders of A1111, ComfyUI and their kin that hold other things than checkpoints, in lower case.
-const OTHER_FOLDERS: [&str; 28] = [
+const OTHER_FOLDERS: [&str; 29] = [
     "lora",
     "loras",
     "lycoris",
     "vae",
     "vae-approx",
+    "vae-taesd",
     "vae_approx",
     "embeddings",
     "hypernetworks",

@@ -351,6 +351,8 @@ fn the_tiny_decoder_is_found_in_both_programs_folders() {
         let expected = found.then(|| path.canonicalize().unwrap());
         let found = tiny_decoder(&roots).map(|path| path.canonicalize().unwrap());
         assert_eq!(found, expected, "{models}, {decoder}");
+        // Nor is it listed among the models.
+        assert_eq!(Catalog::scan(&roots).entries.len(), 1, "{decoder}");
     };
     check(
         "models",
