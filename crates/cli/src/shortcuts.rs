@@ -10,33 +10,34 @@ use serde_json::{Value, json};
 
 use crate::args::unit;
 
+/// Said at each flag: a heading for the whole would go on to the flags after these.
+const HEADING: &str = "Options that trade fidelity for time (docs/speed.md has the cost of each)";
+
 #[derive(Debug, Args)]
-#[command(
-    next_help_heading = "Options that trade fidelity for time (docs/speed.md has the cost of each)"
-)]
 pub(crate) struct ShortcutArgs {
     /// Follow the prompt alone, unguided and twice as fast, for this part of the steps at the beginning; A1111's "Skip Early CFG"
-    #[arg(long, alias = "skip-early-cfg", value_name = "X", default_value_t = 0.0, value_parser = unit, allow_negative_numbers = true)]
+    #[arg(long, help_heading = HEADING, alias = "skip-early-cfg", value_name = "X", default_value_t = 0.0, value_parser = unit, allow_negative_numbers = true)]
     cfg_start: f64,
     /// Likewise from this part of the steps on
-    #[arg(long, value_name = "X", default_value_t = 1.0, value_parser = unit, allow_negative_numbers = true)]
+    #[arg(long, help_heading = HEADING, value_name = "X", default_value_t = 1.0, value_parser = unit, allow_negative_numbers = true)]
     cfg_end: f64,
     /// Run the UNet whole at every N-th step only, and between them its outer blocks (DeepCache)
-    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=999), allow_negative_numbers = true)]
+    #[arg(long, help_heading = HEADING, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=999), allow_negative_numbers = true)]
     cache_interval: u16,
     /// How deep those outer blocks go; 0 is fastest
     #[arg(
         long,
+        help_heading = HEADING,
         value_name = "N",
         default_value_t = 0,
         allow_negative_numbers = true
     )]
     cache_branch: u16,
     /// Merge this part of the tokens in the largest self-attentions, up to 0.75 (ToMe)
-    #[arg(long, alias = "token-merging", value_name = "X", default_value_t = 0.0, value_parser = ratio, allow_negative_numbers = true)]
+    #[arg(long, help_heading = HEADING, alias = "token-merging", value_name = "X", default_value_t = 0.0, value_parser = ratio, allow_negative_numbers = true)]
     token_merging_ratio: f64,
     /// Decode with a tiny decoder (TAESD) instead of the VAE: taesd_decoder.safetensors in the folder VAE-approx of the models, or FILE
-    #[arg(long, value_name = "FILE", num_args = 0..=1, require_equals = true, value_hint = ValueHint::FilePath)]
+    #[arg(long, help_heading = HEADING, value_name = "FILE", num_args = 0..=1, require_equals = true, value_hint = ValueHint::FilePath)]
     pub(crate) tiny_vae: Option<Option<PathBuf>>,
 }
 

@@ -558,6 +558,25 @@ fn help_offers_what_the_job_takes() {
         assert!(place.works(&["inpaint", "--help"]).stdout.contains(flag));
     }
     assert!(outpaint.contains("--left"));
+    // Flags that trade fidelity for time stand apart, and no others with them.
+    let (usual, shortcuts) = outpaint.split_once("trade fidelity for time").unwrap();
+    for flag in [
+        "--cfg-start",
+        "--cache-interval",
+        "--token-merging-ratio",
+        "--tiny-vae",
+    ] {
+        assert!(
+            shortcuts.contains(flag) && !usual.contains(flag),
+            "{outpaint}"
+        );
+    }
+    for flag in ["--model", "--output", "--left"] {
+        assert!(
+            usual.contains(flag) && !shortcuts.contains(&format!("{flag} <")),
+            "{outpaint}"
+        );
+    }
 }
 
 #[test]
