@@ -450,7 +450,8 @@ fn memory_grows_with_the_picture() {
         .iter()
         .map(|part| 4 * part.parameters)
         .sum();
-    assert!(at(64) > weights && at(64) < 2 * weights + (64 << 20));
+    // Packed for speed they take up to twice as much, and reading so few takes as much as all of them once more.
+    assert!(at(64) > weights && at(64) < 3 * weights + (64 << 20));
     assert!(at(4096) - at(64) > 1 << 30);
     let request = Request {
         size: Some((100_000, 64)),

@@ -7,6 +7,7 @@
 //! Sources: Milakov and Gimelshein 2018, arXiv:1805.02867 (online softmax); Dao et al. 2022,
 //! arXiv:2205.14135 (blocks of keys with running maximum and sum).
 
+use std::cell::Cell;
 use std::ops::Range;
 
 use rayon::prelude::*;
@@ -164,23 +165,28 @@ pub fn attention_at(
     }
     // Blocks of one head follow each other, so that its keys and values stay in the cache.
     blocks.sort_by_key(|(image, piece)| (*image, piece.column));
-    blocks
-        .into_par_iter()
-        .for_each_init(Vec::new, |scratch, (image, out)| {
-            let block = Block {
-                shape,
-                q,
-                k,
-                v,
-                image,
-                out,
-                scratch,
-            };
-            match level {
-                Level::Scalar => block.plain(),
-                _ => arch::run(level, block),
-            }
-        });
+    blocks.into_par_iter().for_each(|(image, out)| {
+        let mut scratch = SCRATCH.take();
+        let block = Block {
+            shape,
+            q,
+            k,
+            v,
+            image,
+            out,
+            scratch: &mut scratch,
+        };
+        match level {
+            Level::Scalar => block.plain(),
+            _ => arch::run(level, block),
+        }
+        SCRATCH.set(scratch);
+    });
+}
+
+thread_local! {
+    /// What a thread keeps from one block to the next: at most [`TILE_FLOATS_MAX`] and a block of keys.
+    static SCRATCH: Cell<Vec<f32>> = const { Cell::new(Vec::new()) };
 }
 
 /// A block of queries of one head of one image.

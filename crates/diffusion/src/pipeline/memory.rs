@@ -46,7 +46,8 @@ pub fn memory_bytes(
     let kept = request.shortcuts.cache_interval > 1;
     let steps = unet_bytes(info, latent_w * latent_h, kept);
     let coding = vae_bytes(info, (width * height) as u64);
-    let reading = READING_BYTES.min((text + unet + vae) * 2);
+    let values: u64 = info.parts.iter().map(|part| part.parameters * BYTES).sum();
+    let reading = READING_BYTES.min(values);
     let networks = match residence {
         Residence::All => text + unet + vae + steps.max(coding).max(reading),
         Residence::Staged => {
