@@ -22,7 +22,8 @@ pub enum Meant {
 impl Meant {
     /// What a path on this machine stands for.
     ///
-    /// A folder stands for the index in it (`*.safetensors.index.json`), else for its `*.safetensors` files. A path to something that is
+    /// A folder stands for the index in it (`*.safetensors.index.json`), else for its `*.safetensors` files, but those whose names begin with
+    /// a dot (systems keep notes in such). A path to something that is
     /// there stands for that, whatever characters are in its name. Else `*` (any characters), `?` (one), `[a-c]` and `[!a-c]` (one of a
     /// set, or not) in the last part of the path make it a pattern, which stands for the index among the files that fit, else for
     /// these files. As in shells, `*` and its like don't stand for a dot at the beginning of a name.
@@ -45,7 +46,10 @@ impl Meant {
 /// The index of a folder, or all its safetensors files.
 fn in_folder(folder: &Path) -> Result<Meant, StoreError> {
     let index_ending = format!(".safetensors{INDEX_SUFFIX}");
-    let wanted = |name: &str| name.ends_with(".safetensors") || name.ends_with(&index_ending);
+    let wanted = |name: &str| {
+        let ours = name.ends_with(".safetensors") || name.ends_with(&index_ending);
+        ours && !name.starts_with('.')
+    };
     let files = entries(folder, wanted)?.into_iter();
     let files: Vec<PathBuf> = files.filter(|path| !path.is_dir()).collect();
     if files.is_empty() {
@@ -251,5 +255,15 @@ mod tests {
         }
         let slow = "a*".repeat(30) + "b";
         assert!(!fits(&slow, &"a".repeat(200)));
+    }
+
+    #[test]
+    fn hidden_files_are_no_part_of_a_folder() {
+        let folder = tempfile::tempdir().unwrap();
+        for name in ["a.safetensors", "._a.safetensors", ".x.safetensors.index.json"] {
+            std::fs::write(folder.path().join(name), b"").unwrap();
+        }
+        let files = vec![folder.path().join("a.safetensors")];
+        assert_eq!(Meant::of(folder.path()).unwrap(), Meant::Files(files));
     }
 }
