@@ -51,7 +51,11 @@ pub(super) fn run(args: &BenchArgs, progress: &mut Progress) -> Result<(), Failu
         let what = "--profile is for one network: bench unet, vae or text";
         return Err(Failure::Usage(what.into()));
     }
-    let (name, own, subject) = subject(args, progress)?;
+    let Named {
+        name,
+        size: own,
+        subject,
+    } = subject(args, progress)?;
     let factor = match &subject {
         Subject::Files(files) => files.info().vae.as_ref().map_or(8, |vae| vae.downscale()),
         Subject::Random(model) => model.vae.config().downscale(),
@@ -75,25 +79,29 @@ pub(super) fn run(args: &BenchArgs, progress: &mut Progress) -> Result<(), Failu
     report(args, &name, &request, &all)
 }
 
-fn subject(
-    args: &BenchArgs,
-    progress: &mut Progress,
-) -> Result<(String, Option<(u32, u32)>, Subject), Failure> {
+/// A subject, what it is called, and its own picture size, if it has one.
+struct Named {
+    name: String,
+    size: Option<(u32, u32)>,
+    subject: Subject,
+}
+
+fn subject(args: &BenchArgs, progress: &mut Progress) -> Result<Named, Failure> {
     if args.family.is_some() {
         let found = super::random(args, progress)?;
-        return Ok((
-            found.name,
-            found.size,
-            Subject::Random(Box::new(found.model)),
-        ));
+        return Ok(Named {
+            name: found.name,
+            size: found.size,
+            subject: Subject::Random(Box::new(found.model)),
+        });
     }
     let entry = choose::entry(&args.model, args.json)?;
     let files = choose::open(&entry, &args.model, None, args.model.ways())?;
-    Ok((
-        entry.name,
-        entry.native_size,
-        Subject::Files(Box::new(files)),
-    ))
+    Ok(Named {
+        name: entry.name,
+        size: entry.native_size,
+        subject: Subject::Files(Box::new(files)),
+    })
 }
 
 /// Draws once and keeps nothing but the times.
