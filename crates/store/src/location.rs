@@ -11,6 +11,8 @@ use crate::checkpoint::{Checkpoint, OpenOptions};
 use crate::error::StoreError;
 use crate::hash::{HashOptions, Hashes};
 use crate::source::{ReadAt, open_regular};
+#[cfg(feature = "remote")]
+use crate::verify::IndexVerdict;
 use crate::verify::Verdict;
 
 /// The schemes of URLs that are read here.
@@ -170,7 +172,7 @@ pub fn verify(
             }
             Some(shards) => {
                 let open = |options: &OpenOptions| open_with(&url, options);
-                let index: (_, &dyn Fn(&OpenOptions) -> _) = (redacted(&url), &open);
+                let index = IndexVerdict::of(redacted(&url), open, options);
                 crate::verify::verify_opened(&shards, Some(index), options, progress)
             }
         },

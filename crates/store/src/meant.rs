@@ -260,7 +260,11 @@ mod tests {
     #[test]
     fn hidden_files_are_no_part_of_a_folder() {
         let folder = tempfile::tempdir().unwrap();
-        for name in ["a.safetensors", "._a.safetensors", ".x.safetensors.index.json"] {
+        for name in [
+            "a.safetensors",
+            "._a.safetensors",
+            ".x.safetensors.index.json",
+        ] {
             std::fs::write(folder.path().join(name), b"").unwrap();
         }
         let files = vec![folder.path().join("a.safetensors")];

@@ -75,7 +75,7 @@ impl FileVerdict {
 
 impl IndexVerdict {
     /// What is between the index and its shards; what is inside them is said file by file.
-    fn of(
+    pub(crate) fn of(
         file: String,
         open: impl FnOnce(&OpenOptions) -> Result<Checkpoint, StoreError>,
         options: &OpenOptions,
@@ -305,19 +305,16 @@ pub(crate) fn header(source: &FileSource) -> Result<Option<Header>, StoreError> 
     Ok(header.ok())
 }
 
-/// Walks files that are open: the one behind a URL, or the shards of the index behind it, which `open` opens as one.
+/// Walks files that are open: the one behind a URL, or the shards of the index behind it.
 #[cfg(feature = "remote")]
 pub(crate) fn verify_opened(
     sources: &[FileSource],
-    index: Option<(
-        String,
-        &dyn Fn(&OpenOptions) -> Result<Checkpoint, StoreError>,
-    )>,
+    index: Option<IndexVerdict>,
     options: &OpenOptions,
     progress: &mut dyn FnMut(u64, u64) -> ControlFlow<()>,
 ) -> Result<Verdict, StoreError> {
     let mut verdict = Verdict {
-        index: index.map(|(file, open)| IndexVerdict::of(file, open, options)),
+        index,
         problems: Vec::new(),
         files: Vec::new(),
     };
