@@ -5,7 +5,9 @@ use std::path::{Path, PathBuf};
 use clap::{ArgGroup, Args, ValueHint};
 use safelight_format::{Dtype, OpaqueSpec, OpaqueTensor, Order, TensorInfo, TensorSpec, shown};
 use safelight_store::location::Location;
-use safelight_store::{Checkpoint, SaveOptions, Writer, listed_shards, matching, replace_file};
+use safelight_store::{
+    Checkpoint, Meant, SaveOptions, Writer, listed_shards, matching, replace_file,
+};
 use serde_json::{Map, Value, json};
 
 use crate::error::Failure;
@@ -319,6 +321,14 @@ impl SplitArgs {
             }
             Some(stem) => stem.clone(),
             None => {
+                // Shards that lie in a folder keep the name that its index has.
+                let index = match Meant::of(&self.file) {
+                    Ok(Meant::Index(index)) if self.file.is_dir() => index
+                        .file_name()
+                        .map(|name| name.to_string_lossy().into_owned()),
+                    _ => None,
+                };
+                let name = index.unwrap_or_else(|| name.to_string());
                 let name = name.strip_suffix(".index.json").unwrap_or(&name);
                 name.strip_suffix(".safetensors").unwrap_or(name).to_owned()
             }

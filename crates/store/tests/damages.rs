@@ -32,10 +32,15 @@ fn weights(seed: u32, count: usize) -> Vec<f32> {
 
 /// `spaces` behind the header's JSON, beyond those to the next multiple of 8.
 fn sound(spaces: usize) -> Sound {
+    sound_of([40, 64, 20, 90], spaces)
+}
+
+/// Of tensors with so many rows of 16 numbers.
+fn sound_of(rows: [usize; 4], spaces: usize) -> Sound {
     let mut data = Vec::new();
     let mut tensors = BTreeMap::new();
     let mut entries = vec![r#""__metadata__":{"format":"pt"}"#.to_owned()];
-    for (index, rows) in [40, 64, 20, 90].into_iter().enumerate() {
+    for (index, rows) in rows.into_iter().enumerate() {
         let numbers = weights(index as u32 + 1, rows * 16);
         let mut bytes: Vec<u8> = numbers.iter().flat_map(|n| n.to_le_bytes()).collect();
         if index == 0 {
@@ -273,6 +278,50 @@ fn zeros_that_a_download_left_are_noticed() {
         repair.doubts.is_empty() && !repair.is_needed(),
         "{repair:?}"
     );
+}
+
+#[test]
+fn a_tensor_that_the_header_moved_is_noticed() {
+    let file = sound(0);
+    for by in [1, 4, 20, 500] {
+        let moved = format!("[{},{}]", 2560 - by, 6656 - by);
+        let text = String::from_utf8_lossy(&file.bytes[..file.data_start]).into_owned();
+        assert!(text.contains("[2560,6656]"), "{text}");
+        let header = text.as_bytes();
+        let at = text.find("[2560,6656]").unwrap();
+        let damaged = [
+            &header[..at],
+            moved.as_bytes(),
+            &header[at + 11..],
+            &file.bytes[file.data_start..],
+        ]
+        .concat();
+        assert_eq!(damaged.len(), file.bytes.len());
+        doubted(
+            &format!("moved by {by}"),
+            &damaged,
+            "belong to no tensor, and as many to two",
+        );
+    }
+}
+
+#[test]
+fn a_piece_that_never_came_is_noticed_between_tensors() {
+    let file = sound_of([600, 700, 500, 800], 0);
+    let border = file.data_start + 600 * 64;
+    let mut damaged = file.bytes.clone();
+    damaged[border - 6000..border + 6000].fill(0);
+    doubted(
+        "zeros across a border",
+        &damaged,
+        "of which a piece never came",
+    );
+    // Zeros that begin with a tensor are its own.
+    let mut rows = file.bytes.clone();
+    rows[border..border + 6000].fill(0);
+    let folder = Folder::new();
+    let repair = Repair::plan(&folder.write("rows", &rows), &Limits::default()).unwrap();
+    assert!(repair.doubts.is_empty(), "{:?}", repair.doubts);
 }
 
 #[test]

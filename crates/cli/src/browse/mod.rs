@@ -85,6 +85,7 @@ fn browse(
     terminal: &mut DefaultTerminal,
 ) -> io::Result<Wish> {
     let reader = Reader::start(source);
+    end_with_the_terminal();
     let mut changed = true;
     loop {
         while let Ok((tensor, known)) = reader.answers.try_recv() {
@@ -112,6 +113,26 @@ fn browse(
             }
         }
     }
+}
+
+/// Ends the program if its terminal goes away (a closed window, a lost connection), or if it was asked to end and waits for keys all the same:
+/// waiting never ends where no key can come any more. Nothing is being written that could be lost.
+fn end_with_the_terminal() {
+    std::thread::spawn(|| {
+        loop {
+            std::thread::sleep(WAIT);
+            let gone = !io::stdin().is_terminal() && !io::stdout().is_terminal();
+            if gone {
+                std::process::exit(130);
+            }
+            if interrupt::asked() {
+                // Time for the screen to be left in order.
+                std::thread::sleep(Duration::from_millis(500));
+                let _ = ratatui::try_restore();
+                std::process::exit(130);
+            }
+        }
+    });
 }
 
 /// Reads tensors beside the screen, one at a time, and drops one that nobody looks at any more.

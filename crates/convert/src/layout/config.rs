@@ -414,7 +414,9 @@ pub(crate) fn scheduler(family: Family, prediction: Prediction, zero_snr: bool) 
     });
     match family {
         Family::Sd1 => {
-            (config["skip_prk_steps"], config["set_alpha_to_one"]) = (json!(true), json!(false))
+            (config["skip_prk_steps"], config["set_alpha_to_one"]) = (json!(true), json!(false));
+            // PNDM has no use for it, but the schedulers that people change to would clip latents as if they were pixels.
+            config["clip_sample"] = json!(false);
         }
         Family::Sd2 => {
             (config["clip_sample"], config["set_alpha_to_one"]) = (json!(false), json!(false))
