@@ -209,6 +209,10 @@ fn an_earlier_split_is_replaced_as_a_whole() {
         ran.stderr
     );
     assert_eq!(shards(&place).len(), 5);
+    // Its shards are split again, under the name that they have.
+    place.works(&["split", "sh", "--count", "3", "-f"]);
+    assert!(!place.path("sh/sh.safetensors.index.json").exists());
+    place.works(&["ls", "sh"]);
 }
 
 #[test]
