@@ -841,3 +841,34 @@ fn a_tiny_decoder_is_named_or_found() {
     let listed = place.works(&["models", "--no-hash"]).stdout;
     assert!(!listed.contains("taesd"), "{listed}");
 }
+
+#[test]
+fn fidelity_is_told_for_the_precision_asked_for() {
+    let place = Place::new();
+    let arguments = [
+        "bench",
+        "fidelity",
+        "--size",
+        "64",
+        "--steps",
+        "1",
+        "--precision",
+        "bf16",
+        "--json",
+    ];
+    let answer = place.works(&arguments).json();
+    let [precision] = answer["precisions"].as_array().unwrap().as_slice() else {
+        panic!("{answer}")
+    };
+    assert_eq!(precision["precision"], "bf16");
+    let outputs = precision["outputs"].as_array().unwrap();
+    let cosines = outputs
+        .iter()
+        .map(|found| found["cosine"].as_f64().unwrap());
+    // Alike, but not the very same: then nothing was rounded.
+    assert!(
+        outputs.len() == 8 && cosines.clone().all(|cosine| cosine > 0.999 && cosine < 1.0),
+        "{answer}"
+    );
+    assert_eq!(precision["pictures"].as_array().unwrap().len(), 3);
+}
