@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use safelight_diffusion::load::{
     self, Family, LoadError, LoadOptions, Model, ModelFiles, ModelInfo, Part,
 };
+use safelight_diffusion::pipeline::Request;
 use safelight_diffusion::sampler::{STEPS_MAX, Sampler};
 use safelight_diffusion::schedule::Schedule;
 use safelight_format::Dtype;
@@ -96,6 +97,20 @@ impl Defaults {
 }
 
 impl Entry {
+    /// What it draws where nothing else is asked for: its own size and settings, else those of [`Request::default`].
+    pub fn usual_request(&self) -> Request {
+        let (own, usual) = (self.defaults, Request::default());
+        let size = self.native_size;
+        Request {
+            size: size.map(|(width, height)| (width as usize, height as usize)),
+            steps: own.steps.unwrap_or(usual.steps),
+            cfg_scale: own.cfg_scale.unwrap_or(usual.cfg_scale),
+            sampler: own.sampler.unwrap_or(usual.sampler),
+            schedule: own.schedule.unwrap_or(usual.schedule),
+            ..usual
+        }
+    }
+
     /// Describes what lies at `path`, found under `root`. Never fails: what is wrong is the entry's problem.
     pub fn at(path: &Path, root: &Path) -> Entry {
         let layout = match path {

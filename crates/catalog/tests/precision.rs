@@ -3,6 +3,7 @@
 use std::ops::ControlFlow;
 
 use safelight_catalog::Entry;
+use safelight_diffusion::likeness::psnr;
 use safelight_diffusion::load::{LoadOptions, Model};
 use safelight_diffusion::pipeline::{Request, RgbImage};
 use safelight_diffusion::precision::Precision;
@@ -20,33 +21,16 @@ fn draw(precision: Precision) -> Vec<RgbImage> {
         ..LoadOptions::default()
     };
     let model: Model = entry.load(&options).unwrap();
-    let usual = Request::default();
-    let asked = entry.defaults;
     let drawn = PROMPTS.iter().zip(1..).map(|(prompt, seed)| {
         let request = Request {
             prompt: (*prompt).into(),
-            size: entry
-                .native_size
-                .map(|(width, height)| (width as usize, height as usize)),
-            steps: asked.steps.unwrap_or(usual.steps),
-            cfg_scale: asked.cfg_scale.unwrap_or(usual.cfg_scale),
-            sampler: asked.sampler.unwrap_or(usual.sampler),
-            schedule: asked.schedule.unwrap_or(usual.schedule),
             seed,
-            ..Request::default()
+            ..entry.usual_request()
         };
         let pictures = model.generate(&request, |_| ControlFlow::Continue(()));
         pictures.unwrap().remove(0).image
     });
     drawn.collect()
-}
-
-/// Peak signal to noise in decibels, of 8-bit channels.
-fn psnr(a: &RgbImage, b: &RgbImage) -> f64 {
-    let channels = a.bytes().iter().zip(b.bytes());
-    let squares = channels.map(|(x, y)| (f64::from(*x) - f64::from(*y)).powi(2));
-    let mean = squares.sum::<f64>() / a.bytes().len() as f64;
-    10.0 * (255.0f64.powi(2) / mean).log10()
 }
 
 #[test]

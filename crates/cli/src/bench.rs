@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use safelight_diffusion::load::Model;
 use safelight_diffusion::prompt::{PromptStyle, encode};
+use safelight_diffusion::vae::VaeConfig;
 use safelight_kernels::testing::peak_flops;
 use safelight_tensor::Tensor;
 use safelight_tensor::profile::{self, Kind, Profile, Spent};
@@ -21,14 +22,13 @@ use crate::{choose, interrupt, machine, say};
 const DEFAULT_SIDE: u32 = 512;
 
 pub(crate) fn run(args: &BenchArgs) -> Result<(), Failure> {
-    if args.part == Some(BenchPart::Fidelity) {
-        return fidelity::run(args);
-    }
     interrupt::listen();
     let level = machine::prepare(args.model.threads)?;
     let mut progress = Progress::new(false);
-    if args.part == Some(BenchPart::Txt2img) {
-        return txt2img::run(args, &mut progress);
+    match args.part {
+        Some(BenchPart::Txt2img) => return txt2img::run(args, &mut progress),
+        Some(BenchPart::Fidelity) => return fidelity::run(args, &mut progress),
+        _ => {}
     }
     if args.steps.is_some() {
         let what = "--steps is for bench txt2img and fidelity: other parts have none";
@@ -88,6 +88,11 @@ pub(crate) fn run(args: &BenchArgs) -> Result<(), Failure> {
         .collect();
     text += &say::table(&rows, &[1, 2]);
     say::answer(&text)
+}
+
+/// Pixels of a picture to one of its latent, along a side; every VAE of Stable Diffusion has 8.
+fn downscale(vae: Option<&VaeConfig>) -> usize {
+    vae.map_or(8, VaeConfig::downscale)
 }
 
 /// Height and width of the latent that is asked for.
@@ -252,7 +257,7 @@ impl BenchPart {
     }
 }
 
-/// A pass of `part` for `batch` pictures.
+/// A pass of `part`, one of the networks, for `batch` pictures.
 fn pass(
     part: BenchPart,
     model: &Model,
@@ -262,13 +267,11 @@ fn pass(
     let chunk = encode("a lighthouse on a rock, storm", PromptStyle::A1111).remove(0);
     let text = move || model.text.forward(&chunk.ids, 1);
     match part {
-        BenchPart::Text | BenchPart::Load | BenchPart::Txt2img | BenchPart::Fidelity => {
-            Box::new(move || {
-                for _ in 0..batch {
-                    drop(text());
-                }
-            })
-        }
+        BenchPart::Text => Box::new(move || {
+            for _ in 0..batch {
+                drop(text());
+            }
+        }),
         BenchPart::Unet => {
             let one = text();
             let shape = [batch, one.dim(1), one.dim(2)];
@@ -280,6 +283,9 @@ fn pass(
         BenchPart::Vae => {
             let latent = wave(&[batch, height, width, model.vae.config().latent_channels]);
             Box::new(move || drop(model.vae.decode(&latent)))
+        }
+        BenchPart::Load | BenchPart::Txt2img | BenchPart::Fidelity => {
+            unreachable!("{part:?} is no pass of a network")
         }
     }
 }

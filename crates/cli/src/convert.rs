@@ -189,10 +189,17 @@ pub(crate) fn size(text: &str) -> Result<u64, String> {
         "k" | "kb" => 1e3,
         "m" | "mb" => 1e6,
         "g" | "gb" => 1e9,
+        "t" | "tb" => 1e12,
         "kib" => 1024.0,
         "mib" => 1024f64.powi(2),
         "gib" => 1024f64.powi(3),
-        _ => return Err("expected a size such as 500MB, 5GB or 2GiB".into()),
+        "tib" => 1024f64.powi(4),
+        _ => {
+            let units = "the unit is kB, MB, GB, TB, KiB, MiB, GiB or TiB";
+            return Err(format!(
+                "expected a size such as 500MB, 5GB or 2GiB; {units}"
+            ));
+        }
     };
     let bytes = number
         .parse::<f64>()
@@ -682,11 +689,29 @@ mod tests {
             ("5GB", 5_000_000_000),
             ("2GiB", 2 << 30),
             ("1.5k", 1500),
+            ("1.5 GiB", 1_610_612_736),
+            ("800000", 800_000),
+            ("2TB", 2_000_000_000_000),
+            ("1b", 1),
             ("7", 7),
         ] {
             assert_eq!(size(text), Ok(bytes), "{text}");
         }
-        for wrong in ["", "GB", "0", "-1GB", "5 parsecs", "1e3", "99999999999GB"] {
+        for wrong in [
+            "",
+            "GB",
+            "0",
+            "0.1",
+            "-1GB",
+            "-5GB",
+            "1.2.3MB",
+            "5 parsecs",
+            "5XB",
+            "1e3",
+            "inf",
+            "nanGB",
+            "99999999999GB",
+        ] {
             assert!(size(wrong).is_err(), "{wrong}");
         }
     }

@@ -17,6 +17,7 @@ use safelight_diffusion::pipeline::{
 use safelight_diffusion::precision::{Precision, Ways};
 use safelight_diffusion::prompt;
 use safelight_diffusion::sampler::{Flavour, Sampler};
+use safelight_diffusion::schedule::Schedule;
 use serde_json::{Value, json};
 
 use crate::args::{GenerateArgs, Img2imgArgs, InpaintArgs, OutpaintArgs};
@@ -190,9 +191,7 @@ fn request(args: &GenerateArgs, job: Job, entry: &Entry) -> Result<Request, Fail
         });
     // One side alone leaves the other as it would be.
     let own = match &job {
-        Job::Txt2Img => entry
-            .native_size
-            .map(|(width, height)| (width as usize, height as usize)),
+        Job::Txt2Img => entry.usual_request().size,
         Job::Img2Img { image, .. } => Some((image.width(), image.height())),
         Job::Inpaint(inpaint) => Some((inpaint.image.width(), inpaint.image.height())),
         Job::Outpaint(_) => None,
@@ -211,23 +210,20 @@ fn request(args: &GenerateArgs, job: Job, entry: &Entry) -> Result<Request, Fail
     let seed = u64::try_from(args.seed)
         .unwrap_or_else(|_| RandomState::new().build_hasher().finish() & SEED_MASK);
     // Whoever names a sampler wants its own schedule, not the one that goes with the model's.
-    let (defaults, usual) = (entry.defaults, Request::default());
-    let schedule = args.schedule.or(match args.sampler {
-        None => defaults.schedule,
-        Some(_) => None,
+    let usual = entry.usual_request();
+    let schedule = args.schedule.unwrap_or(match args.sampler {
+        None => usual.schedule,
+        Some(_) => Schedule::Automatic,
     });
-    let schedule = schedule.unwrap_or(usual.schedule);
-    let sampler = args
-        .sampler
-        .or(defaults.sampler)
-        .unwrap_or(Sampler::EulerAncestral);
+    let own = entry.defaults.sampler;
+    let sampler = args.sampler.or(own).unwrap_or(Sampler::EulerAncestral);
     Ok(Request {
         job,
         prompt: args.prompt.clone(),
         negative_prompt: args.negative.clone(),
         size,
-        steps: args.steps.or(defaults.steps).unwrap_or(usual.steps),
-        cfg_scale: args.cfg.or(defaults.cfg_scale).unwrap_or(usual.cfg_scale),
+        steps: args.steps.unwrap_or(usual.steps),
+        cfg_scale: args.cfg.unwrap_or(usual.cfg_scale),
         sampler,
         schedule,
         flavour: args.flavour,

@@ -10,6 +10,7 @@ use safelight_store::{
 };
 use serde_json::{Map, Value, json};
 
+use crate::convert::size;
 use crate::error::Failure;
 use crate::files::{self, Outcome, Run, shown_path};
 use crate::pattern::Pattern;
@@ -67,34 +68,6 @@ pub(crate) struct SplitArgs {
     /// Print JSON
     #[arg(long)]
     json: bool,
-}
-
-/// `5GB`, `1.5 GiB`, `800000`: bytes, at least one.
-fn size(text: &str) -> Result<u64, String> {
-    let text = text.trim();
-    let end = text
-        .find(|c: char| !c.is_ascii_digit() && c != '.')
-        .unwrap_or(text.len());
-    let number: f64 = text[..end]
-        .parse()
-        .map_err(|_| "as in 5GB or 500MiB".to_owned())?;
-    let unit = match text[end..].trim().to_lowercase().as_str() {
-        "" | "b" => 1u64,
-        "k" | "kb" => 1000,
-        "m" | "mb" => 1000 * 1000,
-        "g" | "gb" => 1000 * 1000 * 1000,
-        "t" | "tb" => 1000 * 1000 * 1000 * 1000,
-        "kib" => 1 << 10,
-        "mib" => 1 << 20,
-        "gib" => 1 << 30,
-        "tib" => 1 << 40,
-        _ => return Err("the unit is kB, MB, GB, TB, KiB, MiB, GiB or TiB".into()),
-    };
-    let bytes = number * unit as f64;
-    if bytes < 1.0 {
-        return Err("at least one byte is needed".into());
-    }
-    Ok(bytes as u64)
 }
 
 impl Run for SplitArgs {
@@ -508,27 +481,4 @@ fn write_index(shards: &[Vec<Part<'_>>], names: &Names, total_size: u64) -> Resu
     let index = json!({ "metadata": { "total_size": total_size }, "weight_map": weight_map });
     replace_file(&names.index, false, |file| writeln!(file, "{index:#}"))?;
     Ok(())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn sizes_have_units() {
-        for (text, bytes) in [
-            ("5GB", 5_000_000_000),
-            ("1.5 GiB", 1_610_612_736),
-            ("800000", 800_000),
-            ("2k", 2000),
-            ("1b", 1),
-        ] {
-            assert_eq!(size(text), Ok(bytes), "{text}");
-        }
-        for wrong in [
-            "", "GB", "5XB", "0", "0.1", "-5GB", "1.2.3MB", "inf", "nanGB",
-        ] {
-            assert!(size(wrong).is_err(), "{wrong}");
-        }
-    }
 }

@@ -42,11 +42,17 @@ pub trait Weights: Send + Sync {
         Ok(())
     }
 
-    /// The tensor as it is stored.
-    fn read_stored(&self, name: &str, count: usize) -> Result<(Dtype, Vec<u8>), LoadError>;
+    /// The tensor as it is stored; as F32 where nothing else is said.
+    fn read_stored(&self, name: &str, count: usize) -> Result<(Dtype, Vec<u8>), LoadError> {
+        let values = self.read(name, count)?;
+        let bytes = values.iter().flat_map(|x| x.to_le_bytes()).collect();
+        Ok((Dtype::F32, bytes))
+    }
 
-    /// What the file calls the tensor.
-    fn stored_name(&self, name: &str) -> String;
+    /// What the file calls the tensor; the same where nothing else is said.
+    fn stored_name(&self, name: &str) -> String {
+        name.to_owned()
+    }
 
     /// The file, for messages.
     fn label(&self) -> String;

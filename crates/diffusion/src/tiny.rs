@@ -3,8 +3,7 @@
 //! Only convolutions, ReLU and doublings. Fields carry diffusers' names (`AutoencoderTiny`); which tensor of a file they mean is
 //! [`crate::load`]'s business.
 
-use rayon::prelude::*;
-use safelight_tensor::{Conv2d, Epilogue, Tensor, ops};
+use safelight_tensor::{Activation, Conv2d, Epilogue, Tensor, ops};
 
 use crate::load::{LoadError, Problem};
 use crate::nn::{Builder, ConvShape, Leaf, Weights};
@@ -14,8 +13,6 @@ use crate::precision::Ways;
 const PICTURE_CHANNELS: usize = 3;
 /// Side of a usual picture.
 const USUAL_SIDE: usize = 512;
-/// Floats in a piece of work.
-const PIECE: usize = 1 << 15;
 
 /// What the decoder is made of.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -137,7 +134,7 @@ impl TinyDecoder {
     pub fn decode(&self, latent: &Tensor) -> Tensor {
         let squeezed = latent.data().iter().map(|x| (x / 3.0).tanh() * 3.0);
         let squeezed = Tensor::from_vec(latent.shape(), squeezed.collect());
-        let mut x = relu(ops::conv2d(&squeezed, &self.conv_in, Epilogue::default()));
+        let mut x = ops::conv2d(&squeezed, &self.conv_in, RELU);
         let last = self.levels.len() - 1;
         for (idx, level) in self.levels.iter().enumerate() {
             for block in &level.blocks {
@@ -156,20 +153,19 @@ impl TinyDecoder {
     }
 }
 
-/// ReLU of three convolutions around a skip.
+/// Of a convolution without a skip.
+const RELU: Epilogue<'static> = Epilogue {
+    image_bias: None,
+    activation: Activation::Relu,
+    residual: None,
+};
+
+/// Three convolutions around a skip, each with a ReLU; the last one's is of the sum.
 fn residual(x: Tensor, [first, second, third]: &[Leaf<Conv2d>; 3]) -> Tensor {
-    let hidden = relu(ops::conv2d(&x, first, Epilogue::default()));
-    let hidden = relu(ops::conv2d(&hidden, second, Epilogue::default()));
+    let hidden = ops::conv2d(&ops::conv2d(&x, first, RELU), second, RELU);
     let skip = Epilogue {
         residual: Some(&x),
         ..Epilogue::default()
     };
-    relu(ops::conv2d(&hidden, third, skip))
-}
-
-/// What is negative becomes 0.
-fn relu(mut x: Tensor) -> Tensor {
-    let pieces = x.data_mut().par_chunks_mut(PIECE);
-    pieces.for_each(|piece| piece.iter_mut().for_each(|x| *x = x.max(0.0)));
-    x
+    ops::relu(&ops::conv2d(&hidden, third, skip))
 }

@@ -11,7 +11,6 @@ use safelight_diffusion::nn::{Builder, ConvShape, Leaf, Weights};
 use safelight_diffusion::unet::{
     ResnetBlock, ResnetShape, Transformer, TransformerShape, sinusoids,
 };
-use safelight_format::Dtype;
 use safelight_tensor::{Activation, Conv2d, Epilogue, Padding, Tensor, ops};
 
 /// The weight rule over the shapes a case lists; every name we ask for must be among them, and begins with `block.`.
@@ -69,20 +68,6 @@ impl Weights for Ruled {
         let values = weights::tensor(&name["block.".len()..], self.shape(name), self.seed);
         assert_eq!(values.len(), count);
         Ok(values)
-    }
-
-    fn read_stored(&self, name: &str, count: usize) -> Result<(Dtype, Vec<u8>), LoadError> {
-        Ok((
-            Dtype::F32,
-            self.read(name, count)?
-                .iter()
-                .flat_map(|v| v.to_le_bytes())
-                .collect(),
-        ))
-    }
-
-    fn stored_name(&self, name: &str) -> String {
-        name.to_owned()
     }
 
     fn label(&self) -> String {

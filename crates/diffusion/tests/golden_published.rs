@@ -63,10 +63,6 @@ impl Weights for Drawn {
         unreachable!("no block has a table: {name}")
     }
 
-    fn stored_name(&self, name: &str) -> String {
-        name.to_owned()
-    }
-
     fn label(&self) -> String {
         "drawn".to_owned()
     }

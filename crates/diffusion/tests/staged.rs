@@ -142,10 +142,6 @@ impl Weights for Losable {
         unreachable!("a UNet has no table: {name}")
     }
 
-    fn stored_name(&self, name: &str) -> String {
-        name.to_owned()
-    }
-
     fn label(&self) -> String {
         "losable".into()
     }

@@ -51,6 +51,7 @@ impl Task for Map<'_> {
         // One loop for each, so that the choice is not made for every vector.
         match self.activation {
             Activation::None => self.out.copy_from_slice(self.x),
+            Activation::Relu => map(simd, self.x, self.out, Relu),
             Activation::Silu => map(simd, self.x, self.out, Silu),
             Activation::Gelu => map(simd, self.x, self.out, Gelu),
             Activation::QuickGelu => map(simd, self.x, self.out, QuickGelu),
@@ -64,9 +65,17 @@ trait Function {
     fn of<S: Simd>(&self, simd: S, x: S::V) -> S::V;
 }
 
+struct Relu;
 struct Silu;
 struct Gelu;
 struct QuickGelu;
+
+impl Function for Relu {
+    #[inline(always)]
+    fn of<S: Simd>(&self, simd: S, x: S::V) -> S::V {
+        math::relu(simd, x)
+    }
+}
 
 impl Function for Silu {
     #[inline(always)]
@@ -188,14 +197,16 @@ mod tests {
         let x = f64::from(x);
         match activation {
             Activation::None => x,
+            Activation::Relu => x.max(0.0),
             Activation::Silu => x / (1.0 + (-x).exp()),
             Activation::QuickGelu => x / (1.0 + (-1.702 * x).exp()),
             Activation::Gelu => x * normal_cdf(x),
         }
     }
 
-    const ALL: [Activation; 4] = [
+    const ALL: [Activation; 5] = [
         Activation::None,
+        Activation::Relu,
         Activation::Silu,
         Activation::Gelu,
         Activation::QuickGelu,

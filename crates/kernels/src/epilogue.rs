@@ -11,6 +11,8 @@ pub enum Activation {
     /// x
     #[default]
     None,
+    /// max(x, 0); NaN stays NaN.
+    Relu,
     /// x · sigmoid(x)
     Silu,
     /// x · Φ(x), with the exact normal distribution function (erf), not the tanh form.
@@ -191,6 +193,7 @@ impl FinishPanel<'_> {
             }
             x = match self.finish.epilogue.activation {
                 Activation::None => x,
+                Activation::Relu => math::relu(simd, x),
                 Activation::Silu => math::silu(simd, x),
                 Activation::Gelu => math::gelu(simd, x),
                 Activation::QuickGelu => math::quick_gelu(simd, x),

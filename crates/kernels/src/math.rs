@@ -39,6 +39,12 @@ pub(crate) fn sigmoid<S: Simd>(s: S, x: S::V) -> S::V {
     s.div(one, s.add(one, exp(s, s.sub(s.splat(0.0), x))))
 }
 
+/// max(x, 0); NaN stays NaN.
+#[inline(always)]
+pub(crate) fn relu<S: Simd>(s: S, x: S::V) -> S::V {
+    s.max(s.splat(0.0), x)
+}
+
 /// x · sigmoid(x)
 #[inline(always)]
 pub(crate) fn silu<S: Simd>(s: S, x: S::V) -> S::V {

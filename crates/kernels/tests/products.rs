@@ -387,6 +387,7 @@ fn big_pieces_agree() {
 fn activate(activation: Activation, x: f64) -> f64 {
     match activation {
         Activation::None => x,
+        Activation::Relu => x.max(0.0),
         Activation::Silu => x / (1.0 + (-x).exp()),
         Activation::Gelu => 0.5 * x * (1.0 + erf(x / 2f64.sqrt())),
         Activation::QuickGelu => x / (1.0 + (-1.702 * x).exp()),
@@ -419,6 +420,7 @@ fn check_epilogues(case: &Case) {
     let output = case.output();
     let activations = [
         Activation::None,
+        Activation::Relu,
         Activation::Silu,
         Activation::Gelu,
         Activation::QuickGelu,

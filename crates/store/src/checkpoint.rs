@@ -679,6 +679,11 @@ impl fmt::Debug for Checkpoint {
 }
 
 impl ShardFile {
+    /// What it is called, and its header.
+    pub(crate) fn named_header(&self) -> (&str, &Header) {
+        (&self.source.label, &self.header)
+    }
+
     pub(crate) fn open(path: &Path, options: &OpenOptions) -> Result<ShardFile, StoreError> {
         crate::edit::recover(path)?;
         ShardFile::of_source(FileSource::open(path)?, options)

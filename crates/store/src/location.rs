@@ -165,15 +165,18 @@ pub fn verify(
     match Location::of(location) {
         Location::Path(path) => crate::verify(&path, options, progress),
         #[cfg(feature = "remote")]
-        Location::Url(url) => match crate::remote::shard_sources(&url)? {
+        Location::Url(url) => match crate::remote::indexed(&url)? {
             None => {
                 let source = [crate::remote::source(&url)?];
-                crate::verify::verify_opened(&source, None, options, progress)
+                crate::verify::verify_opened(&source, options, progress)
             }
-            Some(shards) => {
-                let open = |options: &OpenOptions| open_with(&url, options);
-                let index = IndexVerdict::of(redacted(&url), open, options);
-                crate::verify::verify_opened(&shards, Some(index), options, progress)
+            Some(indexed) => {
+                let mut verdict =
+                    crate::verify::verify_opened(&indexed.sources, options, progress)?;
+                let index = indexed.shown.clone();
+                let open = |options: &OpenOptions| indexed.checkpoint(options);
+                verdict.index = Some(IndexVerdict::of(index, open, options));
+                Ok(verdict)
             }
         },
         #[cfg(not(feature = "remote"))]

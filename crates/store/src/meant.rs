@@ -22,11 +22,11 @@ pub enum Meant {
 impl Meant {
     /// What a path on this machine stands for.
     ///
-    /// A folder stands for the index in it (`*.safetensors.index.json`), else for its `*.safetensors` files, but those whose names begin with
-    /// a dot (systems keep notes in such). A path to something that is
-    /// there stands for that, whatever characters are in its name. Else `*` (any characters), `?` (one), `[a-c]` and `[!a-c]` (one of a
-    /// set, or not) in the last part of the path make it a pattern, which stands for the index among the files that fit, else for
-    /// these files. As in shells, `*` and its like don't stand for a dot at the beginning of a name.
+    /// A folder stands for the index in it (`*.safetensors.index.json`), else for its `*.safetensors` files, but those whose names begin
+    /// with a dot (systems keep notes in such). A path to something that is there stands for that, whatever characters are in its name.
+    /// Else `*` (any characters), `?` (one), `[a-c]` and `[!a-c]` (one of a set, or not) in the last part of the path make it a pattern,
+    /// which stands for the index among the files that fit, else for these files. As in shells, `*` and its like don't stand for a dot
+    /// at the beginning of a name.
     ///
     /// # Errors
     /// What the system says of the folder; [`StoreError::NoModel`] for a folder without safetensors files,

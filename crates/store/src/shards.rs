@@ -14,7 +14,7 @@ use crate::checkpoint::{Checkpoint, OpenOptions, ShardFile};
 use crate::error::{StoreError, beside, path_text};
 use crate::index_file::{self, INDEX_BYTES_MAX};
 use crate::source::open_regular;
-use crate::together::{Chosen, in_two, wrong_names};
+use crate::together::{Chosen, in_two_files, wrong_names};
 
 /// How an index file's name ends.
 pub(crate) const INDEX_SUFFIX: &str = ".index.json";
@@ -30,8 +30,10 @@ pub(crate) fn open(path: &Path, options: &OpenOptions) -> Result<Checkpoint, Sto
     let file = path_text(path);
     let index = Index::parse(&file, &read_index(path)?)?;
     check_there(path, &index.shards)?;
-    let open = |name: &str| ShardFile::open(&beside(path, name), options);
-    index.open(file, Some(path.to_owned()), options, open)
+    let paths = index.shards.iter().map(|name| beside(path, name));
+    let files = paths.map(|path| ShardFile::open(&path, options));
+    let files = files.collect::<Result<_, _>>()?;
+    index.checkpoint(file, Some(path.to_owned()), files, options)
 }
 
 /// What an index says, wherever it was read from.
@@ -77,16 +79,14 @@ impl Index {
         })
     }
 
-    /// Opens all shards, each by its name, and checks that each tensor is where the index says.
-    pub(crate) fn open(
+    /// All shards as one, in the order of [`Index::shards`], once each tensor is found where the index says.
+    pub(crate) fn checkpoint(
         &self,
         file: String,
         path: Option<PathBuf>,
+        files: Vec<ShardFile>,
         options: &OpenOptions,
-        open: impl Fn(&str) -> Result<ShardFile, StoreError>,
     ) -> Result<Checkpoint, StoreError> {
-        let files = self.shards.iter().map(|name| open(name));
-        let files = files.collect::<Result<Vec<_>, _>>()?;
         let mut weight_map = HashMap::with_capacity(self.listed.len());
         let mut strays = Vec::new();
         let opaque: Vec<HashSet<&str>> = files
@@ -186,12 +186,8 @@ pub(crate) fn open_files(
     if let [_] = &files[..] {
         return Ok(Checkpoint::new(label, path, files, None));
     }
-    let headers = files.iter();
-    let headers = headers.map(|file| (file.source.label.as_str(), &file.header));
-    let tensors = in_two(headers);
-    if !tensors.is_empty() {
-        let file = label;
-        return Err(StoreError::InTwoFiles { file, tensors });
+    if let Some(error) = in_two_files(&label, files.iter().map(ShardFile::named_header)) {
+        return Err(error);
     }
     let mut weight_map: HashMap<String, usize> = HashMap::new();
     for (position, file) in files.iter().enumerate() {

@@ -187,9 +187,7 @@ pub fn list_label(paths: &[PathBuf]) -> String {
 }
 
 /// Tensors that are in two of some files, with the first two that have them.
-pub(crate) fn in_two<'a>(
-    files: impl Iterator<Item = (&'a str, &'a Header)>,
-) -> Vec<(String, String, String)> {
+fn in_two<'a>(files: impl Iterator<Item = (&'a str, &'a Header)>) -> Vec<(String, String, String)> {
     let mut first: HashMap<&str, &str> = HashMap::new();
     let mut twice = BTreeMap::new();
     for (file, header) in files {
@@ -206,6 +204,15 @@ pub(crate) fn in_two<'a>(
         (name.to_owned(), first.to_owned(), second.to_owned())
     };
     twice.into_iter().map(named).collect()
+}
+
+/// [`in_two`] as the error that it is, if there are any; `label` stands for all files.
+pub(crate) fn in_two_files<'a>(
+    label: &str,
+    files: impl Iterator<Item = (&'a str, &'a Header)>,
+) -> Option<StoreError> {
+    let (file, tensors) = (label.to_owned(), in_two(files));
+    (!tensors.is_empty()).then_some(StoreError::InTwoFiles { file, tensors })
 }
 
 /// What is wrong between files that a folder, a pattern or (`named`) a list holds together: shards that are missing, two sets, tensors in
@@ -227,12 +234,10 @@ pub fn problems_together(
     let opened: Vec<ShardFile> = opened
         .filter_map(|path| ShardFile::open(path, &options).ok())
         .collect();
-    let headers = opened.iter();
-    let tensors = in_two(headers.map(|file| (file.source.label.as_str(), &file.header)));
-    if !tensors.is_empty() {
-        let file = label.to_owned();
-        problems.push(StoreError::InTwoFiles { file, tensors });
-    }
+    problems.extend(in_two_files(
+        label,
+        opened.iter().map(ShardFile::named_header),
+    ));
     problems
 }
 

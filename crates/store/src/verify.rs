@@ -14,7 +14,7 @@ use crate::error::{StoreError, path_text};
 use crate::meant::Meant;
 use crate::shards;
 use crate::source::FileSource;
-use crate::together::{Chosen, in_two, wrong_names};
+use crate::together::{Chosen, in_two_files, wrong_names};
 
 /// What is read at a time.
 const CHUNK_BYTES: u64 = 4 * 1024 * 1024;
@@ -250,11 +250,7 @@ fn between(label: &str, paths: &[PathBuf], files: &[FileVerdict]) -> Vec<StoreEr
     let mut problems = wrong_names(label, paths, Chosen::Found);
     let headers = files.iter();
     let headers = headers.filter_map(|file| Some((file.file.as_str(), file.header.as_ref()?)));
-    let tensors = in_two(headers);
-    if !tensors.is_empty() {
-        let file = label.to_owned();
-        problems.push(StoreError::InTwoFiles { file, tensors });
-    }
+    problems.extend(in_two_files(label, headers));
     problems
 }
 
@@ -309,12 +305,11 @@ pub(crate) fn header(source: &FileSource) -> Result<Option<Header>, StoreError> 
 #[cfg(feature = "remote")]
 pub(crate) fn verify_opened(
     sources: &[FileSource],
-    index: Option<IndexVerdict>,
     options: &OpenOptions,
     progress: &mut dyn FnMut(u64, u64) -> ControlFlow<()>,
 ) -> Result<Verdict, StoreError> {
     let mut verdict = Verdict {
-        index,
+        index: None,
         problems: Vec::new(),
         files: Vec::new(),
     };

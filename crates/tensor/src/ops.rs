@@ -227,6 +227,11 @@ pub fn geglu(x: &Tensor) -> Tensor {
     y
 }
 
+/// `max(x, 0)` for every value.
+pub fn relu(x: &Tensor) -> Tensor {
+    activated(Activation::Relu, x)
+}
+
 /// `x·σ(x)` for every value.
 pub fn silu(x: &Tensor) -> Tensor {
     activated(Activation::Silu, x)

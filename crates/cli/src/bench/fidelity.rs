@@ -12,15 +12,16 @@ use safelight_diffusion::prompt::{PromptStyle, encode};
 use safelight_tensor::Tensor;
 use serde_json::{Value, json};
 
+use super::{downscale, latent};
 use crate::args::BenchArgs;
 use crate::error::Failure;
 use crate::progress::Progress;
-use crate::{choose, generate, interrupt, machine, say};
+use crate::{choose, generate, interrupt, say};
 
 /// Times at which the UNet is asked, from pure noise to nearly none.
 const TIMES: [usize; 8] = [999, 874, 749, 624, 499, 374, 249, 124];
 
-/// What is drawn where no prompt is given; seeds count from 1.
+/// What is drawn; seeds count from 1.
 const PROMPTS: [&str; 3] = [
     "a house with a red roof on green hills under a sunny sky",
     "a sailboat with a yellow sail on the sea at sunset",
@@ -36,19 +37,21 @@ struct Answers {
     latent: Vec<f32>,
 }
 
-pub(crate) fn run(args: &BenchArgs) -> Result<(), Failure> {
-    interrupt::listen();
-    let level = machine::prepare(args.model.threads)?;
-    let mut progress = Progress::new(false);
+pub(super) fn run(args: &BenchArgs, progress: &mut Progress) -> Result<(), Failure> {
+    if args.profile || args.batch != 1 {
+        let what = "bench fidelity draws one picture at a time and takes no times: no --batch, no --profile";
+        return Err(Failure::Usage(what.into()));
+    }
+    let level = safelight_kernels::level();
     let subject = Subject::of(args)?;
-    let exact = subject.answers(Precision::F32, None, &mut progress)?;
+    let exact = subject.answers(Precision::F32, None, progress)?;
     let asked = args.model.precision;
     let others = Precision::ALL.into_iter().filter(|&precision| {
         precision != Precision::F32 && (asked == Precision::F32 || precision == asked)
     });
     let mut compared = Vec::new();
     for precision in others {
-        let found = subject.answers(precision, Some(&exact.latent), &mut progress)?;
+        let found = subject.answers(precision, Some(&exact.latent), progress)?;
         compared.push((precision, Comparison::new(&exact, &found)));
     }
     progress.clear();
@@ -91,25 +94,20 @@ impl Subject<'_> {
             Some(_) => None,
             None => Some(choose::entry(&args.model, args.json)?),
         };
-        let defaults = entry
+        let usual = match &entry {
+            Some(entry) => entry.usual_request(),
+            None => Request::default(),
+        };
+        let own = entry.as_ref().and_then(|entry| entry.native_size);
+        let vae = entry
             .as_ref()
-            .map(|entry| entry.defaults)
-            .unwrap_or_default();
-        let native = entry.as_ref().and_then(|entry| entry.native_size);
-        let from_latent = args.latent.map(|(height, width)| (8 * width, 8 * height));
-        let (width, height) = from_latent.or(args.size).or(native).unwrap_or((512, 512));
-        let size = (width as usize, height as usize);
-        let usual = Request::default();
+            .and_then(|entry| entry.info.as_ref()?.vae.as_ref());
+        let factor = downscale(vae);
+        let (height, width) = latent(args, own, factor)?;
+        let size = (width * factor, height * factor);
         let request = Request {
             size: Some(size),
-            steps: args
-                .steps
-                .map(usize::from)
-                .or(defaults.steps)
-                .unwrap_or(usual.steps),
-            cfg_scale: defaults.cfg_scale.unwrap_or(usual.cfg_scale),
-            sampler: defaults.sampler.unwrap_or(usual.sampler),
-            schedule: defaults.schedule.unwrap_or(usual.schedule),
+            steps: args.steps.map_or(usual.steps, usize::from),
             ..usual
         };
         let name = match &entry {

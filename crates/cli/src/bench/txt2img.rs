@@ -8,7 +8,7 @@ use safelight_diffusion::pipeline::{GenerateError, Phase, Picture, Progress as T
 use safelight_diffusion::sampler::Sampler;
 use serde_json::{Map, Value, json};
 
-use super::{DEFAULT_SIDE, latent, median};
+use super::{DEFAULT_SIDE, downscale, latent, median};
 use crate::args::BenchArgs;
 use crate::error::Failure;
 use crate::progress::Progress;
@@ -57,7 +57,7 @@ pub(super) fn run(args: &BenchArgs, progress: &mut Progress) -> Result<(), Failu
         subject,
     } = subject(args, progress)?;
     let factor = match &subject {
-        Subject::Files(files) => files.info().vae.as_ref().map_or(8, |vae| vae.downscale()),
+        Subject::Files(files) => downscale(files.info().vae.as_ref()),
         Subject::Random(model) => model.vae.config().downscale(),
     };
     let (height, width) = latent(args, own, factor)?;

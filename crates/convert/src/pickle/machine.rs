@@ -1,12 +1,12 @@
 //! The stack machine: instructions in, inert values out.
 
-use crate::source::Bound;
 use std::collections::HashMap;
 
 use super::heap::{Call, Heap, How, Id, Node};
 use super::input::{Blob, Input};
 use super::ops::{Op, decode};
 use super::{Fault, Problem};
+use crate::source::Bound;
 
 /// A number of more bytes (of its text, in protocols 0 and 1) is told: honest pickles have none.
 const NUMBER_BYTES_MAX: u64 = 4096;

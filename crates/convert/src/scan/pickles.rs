@@ -1,8 +1,10 @@
 //! Pickles, as a scanner sees them: what they name, what they would call, and what comes after them.
 
-use crate::source::Bound;
 use std::collections::{BTreeMap, HashSet};
 
+use base64::Engine as _;
+use base64::alphabet::STANDARD;
+use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
 use safelight_store::ReadAt;
 
 use super::{DEPTH_MAX, Finding, HELD_BYTES_MAX, Rule, Scanner, Severity};
@@ -11,6 +13,7 @@ use crate::pickle::{
     Blob, Call, Coding, Fault, Heap, Id, Input, Machine, Node, Problem, Standing, Watch,
     is_nested_load, memory_of, show, standing, sweep,
 };
+use crate::source::Bound;
 use crate::torch::{decode_latin1, is_magic, storages_end};
 
 /// Calls and oddities of one file that are told one by one.
@@ -145,27 +148,30 @@ fn base64(bytes: &dyn ReadAt) -> Option<Vec<u8>> {
     }
     let mut text = vec![0; len as usize];
     read_exact_at(bytes, &mut text, 0).ok()?;
-    let mut content = Vec::with_capacity(text.len() / 4 * 3 + 3);
-    let (mut bits, mut bit_count) = (0u32, 0);
-    for byte in text.trim_ascii().iter().filter(|byte| **byte != b'\n') {
-        let value = match byte {
-            b'A'..=b'Z' => byte - b'A',
-            b'a'..=b'z' => byte - b'a' + 26,
-            b'0'..=b'9' => byte - b'0' + 52,
-            b'+' | b'-' => 62,
-            b'/' | b'_' => 63,
-            b'=' => break,
-            _ => return None,
-        };
-        bits = bits << 6 | u32::from(value);
-        bit_count += 6;
-        if bit_count >= 8 {
-            bit_count -= 8;
-            content.push((bits >> bit_count) as u8);
-        }
+    text.retain(|byte| !byte.is_ascii_whitespace());
+    let end = text.iter().position(|&byte| byte == b'=');
+    text.truncate(end.unwrap_or(text.len()));
+    if text.len() % 4 == 1 {
+        text.pop(); // less than a byte
     }
-    Some(content)
+    for byte in &mut text {
+        // The other alphabet, for URLs (RFC 4648, §5).
+        *byte = match *byte {
+            b'-' => b'+',
+            b'_' => b'/',
+            other => other,
+        };
+    }
+    BASE64.decode(text).ok()
 }
+
+/// Base64 whose end is taken as it comes: padded or not, with bits left over or not, as lenient decoders take it.
+const BASE64: GeneralPurpose = GeneralPurpose::new(
+    &STANDARD,
+    GeneralPurposeConfig::new()
+        .with_decode_allow_trailing_bits(true)
+        .with_decode_padding_mode(DecodePaddingMode::Indifferent),
+);
 
 /// Whether a string begins as pickles and archives do and has what every pickle needs that names something: two lines of text, or
 /// the opcode that takes names from the stack.

@@ -1,6 +1,5 @@
 //! Whether bytes are a pickle although nothing marks them as one: protocols 0 and 1 have no first bytes of their own.
 
-use crate::source::Bound;
 use std::io;
 
 use safelight_store::ReadAt;
@@ -8,6 +7,7 @@ use safelight_store::ReadAt;
 use super::is_magic;
 use crate::bytes::{Part, read_up_to};
 use crate::pickle::{Heap, Id, Input, Machine, Problem, Standing, Watch, standing};
+use crate::source::Bound;
 
 /// As much of a file as is followed.
 const LOOKED_AT_BYTES: u64 = 16 * 1024 * 1024;

@@ -1,7 +1,5 @@
 //! Weights out of random number generators, for networks of full size where there is no model.
 
-use safelight_format::Dtype;
-
 use super::Weights;
 use crate::load::{LoadError, Problem};
 
@@ -23,18 +21,6 @@ impl Weights for RandomWeights {
         let (middle, reach) = middle_and_reach(name, count);
         let uniform = uniform(self.seed, name).take(count);
         Ok(uniform.map(|x| middle + reach * x).collect())
-    }
-
-    fn read_stored(&self, name: &str, count: usize) -> Result<(Dtype, Vec<u8>), LoadError> {
-        let values = self.read(name, count)?;
-        Ok((
-            Dtype::F32,
-            values.iter().flat_map(|x| x.to_le_bytes()).collect(),
-        ))
-    }
-
-    fn stored_name(&self, name: &str) -> String {
-        name.to_string()
     }
 
     fn label(&self) -> String {
@@ -98,16 +84,6 @@ impl Weights for HeavyTailedWeights {
             if stands_out { 8.0 * value } else { value }
         };
         Ok((0..count).map(|_| one()).collect())
-    }
-
-    fn read_stored(&self, name: &str, count: usize) -> Result<(Dtype, Vec<u8>), LoadError> {
-        let values = self.read(name, count)?;
-        let bytes = values.iter().flat_map(|x| x.to_le_bytes()).collect();
-        Ok((Dtype::F32, bytes))
-    }
-
-    fn stored_name(&self, name: &str) -> String {
-        name.to_string()
     }
 
     fn label(&self) -> String {

@@ -494,20 +494,7 @@ mod tests {
 
     #[test]
     fn pictures_of_a_batch_do_not_see_each_other() {
-        let level = |depths: &[usize], resample| Level {
-            channels: 32,
-            depths: depths.to_vec(),
-            resample,
-        };
-        let config = UNetConfig {
-            model_channels: 32,
-            time_embedding_channels: 64,
-            down: vec![level(&[1], true), level(&[0], false)],
-            up: vec![level(&[0, 0], true), level(&[1, 1], false)],
-            context_channels: 16,
-            ..UNetConfig::sd15()
-        };
-        let unet = UNet::load(&RandomWeights { seed: 3 }, config).unwrap();
+        let unet = little(0);
         let wave = |shape: &[usize], from: usize| {
             let count = shape.iter().product::<usize>();
             Tensor::from_vec(
@@ -539,7 +526,8 @@ mod tests {
         assert_ne!(both[..60], both[60..]);
     }
 
-    fn little() -> UNet {
+    /// Two levels, the lower with `depth` transformers in each block.
+    fn little(depth: usize) -> UNet {
         let level = |depths: &[usize], resample| Level {
             channels: 32,
             depths: depths.to_vec(),
@@ -548,8 +536,8 @@ mod tests {
         let config = UNetConfig {
             model_channels: 32,
             time_embedding_channels: 64,
-            down: vec![level(&[1], true), level(&[1], false)],
-            up: vec![level(&[1, 1], true), level(&[1, 1], false)],
+            down: vec![level(&[1], true), level(&[depth], false)],
+            up: vec![level(&[depth; 2], true), level(&[1, 1], false)],
             context_channels: 16,
             ..UNetConfig::sd15()
         };
@@ -559,7 +547,7 @@ mod tests {
     /// What was kept is what would be computed again: on the same input a cached pass gives the same bits.
     #[test]
     fn a_cached_pass_runs_only_the_outer_blocks() {
-        let unet = little();
+        let unet = little(1);
         let wave = |shape: &[usize]| {
             let count = shape.iter().product::<usize>();
             Tensor::from_vec(shape, (0..count).map(|i| (i as f32 * 0.37).sin()).collect())

@@ -26,6 +26,9 @@ use crate::precision::Precision;
 /// Output channels in one panel of packed weights: two vectors of the widest level.
 pub(crate) const PANEL: usize = 32;
 
+/// Floats in the widest of all vectors.
+const LANES_MAX: usize = 16;
+
 /// Vectors of `f32` of one [`Level`]. A value of the type is the proof that the CPU has them.
 pub(crate) trait Simd: Copy + Send + Sync {
     /// Floats in a vector.
@@ -43,11 +46,27 @@ pub(crate) trait Simd: Copy + Send + Sync {
     /// The first `LANES` of `x`. Panics if there are fewer.
     fn load(self, x: &[f32]) -> Self::V;
     /// Up to `LANES` from `x`, the rest 0.
-    fn load_partial(self, x: &[f32]) -> Self::V;
+    #[inline(always)]
+    fn load_partial(self, x: &[f32]) -> Self::V {
+        if x.len() >= Self::LANES {
+            return self.load(x);
+        }
+        let mut whole = [0.0; LANES_MAX];
+        whole[..x.len()].copy_from_slice(x);
+        self.load(&whole)
+    }
     /// Writes the first `LANES` of `x`. Panics if there are fewer.
     fn store(self, v: Self::V, x: &mut [f32]);
     /// Writes as many lanes as `x` has, at most `LANES`.
-    fn store_partial(self, v: Self::V, x: &mut [f32]);
+    #[inline(always)]
+    fn store_partial(self, v: Self::V, x: &mut [f32]) {
+        if x.len() >= Self::LANES {
+            return self.store(v, x);
+        }
+        let mut whole = [0.0; LANES_MAX];
+        self.store(v, &mut whole);
+        x.copy_from_slice(&whole[..x.len()]);
+    }
     /// a + b
     fn add(self, a: Self::V, b: Self::V) -> Self::V;
     /// a - b

@@ -50,15 +50,6 @@ impl Simd for Neon {
         unsafe { (vld1q_f32(x.as_ptr()), vld1q_f32(x[4..].as_ptr())) }
     }
     #[inline(always)]
-    fn load_partial(self, x: &[f32]) -> Pair {
-        if x.len() >= 8 {
-            return self.load(x);
-        }
-        let mut whole = [0.0; 8];
-        whole[..x.len()].copy_from_slice(x);
-        self.load(&whole)
-    }
-    #[inline(always)]
     fn store(self, v: Pair, x: &mut [f32]) {
         let x: &mut [f32; 8] = x.first_chunk_mut().expect("a whole vector");
         // SAFETY: NEON is part of the architecture; `x` is 8 floats, and `vst1q` asks for no alignment.
@@ -66,15 +57,6 @@ impl Simd for Neon {
             vst1q_f32(x.as_mut_ptr(), v.0);
             vst1q_f32(x[4..].as_mut_ptr(), v.1);
         }
-    }
-    #[inline(always)]
-    fn store_partial(self, v: Pair, x: &mut [f32]) {
-        if x.len() >= 8 {
-            return self.store(v, x);
-        }
-        let mut whole = [0.0; 8];
-        self.store(v, &mut whole);
-        x.copy_from_slice(&whole[..x.len()]);
     }
     #[inline(always)]
     fn add(self, a: Pair, b: Pair) -> Pair {

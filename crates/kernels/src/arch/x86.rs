@@ -76,28 +76,10 @@ impl Simd for Avx2 {
         unsafe { _mm256_loadu_ps(x.as_ptr()) }
     }
     #[inline(always)]
-    fn load_partial(self, x: &[f32]) -> __m256 {
-        if x.len() >= 8 {
-            return self.load(x);
-        }
-        let mut whole = [0.0; 8];
-        whole[..x.len()].copy_from_slice(x);
-        self.load(&whole)
-    }
-    #[inline(always)]
     fn store(self, v: __m256, x: &mut [f32]) {
         let x: &mut [f32; 8] = x.first_chunk_mut().expect("a whole vector");
         // SAFETY: `self` proves the instructions; `x` is 8 floats, and `storeu` asks for no alignment.
         unsafe { _mm256_storeu_ps(x.as_mut_ptr(), v) }
-    }
-    #[inline(always)]
-    fn store_partial(self, v: __m256, x: &mut [f32]) {
-        if x.len() >= 8 {
-            return self.store(v, x);
-        }
-        let mut whole = [0.0; 8];
-        self.store(v, &mut whole);
-        x.copy_from_slice(&whole[..x.len()]);
     }
     #[inline(always)]
     fn add(self, a: __m256, b: __m256) -> __m256 {

@@ -229,7 +229,7 @@ pub fn open(
     let place = Place::parse(url, &|name| remote.setting(name))?;
     let client = Client::new(remote);
     if place.is_index() {
-        return client.open_index(&place, options);
+        return client.indexed(&place)?.checkpoint(options);
     }
     let file = client.open_file(&place)?;
     Checkpoint::from_reader(place.shown, Box::new(file), options)
@@ -249,22 +249,35 @@ pub(crate) fn source(url: &str) -> Result<FileSource, StoreError> {
     source_of(open_file(url, &RemoteOptions::from_env())?)
 }
 
-/// The shards of the index behind a URL, for whoever looks at each by itself; `None` if it is no index by its name.
+/// An index and the files that it names, which are open, in the order of [`Index::shards`].
+pub(crate) struct Indexed {
+    /// What the index is called in messages.
+    pub(crate) shown: String,
+    index: Index,
+    pub(crate) sources: Vec<FileSource>,
+}
+
+impl Indexed {
+    /// The files as one model.
+    pub(crate) fn checkpoint(self, options: &OpenOptions) -> Result<Checkpoint, StoreError> {
+        let sources = self.sources.into_iter();
+        let files = sources.map(|source| ShardFile::of_source(source, options));
+        let files = files.collect::<Result<_, _>>()?;
+        self.index.checkpoint(self.shown, None, files, options)
+    }
+}
+
+/// The index behind a URL and its shards, for whoever looks at each by itself; `None` if it is no index by its name.
 ///
 /// # Errors
 /// If the index or a shard can't be had: then all of those that are not there are named.
-pub(crate) fn shard_sources(url: &str) -> Result<Option<Vec<FileSource>>, StoreError> {
+pub(crate) fn indexed(url: &str) -> Result<Option<Indexed>, StoreError> {
     let remote = RemoteOptions::from_env();
     let place = Place::parse(url, &|name| remote.setting(name))?;
-    if !place.is_index() {
-        return Ok(None);
+    match place.is_index() {
+        true => Client::new(&remote).indexed(&place).map(Some),
+        false => Ok(None),
     }
-    let (_, files) = Client::new(&remote).index_files(&place)?;
-    files
-        .into_iter()
-        .map(source_of)
-        .collect::<Result<_, _>>()
-        .map(Some)
 }
 
 /// What the files of one handle share.
@@ -328,8 +341,8 @@ impl Client {
         all.collect()
     }
 
-    /// Reads an index and opens the files that it names, which are in the order of [`Index::shards`].
-    fn index_files(&self, place: &Place) -> Result<(Index, Vec<RemoteFile>), StoreError> {
+    /// Reads an index and opens the files that it names.
+    fn indexed(&self, place: &Place) -> Result<Indexed, StoreError> {
         let shown = &place.shown;
         let text = self.read_all(place, INDEX_BYTES_MAX)?;
         let index = Index::parse(shown, &text)?;
@@ -358,25 +371,13 @@ impl Client {
                 shard_count: index.shards.len(),
             });
         }
-        let files = opened.into_iter().collect::<Result<_, _>>()?;
-        Ok((index, files))
-    }
-
-    /// Reads an index and opens its shards.
-    fn open_index(&self, place: &Place, options: &OpenOptions) -> Result<Checkpoint, StoreError> {
-        let (index, files) = self.index_files(place)?;
-        let named = index.shards.iter().cloned().zip(files);
-        let files = Mutex::new(named.collect::<HashMap<_, _>>());
-        let open = |name: &str| {
-            let file = files
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .remove(name);
-            // Each name is asked for once, and all of them were opened.
-            let file = file.ok_or_else(|| failed(place, io::ErrorKind::NotFound.into()))?;
-            ShardFile::of_source(source_of(file)?, options)
-        };
-        index.open(place.shown.clone(), None, options, open)
+        let sources = opened.into_iter().map(|opened| source_of(opened?));
+        let sources = sources.collect::<Result<_, _>>()?;
+        Ok(Indexed {
+            shown: shown.clone(),
+            index,
+            sources,
+        })
     }
 
     /// All of a file that should not be long.

@@ -5,7 +5,7 @@
 
 use safelight_format::{Dtype, shown};
 
-use super::Kept;
+use super::{Cover, Kept};
 use crate::error::StoreError;
 use crate::source::FileSource;
 
@@ -27,7 +27,7 @@ const ZEROS_MIN: u64 = 4096;
 /// Zeros that a row may end with by itself.
 const ROW_ZEROS_MAX: u64 = 16;
 
-/// What makes the numbers doubtful. Tensors start at `data_start` and would all be there if the file reached to `data_end`.
+/// What makes the numbers doubtful of tensors that are in the order of their places. Tensors start at `data_start` and would all be there if the file reached to `data_end`.
 pub(super) fn doubts(
     source: &FileSource,
     kept: &[Kept],
@@ -54,25 +54,15 @@ pub(super) fn doubts(
     Ok(doubts)
 }
 
-/// Whether as many bytes belong to two tensors as belong to none: then a tensor lies elsewhere than the header says. Where bytes are only shared,
-/// a program has tied weights.
+/// Whether as many bytes belong to two tensors as belong to none: then a tensor lies elsewhere than the header says. Where bytes are
+/// only shared, a program has tied weights.
 fn moved_offsets(kept: &[Kept], data_start: u64, data_end: u64) -> Option<String> {
-    let mut sorted: Vec<&Kept> = kept.iter().filter(|kept| kept.byte_count > 0).collect();
-    sorted.sort_by_key(|kept| (kept.starts_at, kept.byte_count));
-    let (mut reached, mut holes, mut shared) = (data_start, 0, 0);
-    let mut sharing: Option<&Kept> = None;
-    for kept in sorted {
-        let end = kept.starts_at + kept.byte_count;
-        holes += kept.starts_at.saturating_sub(reached);
-        let common = reached.min(end).saturating_sub(kept.starts_at);
-        if common > 0 {
-            shared += common;
-            sharing.get_or_insert(kept);
-        }
-        reached = reached.max(end);
+    let cover = Cover::of(kept, data_start, data_end);
+    let holes: u64 = cover.gaps.iter().map(|gap| gap.end - gap.start).sum();
+    let sharing = cover.sharing.first()?;
+    if cover.shared_bytes != holes {
+        return None;
     }
-    holes += data_end.saturating_sub(reached);
-    let sharing = sharing.filter(|_| shared == holes)?;
     Some(format!(
         "{holes} bytes belong to no tensor, and as many to two, {} one of them: it, or one beside it, lies elsewhere than the header says, \
          and which can't be told",
@@ -82,17 +72,14 @@ fn moved_offsets(kept: &[Kept], data_start: u64, data_end: u64) -> Option<String
 
 /// Whether zeros reach from the middle of a tensor into the middle of the next, as where a piece of a download is missing.
 fn zeros_across(source: &FileSource, kept: &[Kept]) -> Result<Option<String>, StoreError> {
-    let mut sorted: Vec<&Kept> = kept
-        .iter()
-        .filter(|kept| kept.byte_count >= 2 * ZEROS_MIN)
-        .collect();
-    sorted.sort_by_key(|kept| kept.starts_at);
+    let large = kept.iter().filter(|kept| kept.byte_count >= 2 * ZEROS_MIN);
+    let large: Vec<&Kept> = large.collect();
     let is_zero = |from: u64| -> Result<bool, StoreError> {
         Ok(read(source, from, from + ZEROS_MIN)?
             .iter()
             .all(|&byte| byte == 0))
     };
-    for pair in sorted.windows(2) {
+    for pair in large.windows(2) {
         let (a, b) = (pair[0], pair[1]);
         let (a_end, b_end) = (a.starts_at + a.byte_count, b.starts_at + b.byte_count);
         let across = a_end == b.starts_at && is_zero(a_end - ZEROS_MIN)? && is_zero(b.starts_at)?;

@@ -11,7 +11,7 @@ mod start;
 use std::collections::HashMap;
 use std::fmt;
 use std::fs::File;
-use std::ops::ControlFlow;
+use std::ops::{ControlFlow, Range};
 use std::path::{Path, PathBuf};
 
 use safelight_format::{
@@ -364,19 +364,8 @@ impl Repair {
 
     /// Bytes that no tensor has, and those that several have.
     fn find_gaps(&mut self, data_start: u64, file_bytes: u64) {
-        let (mut expected, mut overlaps) = (data_start, 0);
-        let mut gaps = Vec::new();
-        for kept in &self.kept {
-            if kept.starts_at > expected {
-                gaps.push(expected..kept.starts_at);
-            } else if kept.starts_at < expected && kept.byte_count > 0 {
-                overlaps += 1;
-            }
-            expected = expected.max(kept.starts_at + kept.byte_count);
-        }
-        if expected < file_bytes {
-            gaps.push(expected..file_bytes);
-        }
+        let Cover { gaps, sharing, .. } = Cover::of(&self.kept, data_start, file_bytes);
+        let overlaps = sharing.len();
         if overlaps > 0 {
             let s = if overlaps == 1 { " shares" } else { "s share" };
             self.changes.push(format!(
@@ -400,6 +389,41 @@ impl Repair {
     /// The file that was looked at.
     pub fn path(&self) -> &Path {
         &self.path
+    }
+}
+
+/// What tensors, in the order of their places, leave free between two places of a file, and what they share.
+struct Cover<'a> {
+    /// What belongs to none.
+    gaps: Vec<Range<u64>>,
+    /// Those that have bytes of others in front of them.
+    sharing: Vec<&'a Kept>,
+    /// How many bytes these share.
+    shared_bytes: u64,
+}
+
+impl Cover<'_> {
+    fn of(sorted: &[Kept], start: u64, end: u64) -> Cover<'_> {
+        let mut cover = Cover {
+            gaps: Vec::new(),
+            sharing: Vec::new(),
+            shared_bytes: 0,
+        };
+        let mut reached = start;
+        for kept in sorted {
+            let kept_end = kept.starts_at + kept.byte_count;
+            if kept.starts_at > reached {
+                cover.gaps.push(reached..kept.starts_at);
+            } else if kept.starts_at < reached && kept.byte_count > 0 {
+                cover.sharing.push(kept);
+                cover.shared_bytes += reached.min(kept_end) - kept.starts_at;
+            }
+            reached = reached.max(kept_end);
+        }
+        if reached < end {
+            cover.gaps.push(reached..end);
+        }
+        cover
     }
 }
 
