@@ -9,19 +9,17 @@ from __future__ import annotations
 import argparse
 import json
 import time
-import zlib
 from pathlib import Path
 
 import numpy as np
 import torch
 from diffusers import AutoencoderKL, DPMSolverMultistepScheduler, EulerDiscreteScheduler, UNet2DConditionModel
-from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint, convert_ldm_vae_checkpoint
 from diffusers.models.attention_processor import AttnProcessor
-from safetensors.torch import load as load_bytes
 from transformers import CLIPTextConfig, CLIPTextModel
 
 import model as m
 from captions import held_out
+from exported import Exported
 from judge import judge
 from scenes import sheet
 
@@ -33,21 +31,15 @@ class Demo:
     """The exported model, ready to draw."""
 
     def __init__(self, path: Path) -> None:
-        data = path.read_bytes()
-        if path.suffix == ".zz":
-            data = zlib.decompress(data)
-        weights = {k: v.float() if v.is_floating_point() else v for k, v in load_bytes(data).items()}
+        exported = Exported(path)
         self.unet = UNet2DConditionModel(**m.UNET_CONFIG).eval()
-        self.unet.load_state_dict(convert_ldm_unet_checkpoint(dict(weights), m.UNET_CONFIG))
+        self.unet.load_state_dict(exported.unet)
         self.unet.set_attn_processor(AttnProcessor())
         self.vae = AutoencoderKL(**m.VAE_CONFIG).eval()
-        self.vae.load_state_dict(convert_ldm_vae_checkpoint(dict(weights), m.VAE_CONFIG))
+        self.vae.load_state_dict(exported.vae)
         config = CLIPTextConfig(**{**m.TEXT_CONFIG, "vocab_size": m.VOCABULARY})
         self.text = CLIPTextModel(config).eval()
-        prefix = "cond_stage_model.transformer.text_model."
-        state = {k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)}
-        state.pop("embeddings.position_ids")
-        self.text.load_state_dict(state)
+        self.text.load_state_dict(exported.text)
         self._bpe = m.clip_bpe()
 
     def context(self, texts: list[str]) -> torch.Tensor:

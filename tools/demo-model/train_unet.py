@@ -13,7 +13,7 @@ import torch
 
 from captions import Describer
 from model import Tokens, alphas_cumprod, caption_batch, latent_of, text_encoder, unet
-from training import Average, Clock, agreed, arguments, average_gradients, launch, learning_rate, load, log, save
+from training import Average, Clock, agreed, arguments, average_gradients, half_precision, launch, learning_rate, load, log, save
 from world import draw, random_scene
 
 PURE_NOISE = 0.06  # share of samples
@@ -29,12 +29,13 @@ def train(rank: int, args) -> None:
     model = unet()
     average = Average(model, 0.998)
     optimizer = torch.optim.AdamW(model.parameters(), args.lr, betas=(0.9, 0.99), weight_decay=0.01)
-    path, step, clock = args.state / "unet.pt", 0, Clock(0)
+    path, step, start, clock = args.state / "unet.pt", 0, 0, Clock(0)
     if state := load(path):
         model.load_state_dict(state["model"])
         average.weights = state["average"]
-        optimizer.load_state_dict(state["optimizer"])
-        step, clock = state["step"], Clock(state["seconds"])
+        if state["optimizer"]:
+            optimizer.load_state_dict(state["optimizer"])
+        step, start, clock = state["step"], state.get("start", 0), Clock(state["seconds"])
     rng = random.Random(1000 * step + rank)
     noise_rng = torch.Generator().manual_seed(1000 * step + rank)
     parameters = list(model.parameters())
@@ -44,7 +45,7 @@ def train(rank: int, args) -> None:
     def checkpoint() -> None:
         if rank == 0:
             save(path, dict(model=model.state_dict(), average=average.weights, optimizer=optimizer.state_dict(),
-                            step=step, seconds=clock.seconds()))
+                            step=step, start=start, seconds=clock.seconds()))
 
     while (progress := agreed(clock.seconds(), args.processes) / (60 * args.minutes)) < 1:
         scenes = [random_scene(rng) for _ in range(args.batch)]
@@ -60,7 +61,7 @@ def train(rank: int, args) -> None:
         target = (noisy - a.sqrt() * clean) / (1 - a).sqrt()
         snr = a / (1 - a)
         weight = snr.clamp(max=SNR_CAP) / snr / a
-        with torch.autocast("cpu", torch.bfloat16):
+        with half_precision():
             with torch.no_grad():
                 context = text(rows).last_hidden_state
             guess = model(noisy, t, context).sample
@@ -69,9 +70,9 @@ def train(rank: int, args) -> None:
         each.mean().backward()
         average_gradients(parameters, args.processes)
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimizer.param_groups[0]["lr"] = learning_rate(args.lr, step, progress)
+        optimizer.param_groups[0]["lr"] = learning_rate(args.lr, step - start, progress)
         optimizer.step()
-        average.update(model, step)
+        average.update(model, step - start)
         step += 1
         seen += args.batch * args.processes
         bins = np.where(pure.numpy(), 4, np.minimum(t.numpy() // 250, 3))

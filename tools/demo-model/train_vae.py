@@ -13,10 +13,11 @@ import torch
 import torch.nn.functional as F
 
 from model import autoencoder, latent_of
-from training import Average, Clock, agreed, arguments, average_gradients, launch, learning_rate, load, log, save
+from training import Average, Clock, agreed, arguments, average_gradients, half_precision, launch, learning_rate, load, log, save
 from world import CELL, SIZE, draw, random_scene
 
 NOISE = 0.04
+SQUARES = 5  # weight of the squared error, which PSNR counts, beside the absolute one
 PULL = 0.1  # weight of the encoder's distance to the exact latents, squared
 WHOLE_PICTURES_FROM = 0.6  # crops before, then whole pictures, as normalisation sees them in use
 
@@ -39,7 +40,7 @@ def edges(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 def drawing_loss(guess: torch.Tensor, pixels: torch.Tensor):
     """Colour loss and edge loss."""
-    colour = F.l1_loss(guess, pixels) + 0.5 * F.mse_loss(guess, pixels)
+    colour = F.l1_loss(guess, pixels) + SQUARES * F.mse_loss(guess, pixels)
     edge = sum(F.l1_loss(a, b) for a, b in zip(edges(guess), edges(pixels)))
     return colour, edge
 
@@ -49,12 +50,13 @@ def train(rank: int, args) -> None:
     model = autoencoder()
     average = Average(model, 0.995)
     optimizer = torch.optim.AdamW(model.parameters(), args.lr, betas=(0.9, 0.99), weight_decay=0.001)
-    path, step, clock = args.state / "vae.pt", 0, Clock(0)
+    path, step, start, clock = args.state / "vae.pt", 0, 0, Clock(0)
     if state := load(path):
         model.load_state_dict(state["model"])
         average.weights = state["average"]
-        optimizer.load_state_dict(state["optimizer"])
-        step, clock = state["step"], Clock(state["seconds"])
+        if state["optimizer"]:
+            optimizer.load_state_dict(state["optimizer"])
+        step, start, clock = state["step"], state.get("start", 0), Clock(state["seconds"])
     rng = random.Random(1000 * step + rank)
     parameters = list(model.parameters())
     noise_rng = torch.Generator().manual_seed(1000 * step + rank)
@@ -62,18 +64,18 @@ def train(rank: int, args) -> None:
     def checkpoint() -> None:
         if rank == 0:
             save(path, dict(model=model.state_dict(), average=average.weights, optimizer=optimizer.state_dict(),
-                            step=step, seconds=clock.seconds()))
+                            step=step, start=start, seconds=clock.seconds()))
 
     while (progress := agreed(clock.seconds(), args.processes) / (60 * args.minutes)) < 1:
         whole = progress >= WHOLE_PICTURES_FROM
         pixels, latents = batch_of(rng, max(1, args.batch // 4) if whole else args.batch, 16 if whole else 8)
-        with torch.autocast("cpu", torch.bfloat16):
+        with half_precision():
             mean = model.encode(pixels).latent_dist.mean.float()
         encoder_loss = F.mse_loss(mean, latents)
         exact = len(pixels) // 2 if step % 2 else (len(pixels) + 1) // 2
         chosen = torch.cat([latents[:exact], mean[exact:]])
         noisy = chosen + NOISE * torch.randn(chosen.shape, generator=noise_rng)
-        with torch.autocast("cpu", torch.bfloat16):
+        with half_precision():
             guess = model.decode(noisy).sample.float()
         colour, edge = drawing_loss(guess, pixels)
         loss = colour + edge + PULL * encoder_loss
@@ -88,9 +90,9 @@ def train(rank: int, args) -> None:
                     p.grad = torch.zeros_like(p)
         average_gradients(parameters, args.processes)
         torch.nn.utils.clip_grad_norm_([p for p in parameters if p.grad is not None], 1.0)
-        optimizer.param_groups[0]["lr"] = learning_rate(args.lr, step, progress)
+        optimizer.param_groups[0]["lr"] = learning_rate(args.lr, step - start, progress)
         optimizer.step()
-        average.update(model, step)
+        average.update(model, step - start)
         step += 1
         if rank == 0 and step % 50 == 0:
             log(args.state / "vae.log", f"vae {clock.seconds() / 60:5.1f} min step {step} colour {colour.item():.4f} "

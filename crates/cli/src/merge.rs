@@ -230,9 +230,9 @@ impl Run for MergeArgs {
                 .collect();
             text += &lost::to_text(&lost, "merge");
             text += &format!(
-                "{}: {} tensors, {} in {seconds:.1} s\n",
+                "{}: {}, {} in {seconds:.1} s\n",
                 shown(&file),
-                report.tensor_count,
+                say::plural(report.tensor_count as u64, "tensor"),
                 say::bytes(report.tensor_bytes)
             );
             say::answer(&text)?;

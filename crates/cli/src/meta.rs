@@ -271,10 +271,8 @@ fn change(
         }));
     }
     let what = match (set.len(), removed.len()) {
-        (0, 1) => "1 key removed".to_owned(),
-        (0, count) => format!("{count} keys removed"),
-        (1, _) => "1 key set".to_owned(),
-        (count, _) => format!("{count} keys set"),
+        (0, count) => format!("{} removed", say::plural(count as u64, "key")),
+        (count, _) => format!("{} set", say::plural(count as u64, "key")),
     };
     let lines = edits.iter().map(|(path, edited)| {
         let done = match edited.how {

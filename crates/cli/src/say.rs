@@ -278,11 +278,7 @@ pub(crate) fn note(text: &str) {
     let _ = writeln!(io::stderr(), "{text}");
 }
 
-/// `1 tensor`, `2 tensors`.
-pub(crate) fn plural(count: u64, what: &str) -> String {
-    let s = if count == 1 { "" } else { "s" };
-    format!("{count} {what}{s}")
-}
+pub(crate) use safelight_format::plural;
 
 /// Bytes in the unit that fits: `512 bytes`, `12.3 MB`, `4.27 GB`.
 pub(crate) fn bytes(count: u64) -> String {

@@ -31,6 +31,8 @@ not_finite [{tensor, nan, inf}], problems [TEXT]} (what is wrong between files w
 
 /// As many names as a text lists.
 const NAMES_MAX: usize = 12;
+/// The key of kohya's hash of the tensors in the order of the `safetensors` package.
+const SSHS_MODEL: &str = "sshs_model_hash";
 /// What is decoded at a time: whole elements of every type.
 const PIECE_BYTES: u64 = 4 * 1024 * 1024;
 
@@ -220,7 +222,8 @@ impl VerifyArgs {
         let mut text = String::new();
         if let Some(problem) = &file.problem {
             text += &format!(
-                "{name}: damaged: {}\n",
+                "{name}: {}{}\n",
+                if problem.is_denied() { "" } else { "damaged: " },
                 without(&problem.to_string(), &file.file)
             );
         }
@@ -290,7 +293,7 @@ impl VerifyArgs {
 /// What a file's metadata say of its hashes.
 fn recorded(path: &Path, unknown_dtypes: bool) -> Result<Vec<Compared>, Failure> {
     let checkpoint = files::open_with(path, unknown_dtypes)?;
-    let known: Vec<(&'static str, String)> = ["modelspec.hash_sha256", "sshs_model_hash"]
+    let known: Vec<(&'static str, String)> = ["modelspec.hash_sha256", SSHS_MODEL]
         .into_iter()
         .filter_map(|key| Some((key, checkpoint.metadata()?.get(key)?.to_lowercase())))
         .collect();
@@ -299,13 +302,23 @@ fn recorded(path: &Path, unknown_dtypes: bool) -> Result<Vec<Compared>, Failure>
     }
     let options = HashOptions {
         data_sha256: true,
+        sshs_model: true,
         ..HashOptions::NONE
     };
-    let found = hashes(path, &options)?.data_sha256;
-    let compared = known.into_iter().map(|(kind, text)| Compared {
-        kind,
-        expected: text.strip_prefix("0x").unwrap_or(&text).to_owned(),
-        found: found.clone(),
+    let found = hashes(path, &options)?;
+    let compared = known.into_iter().map(|(kind, text)| {
+        let expected = text.strip_prefix("0x").unwrap_or(&text).to_owned();
+        // Both are of the tensors; other orders of them in the file change none.
+        let anew = found.sshs_model.clone();
+        let found = match anew.as_ref() == Some(&expected) || kind == SSHS_MODEL {
+            true => anew,
+            false => found.data_sha256.clone(),
+        };
+        Compared {
+            kind,
+            expected,
+            found,
+        }
     });
     Ok(compared.collect())
 }

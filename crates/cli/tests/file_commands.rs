@@ -7,7 +7,7 @@ use std::io::Read as _;
 use std::process::Stdio;
 
 use common::{Place, floats, lines, model, raw};
-use safelight_format::{Dtype, TensorView};
+use safelight_format::{Dtype, Metadata, Order, TensorView};
 use safelight_store::{SaveOptions, save};
 use serde_json::Value;
 
@@ -584,6 +584,36 @@ fn verify_looks_at_numbers_and_checksums() {
         "{}",
         ran.stdout
     );
+    // The order of tensors in the file changes neither hash.
+    let bytes = floats([1.0, 2.0]);
+    let tensor = |name| TensorView {
+        name,
+        dtype: Dtype::F32,
+        shape: &[1],
+        bytes: if name == "a" {
+            &bytes[..4]
+        } else {
+            &bytes[4..]
+        },
+    };
+    let [a, b] = ["a", "b"].map(tensor);
+    let write = |name: &str, tensors: &[TensorView<'_>], metadata: Option<&Metadata>| {
+        let order = Order::Insertion;
+        let options = SaveOptions {
+            order,
+            ..SaveOptions::default()
+        };
+        save(&place.path(name), tensors, metadata, &options).unwrap();
+    };
+    write("ab.safetensors", &[a, b], None);
+    let hashes = place.works(&["hash", "ab.safetensors", "--json"]).json();
+    let sha = hashes["sshs_model_hash"].as_str().unwrap();
+    let known =
+        ["sshs_model_hash", "modelspec.hash_sha256"].map(|key| (key.to_owned(), sha.to_owned()));
+    write("ba.safetensors", &[b, a], Some(&known.into()));
+    let ran = place.works(&["verify", "ba.safetensors", "--checksums"]);
+    assert_eq!(ran.stdout.matches(" matches").count(), 2, "{}", ran.stdout);
+
     let known = [("sshs_model_hash".to_owned(), "00".repeat(32))].into();
     save(
         &place.path("bad.safetensors"),

@@ -49,7 +49,7 @@ pub(crate) fn is_flax(start: &[u8]) -> bool {
 
 /// The arrays of a Flax checkpoint.
 pub struct FlaxSource {
-    input: Input,
+    input: Input<'static>,
     contents: Contents,
     /// Where each tensor's bytes lie; several runs if it came in pieces.
     places: Vec<Vec<Place>>,
@@ -92,47 +92,70 @@ impl FlaxSource {
     }
 
     fn read_from(
-        input: Input,
+        input: Input<'static>,
         limits: &Limits,
         values_to_metadata: bool,
     ) -> Result<FlaxSource, ConvertError> {
-        let mut reader = Reader {
-            cursor: input.cursor(0),
-            input: &input,
-            limits,
-            kept_bytes: 0,
-        };
-        let root = reader.value(0)?;
-        if reader.cursor.at != input.byte_count {
-            let left = input.byte_count - reader.cursor.at;
-            let problem = format!("{left} bytes behind the end of the first value");
-            return Err(input.malformed("", problem));
-        }
-        let mut flat = Flat {
-            input: &input,
-            limits,
-            values_to_metadata,
-            names: HashSet::new(),
-            tensors: Vec::new(),
-            places: Vec::new(),
-            metadata: BTreeMap::new(),
-            notes: Vec::new(),
-        };
-        flat.walk("", root)?;
-        let places = flat.places;
-        let contents = Contents {
-            label: input.label.clone(),
-            tensors: flat.tensors,
-            metadata: flat.metadata,
-            notes: flat.notes,
-            ..Contents::default()
-        };
+        let (contents, places) = read_all(&input, limits, values_to_metadata)?;
         Ok(FlaxSource {
             input,
             contents,
             places,
         })
     }
+}
+
+/// How many arrays a Flax checkpoint has, for those who only want to know whether it is one.
+///
+/// # Errors
+/// As [`FlaxSource::open`].
+pub(crate) fn count_arrays(
+    label: &str,
+    bytes: &dyn ReadAt,
+    limits: &Limits,
+) -> Result<usize, ConvertError> {
+    let input = Input::borrowing(label, bytes, "Flax msgpack")?;
+    let (contents, _) = read_all(&input, limits, false)?;
+    Ok(contents.tensors.len())
+}
+
+/// All but the arrays, and where those lie.
+fn read_all(
+    input: &Input<'_>,
+    limits: &Limits,
+    values_to_metadata: bool,
+) -> Result<(Contents, Vec<Vec<Place>>), ConvertError> {
+    let mut reader = Reader {
+        cursor: input.cursor(0),
+        input,
+        limits,
+        kept_bytes: 0,
+    };
+    let root = reader.value(0)?;
+    if reader.cursor.at != input.byte_count {
+        let left = input.byte_count - reader.cursor.at;
+        let problem = format!("{left} bytes behind the end of the first value");
+        return Err(input.malformed("", problem));
+    }
+    let mut flat = Flat {
+        input,
+        limits,
+        values_to_metadata,
+        names: HashSet::new(),
+        tensors: Vec::new(),
+        places: Vec::new(),
+        metadata: BTreeMap::new(),
+        notes: Vec::new(),
+    };
+    flat.walk("", root)?;
+    let contents = Contents {
+        label: input.label.clone(),
+        tensors: flat.tensors,
+        metadata: flat.metadata,
+        notes: flat.notes,
+        ..Contents::default()
+    };
+    Ok((contents, flat.places))
 }
 
 impl Source for FlaxSource {
@@ -185,7 +208,7 @@ enum Head {
 }
 
 struct Reader<'a> {
-    input: &'a Input,
+    input: &'a Input<'a>,
     cursor: Cursor<'a>,
     limits: &'a Limits,
     kept_bytes: u64,
@@ -373,7 +396,7 @@ impl Reader<'_> {
 
 /// The tree as named tensors.
 struct Flat<'a> {
-    input: &'a Input,
+    input: &'a Input<'a>,
     limits: &'a Limits,
     values_to_metadata: bool,
     names: HashSet<String>,

@@ -57,7 +57,7 @@ pub struct GgufReading {
 
 /// The tensors of a GGUF file.
 pub struct GgufSource {
-    input: Input,
+    input: Input<'static>,
     contents: Contents,
     stored: Vec<Stored>,
     quantized: Quantized,
@@ -105,7 +105,7 @@ impl GgufSource {
     }
 
     fn read_from(
-        input: Input,
+        input: Input<'static>,
         limits: &Limits,
         reading: GgufReading,
     ) -> Result<GgufSource, ConvertError> {
@@ -226,7 +226,7 @@ impl Quantized {
 
 /// Reads the parts before the tensors.
 pub(crate) struct Reader<'a> {
-    pub(crate) input: &'a Input,
+    pub(crate) input: &'a Input<'a>,
     pub(crate) cursor: Cursor<'a>,
     pub(crate) big_endian: bool,
     version: u32,
@@ -234,7 +234,7 @@ pub(crate) struct Reader<'a> {
 
 impl<'a> Reader<'a> {
     /// Reads magic and version.
-    fn new(input: &'a Input) -> Result<Reader<'a>, ConvertError> {
+    fn new(input: &'a Input<'a>) -> Result<Reader<'a>, ConvertError> {
         let mut cursor = input.cursor(0);
         match &cursor.array()? {
             b"GGUF" => {}

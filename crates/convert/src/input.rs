@@ -5,21 +5,22 @@ use std::path::Path;
 
 use safelight_store::ReadAt;
 
+use crate::bytes::Part;
 use crate::error::ConvertError;
 use crate::source::{Bound, PIECE_BYTES};
 
 /// A file (or anything that can be read at any position), its size when opened, and what to call it.
-pub(crate) struct Input {
+pub(crate) struct Input<'r> {
     pub(crate) label: String,
     pub(crate) byte_count: u64,
-    reader: Box<dyn ReadAt>,
+    reader: Box<dyn ReadAt + 'r>,
     /// The format's name, for messages.
     format: &'static str,
 }
 
-impl Input {
+impl<'r> Input<'r> {
     /// Opens a file that claims to be of a format.
-    pub(crate) fn open(path: &Path, format: &'static str) -> Result<Input, ConvertError> {
+    pub(crate) fn open(path: &Path, format: &'static str) -> Result<Input<'r>, ConvertError> {
         let file = crate::open::open_file(path)?;
         Input::new(path.to_string_lossy(), Box::new(file), format)
     }
@@ -27,9 +28,9 @@ impl Input {
     /// Something else to read from.
     pub(crate) fn new(
         label: impl Into<String>,
-        reader: Box<dyn ReadAt>,
+        reader: Box<dyn ReadAt + 'r>,
         format: &'static str,
-    ) -> Result<Input, ConvertError> {
+    ) -> Result<Input<'r>, ConvertError> {
         let label = label.into();
         let counted = reader.byte_count();
         let byte_count = counted.map_err(|error| ConvertError::Io {
@@ -45,8 +46,18 @@ impl Input {
         })
     }
 
+    /// Bytes that are somebody else's.
+    pub(crate) fn borrowing(
+        label: &str,
+        of: &'r dyn ReadAt,
+        format: &'static str,
+    ) -> Result<Input<'r>, ConvertError> {
+        let len = of.byte_count().unwrap_or(0);
+        Input::new(label, Box::new(Part { of, at: 0, len }), format)
+    }
+
     /// What the bytes come from.
-    pub(crate) fn reader(&self) -> &dyn ReadAt {
+    pub(crate) fn reader(&self) -> &(dyn ReadAt + 'r) {
         &*self.reader
     }
 
@@ -148,7 +159,7 @@ const WINDOW_BYTES: u64 = 64 * 1024;
 
 /// Small things read one after the other.
 pub(crate) struct Cursor<'a> {
-    input: &'a Input,
+    input: &'a Input<'a>,
     /// Where the next byte is.
     pub(crate) at: u64,
     window: Vec<u8>,
@@ -224,7 +235,7 @@ pub(crate) mod tests {
         }
     }
 
-    fn input(bytes: &[u8]) -> Input {
+    fn input(bytes: &[u8]) -> Input<'static> {
         Input::new("x", Box::new(Memory(bytes.to_vec())), "test").unwrap()
     }
 

@@ -302,8 +302,8 @@ fn element_without_counterpart(text: &str, rest: &str, big_endian: bool) -> Elem
 
 /// The first bytes of an npy file (version 1.0) whose elements of `dtype` follow in row-major order, little-endian.
 ///
-/// BF16 is written as `<V2` and the one-byte floats as `<V1`, E5M2 as `<f1`: so ml_dtypes does it, and
-/// `array.view(ml_dtypes.bfloat16)` gives the numbers back.
+/// BF16 is written as `<V2`, as ml_dtypes does it, and the one-byte floats as `|V1`: `array.view(ml_dtypes.bfloat16)` gives the numbers
+/// back. (ml_dtypes itself writes E5M2 as `<f1`, which NumPy does not read.)
 ///
 /// `None` for dtypes of less than a byte, and for more dimensions than NumPy has.
 ///
@@ -328,8 +328,9 @@ pub fn npy_header(dtype: Dtype, shape: &[u64]) -> Option<Vec<u8>> {
         Dtype::F64 => "<f8",
         Dtype::C64 => "<c8",
         Dtype::Bf16 => "<V2",
-        Dtype::F8E5m2 => "<f1",
-        Dtype::F8E4m3 | Dtype::F8E8m0 | Dtype::F8E4m3Fnuz | Dtype::F8E5m2Fnuz => "<V1",
+        Dtype::F8E5m2 | Dtype::F8E4m3 | Dtype::F8E8m0 | Dtype::F8E4m3Fnuz | Dtype::F8E5m2Fnuz => {
+            "|V1"
+        }
         _ => return None,
     };
     if shape.len() > RANK_MAX {

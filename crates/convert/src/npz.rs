@@ -61,7 +61,7 @@ fn is_array(file: &dyn ReadAt, member: &Member) -> bool {
 
 /// The arrays of an npy or npz file.
 pub struct NpzSource {
-    input: Input,
+    input: Input<'static>,
     contents: Contents,
     arrays: Vec<Array>,
     block_bytes_max: u64,
@@ -98,7 +98,7 @@ impl NpzSource {
         NpzSource::read_from(Input::new(label, reader, "NumPy")?, limits)
     }
 
-    fn read_from(input: Input, limits: &Limits) -> Result<NpzSource, ConvertError> {
+    fn read_from(input: Input<'static>, limits: &Limits) -> Result<NpzSource, ConvertError> {
         let mut source = NpzSource {
             contents: Contents {
                 label: input.label.clone(),

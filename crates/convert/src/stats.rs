@@ -17,6 +17,8 @@ const EXPONENT_MAX: i32 = 128;
 /// The smallest.
 const EXPONENT_MIN: i32 = -150;
 const BINS: usize = (EXPONENT_MAX - EXPONENT_MIN + 1) as usize;
+/// Brings numbers whose squares are beyond the largest f64 back into range, exactly: 2^-600.
+const SMALLER: f64 = f64::from_bits((1023 - 600) << 52);
 /// Numbers whose mean is taken together.
 const BLOCK: usize = 8192;
 
@@ -98,8 +100,8 @@ pub struct Numbers {
     pub max: f64,
     /// NaN if none is finite.
     pub mean: f64,
-    /// Σ(x − mean)², from which the spread follows.
-    squares: f64,
+    /// NaN if none is finite.
+    std: f64,
     /// By magnitude.
     pub histogram: Histogram,
 }
@@ -115,7 +117,7 @@ impl Default for Numbers {
             min: f64::NAN,
             max: f64::NAN,
             mean: f64::NAN,
-            squares: 0.0,
+            std: f64::NAN,
             histogram: Histogram::default(),
         }
     }
@@ -134,7 +136,7 @@ impl Numbers {
 
     /// The standard deviation of the finite numbers (divided by their count, as numpy's default); NaN if there are none.
     pub fn std(&self) -> f64 {
-        (self.squares / self.finite() as f64).sqrt()
+        self.std
     }
 
     fn add_block(&mut self, values: &[f64], bins: &mut Bins) {
@@ -164,15 +166,30 @@ impl Numbers {
             block.min = block.min.min(value);
             block.max = block.max.max(value);
         }
-        block.mean = sum / block.finite() as f64;
-        let finite = values.iter().filter(|value| value.is_finite());
-        block.squares = finite
-            .map(|value| (value - block.mean) * (value - block.mean))
-            .sum();
+        let finite = || values.iter().filter(|value| value.is_finite());
+        let count = block.finite() as f64;
+        block.mean = match sum.is_finite() {
+            true => sum / count,
+            false => finite().map(|value| value / count).sum(),
+        };
+        let variance = |scale: f64| {
+            let mean = block.mean * scale;
+            let apart = finite().map(|value| value * scale - mean);
+            apart.map(|apart| apart * apart).sum::<f64>() / count
+        };
+        let plain = variance(1.0);
+        block.std = match plain.is_infinite() {
+            false => plain.sqrt(),
+            true => variance(SMALLER).sqrt() / SMALLER,
+        };
+        if block.min == block.max {
+            (block.mean, block.std) = (block.min, 0.0); // not what rounding makes of it
+        }
         self.join(&block);
     }
 
-    /// Takes the numbers of another tensor or piece in: mean and squares by Chan, Golub and LeVeque 1979, eq. 2.1.
+    /// Takes the numbers of another tensor or piece in: mean and spread by Chan, Golub and LeVeque 1979, eq. 2.1, in terms of
+    /// standard deviations, whose squares may be beyond the largest number.
     pub fn merge(&mut self, other: &Numbers) {
         self.histogram.merge(&other.histogram);
         self.join(other);
@@ -181,11 +198,17 @@ impl Numbers {
     fn join(&mut self, other: &Numbers) {
         let (mine, others) = (self.finite() as f64, other.finite() as f64);
         if mine == 0.0 {
-            (self.mean, self.squares) = (other.mean, other.squares);
+            (self.mean, self.std) = (other.mean, other.std);
         } else if others > 0.0 {
+            let (mine, others) = (mine / (mine + others), others / (mine + others));
+            let within = (self.std * mine.sqrt()).hypot(other.std * others.sqrt());
+            let weight = (mine * others).sqrt();
+            self.std = within.hypot(other.mean * weight - self.mean * weight);
             let apart = other.mean - self.mean;
-            self.squares += other.squares + apart * apart * mine * others / (mine + others);
-            self.mean += apart * others / (mine + others);
+            self.mean = match apart.is_finite() {
+                true => self.mean + apart * others,
+                false => self.mean * mine + other.mean * others,
+            };
         }
         self.min = self.min.min(other.min);
         self.max = self.max.max(other.max);
@@ -461,5 +484,42 @@ mod tests {
         let memory = Memory::new(vec![("t", Dtype::U8, vec![100], vec![0; 100])]).in_pieces(8);
         let stopped = stats(&memory, &|_| true, &|_| ControlFlow::Break(()));
         assert!(matches!(stopped, Err(ConvertError::Cancelled)));
+    }
+
+    #[test]
+    fn squares_beyond_the_largest_number_are_no_infinity() {
+        let bytes = |values: &[f64]| {
+            values
+                .iter()
+                .flat_map(|v| v.to_le_bytes())
+                .collect::<Vec<_>>()
+        };
+        let of = |values: &[f64]| {
+            numbers(
+                Dtype::F64,
+                vec![values.len() as u64],
+                bytes(values),
+                1 << 20,
+            )
+        };
+        let near = |found: f64, expected: f64| {
+            assert!(
+                (found / expected - 1.0).abs() < 1e-12,
+                "{found:e} {expected:e}"
+            );
+        };
+        near(of(&[1e300, -1e300]).std(), 1e300);
+        // Those of numpy 2.4 for [1, 2, 3, 4] times 4e307.
+        let found = of(&[4e307, 8e307, 12e307, 16e307]);
+        near(found.mean, 1e308);
+        near(found.std(), 1.118033988749895 * 4e307);
+        // More than one block, far apart.
+        let mut values = vec![1.5e308; BLOCK];
+        values.extend(vec![-1.5e308; BLOCK]);
+        let found = of(&values);
+        assert_eq!(found.mean, 0.0);
+        near(found.std(), 1.5e308);
+        // And none where all are the same.
+        assert_eq!(of(&vec![0.1; 3 * BLOCK]).std(), 0.0);
     }
 }

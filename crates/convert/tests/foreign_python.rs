@@ -18,14 +18,16 @@ folder = sys.argv[1]
 numbers = np.fromfile(f"{folder}/f32.bin", "<f4").reshape(6, 64)
 for name in ["stored", "deflated"]:
     with np.load(f"{folder}/{name}.npz") as npz:
-        assert set(npz.files) == {"a.f32", "b/f16", "bf16", "ids", "__metadata__"}, npz.files
+        assert set(npz.files) == {"a.f32", "b/f16", "bf16", "ids", "e4m3", "e5m2", "__metadata__"}, npz.files
         assert (npz["a.f32"] == numbers).all()
         assert (npz["b/f16"] == numbers.astype("f2")).all() and npz["b/f16"].dtype == "f2"
         bf16 = (npz["bf16"].view("<u2").astype("u4") << 16).view("f4")
         assert (abs(bf16 - numbers) <= abs(numbers) / 256).all() and bf16.shape == (6, 64)
         assert npz["ids"].tolist() == [-1, 2**40]
         metadata = json.loads(str(npz["__metadata__"]))
-        assert metadata["näme"] == "wert" and json.loads(metadata["npz.dtypes"]) == {"bf16": "BF16"}
+        assert metadata["näme"] == "wert" and json.loads(metadata["npz.dtypes"]) == {
+            "bf16": "BF16", "e4m3": "F8_E4M3", "e5m2": "F8_E5M2"}
+        assert npz["e4m3"].view("u1").tolist() == npz["e5m2"].view("u1").tolist() == [1, 2, 250]
 for name in ["q8_0", "f16"]:
     reader = gguf.GGUFReader(f"{folder}/{name}.gguf")
     assert reader.get_field("general.architecture").contents() == "sd1"
@@ -83,6 +85,8 @@ fn write_all(folder: &Path) {
         tensor("b/f16", Dtype::F16, &[6, 64], &f16s),
         tensor("bf16", Dtype::Bf16, &[6, 64], &bf16s),
         tensor("ids", Dtype::I64, &[2], &ids),
+        tensor("e4m3", Dtype::F8E4m3, &[3], &[1, 2, 250]),
+        tensor("e5m2", Dtype::F8E5m2, &[3], &[1, 2, 250]),
     ];
     let metadata = [("näme".to_owned(), "wert".to_owned())].into();
     let path = folder.join("a.safetensors");

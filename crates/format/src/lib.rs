@@ -52,7 +52,7 @@ pub use header::{
     TensorsIter, header_bytes,
 };
 pub use lint::{Finding, LintOptions, LintReport, Rule, Severity, lint};
-pub use show::shown;
+pub use show::{are, plural, shown};
 pub use slice::{
     Batch, Batches, Index, IndexSyntaxError, Piece, ReadRange, SliceError, SliceOptions, SlicePlan,
     parse_index,

@@ -17,6 +17,17 @@ pub fn shown(text: &str) -> impl fmt::Display + '_ {
     Shown(text)
 }
 
+/// A count with its noun: `1 tensor`, `2 tensors`.
+pub fn plural(count: u64, what: &str) -> String {
+    let s = if count == 1 { "" } else { "s" };
+    format!("{count} {what}{s}")
+}
+
+/// The verb behind a count: `is` or `are`.
+pub fn are(count: u64) -> &'static str {
+    if count == 1 { "is" } else { "are" }
+}
+
 /// As many dimensions of a foreign shape as a message shows.
 const SHOWN_DIMS_MAX: usize = 32;
 

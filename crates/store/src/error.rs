@@ -4,7 +4,7 @@ use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use safelight_format::{DecodeError, FormatError, SliceError, WriteError, shown};
+use safelight_format::{DecodeError, FormatError, SliceError, WriteError, are, plural, shown};
 
 /// As many missing things as a message lists.
 const LISTED_MAX: usize = 8;
@@ -271,6 +271,11 @@ impl StoreError {
         error.get_ref()?.downcast_ref()
     }
 
+    /// Whether the system does not let us at the file: nothing is known of its content then.
+    pub fn is_denied(&self) -> bool {
+        matches!(self, StoreError::Io { error, .. } if error.kind() == io::ErrorKind::PermissionDenied)
+    }
+
     /// For `map_err`: adds what was being done to which file.
     pub(crate) fn io(doing: &'static str, path: &Path) -> impl FnOnce(io::Error) -> StoreError {
         let file = path_text(path);
@@ -391,9 +396,11 @@ impl StoreError {
             } => {
                 write!(
                     f,
-                    "{}: {} of {shard_count} shards are missing: ",
+                    "{}: {} of {} {} missing: ",
                     shown(file),
-                    shards.len()
+                    shards.len(),
+                    plural(*shard_count as u64, "shard"),
+                    are(shards.len() as u64)
                 )?;
                 list(f, shards.iter().map(|shard| format!("`{}`", shown(shard))))?;
                 write!(f, "; put them beside the others")
@@ -401,9 +408,10 @@ impl StoreError {
             StoreError::NotInShard { file, tensors } => {
                 write!(
                     f,
-                    "{}: the index names {} tensors that are not where it says: ",
+                    "{}: the index names {} that {} not where it says: ",
                     shown(file),
-                    tensors.len()
+                    plural(tensors.len() as u64, "tensor"),
+                    are(tensors.len() as u64)
                 )?;
                 list(
                     f,
@@ -416,9 +424,10 @@ impl StoreError {
             StoreError::InTwoFiles { file, tensors } => {
                 write!(
                     f,
-                    "{}: {} tensors are in two files: ",
+                    "{}: {} {} in two files: ",
                     shown(file),
-                    tensors.len()
+                    plural(tensors.len() as u64, "tensor"),
+                    are(tensors.len() as u64)
                 )?;
                 let twice = tensors.iter().map(|(name, first, second)| {
                     let (first, second) = (shown(first), shown(second));
@@ -454,9 +463,10 @@ impl StoreError {
             StoreError::NotInIndex { file, tensors } => {
                 write!(
                     f,
-                    "{}: {} tensors are in shards but not in the index: ",
+                    "{}: {} {} in shards but not in the index: ",
                     shown(file),
-                    tensors.len()
+                    plural(tensors.len() as u64, "tensor"),
+                    are(tensors.len() as u64)
                 )?;
                 list(
                     f,
@@ -510,9 +520,10 @@ impl StoreError {
             StoreError::Unwritten { file, tensors } => {
                 write!(
                     f,
-                    "cannot finish {}: {} tensors are not complete: ",
+                    "cannot finish {}: {} {} not complete: ",
                     shown(file),
-                    tensors.len()
+                    plural(tensors.len() as u64, "tensor"),
+                    are(tensors.len() as u64)
                 )?;
                 list(
                     f,

@@ -2,6 +2,8 @@
 //!
 //! Every command and every way of opening asks here, so that a name means the same everywhere.
 
+use std::ffi::OsStr;
+use std::io;
 use std::path::{Path, PathBuf};
 
 use crate::error::{StoreError, path_text};
@@ -24,7 +26,7 @@ impl Meant {
     ///
     /// A folder stands for the index in it (`*.safetensors.index.json`), else for its `*.safetensors` files, but those whose names begin
     /// with a dot (systems keep notes in such). A path to something that is there stands for that, whatever characters are in its name.
-    /// Else `*` (any characters), `?` (one), `[a-c]` and `[!a-c]` (one of a set, or not) in the last part of the path make it a pattern,
+    /// Else `*` (any characters), `?` (one), `[a-c]` and `[!a-c]` (one of a set, or not) in any part of the path make it a pattern,
     /// which stands for the index among the files that fit, else for these files. As in shells, `*` and its like don't stand for a dot
     /// at the beginning of a name.
     ///
@@ -93,35 +95,65 @@ pub fn matching(path: &Path) -> Result<Option<Vec<PathBuf>>, StoreError> {
 /// # Errors
 /// As there.
 pub fn matching_all(path: &Path) -> Result<Option<Vec<PathBuf>>, StoreError> {
-    let Some(pattern) = path.file_name().and_then(|name| name.to_str()) else {
-        return Ok(None);
+    let is_pattern = |part: &OsStr| {
+        let text = part.to_str();
+        text.is_some_and(|text| text.contains(['*', '?', '[']))
     };
     // A link that leads nowhere is a name too.
-    if !pattern.contains(['*', '?', '[']) || path.symlink_metadata().is_ok() {
+    if !path.iter().any(is_pattern) || path.symlink_metadata().is_ok() {
         return Ok(None);
     }
-    let folder = path.parent().unwrap_or(Path::new(""));
-    let here = folder.as_os_str().is_empty();
+    // Part by part: what fits so far.
+    let mut found = vec![PathBuf::new()];
+    let mut parts = path.iter().peekable();
+    while let Some(part) = parts.next() {
+        let is_last = parts.peek().is_none();
+        let mut next = Vec::new();
+        for folder in found {
+            let named = folder.join(part);
+            match part.to_str().filter(|_| is_pattern(part)) {
+                Some(pattern) if named.symlink_metadata().is_err() => {
+                    next.extend(fitting(&folder, pattern, is_last)?);
+                }
+                // Other folders need not have it.
+                _ if is_last && named.symlink_metadata().is_err() => {}
+                _ => next.push(named),
+            }
+        }
+        found = next;
+    }
+    if found.is_empty() {
+        return Err(no_match(path));
+    }
+    Ok(Some(found))
+}
+
+/// What of a folder (or of this one, if it has no name) fits a pattern, called as the pattern calls it: without `./`. Only folders unless
+/// `is_last`.
+fn fitting(folder: &Path, pattern: &str, is_last: bool) -> Result<Vec<PathBuf>, StoreError> {
     let wanted = |name: &str| {
         let hidden = name.starts_with('.') && !pattern.starts_with('.');
         !hidden && fits(pattern, name)
     };
-    let found = match entries(if here { Path::new(".") } else { folder }, wanted) {
+    let here = folder.as_os_str().is_empty();
+    let mut found = match entries(if here { Path::new(".") } else { folder }, wanted) {
         Ok(found) => found,
-        Err(StoreError::Io { error, .. }) if error.kind() == std::io::ErrorKind::NotFound => {
-            return Err(no_match(path));
+        Err(StoreError::Io { error, .. })
+            if matches!(
+                error.kind(),
+                io::ErrorKind::NotFound | io::ErrorKind::NotADirectory
+            ) =>
+        {
+            Vec::new()
         }
         Err(error) => return Err(error),
     };
-    if found.is_empty() {
-        return Err(no_match(path));
-    }
-    // Called as the pattern calls them: without `./` where it has none.
+    found.retain(|path| is_last || path.is_dir());
     let called = |found: PathBuf| match here {
         true => found.file_name().map_or(found.clone(), PathBuf::from),
         false => found,
     };
-    Ok(Some(found.into_iter().map(called).collect()))
+    Ok(found.into_iter().map(called).collect())
 }
 
 fn no_match(pattern: &Path) -> StoreError {
@@ -255,6 +287,47 @@ mod tests {
         }
         let slow = "a*".repeat(30) + "b";
         assert!(!fits(&slow, &"a".repeat(200)));
+    }
+
+    #[test]
+    fn folders_can_be_patterns_too() {
+        let place = tempfile::tempdir().unwrap();
+        for file in [
+            "a1/x/m.st",
+            "a1/y/m.st",
+            "a2/x/m.st",
+            "a2/x/n.st",
+            "b/x/m.st",
+            ".a3/x/m.st",
+            "a4",
+        ] {
+            let file = place.path().join(file);
+            std::fs::create_dir_all(file.parent().unwrap()).unwrap();
+            std::fs::write(file, b"").unwrap();
+        }
+        let found = |pattern: &str| {
+            let found = matching(&place.path().join(pattern)).unwrap().unwrap();
+            let name = |path: PathBuf| path.strip_prefix(place.path()).unwrap().to_owned();
+            found.into_iter().map(name).collect::<Vec<_>>()
+        };
+        let paths = |names: &[&str]| names.iter().map(PathBuf::from).collect::<Vec<_>>();
+        assert_eq!(found("a?/x/m.st"), paths(&["a1/x/m.st", "a2/x/m.st"]));
+        assert_eq!(found("*/y/*"), paths(&["a1/y/m.st"]));
+        assert_eq!(found("a2/*/[mn].st"), paths(&["a2/x/m.st", "a2/x/n.st"]));
+        for none in ["c*/x/m.st", "*/z/m.st", "a4/*/m.st", "none/*"] {
+            assert!(
+                matches!(
+                    matching(&place.path().join(none)),
+                    Err(StoreError::NoMatch { .. })
+                ),
+                "{none}"
+            );
+        }
+        // A name that is there is no pattern, in the middle as well.
+        std::fs::create_dir(place.path().join("[a]*")).unwrap();
+        std::fs::write(place.path().join("[a]*/m.st"), b"").unwrap();
+        assert_eq!(matching(&place.path().join("[a]*/m.st")).unwrap(), None);
+        assert_eq!(found("[a]*/*"), paths(&["[a]*/m.st"]));
     }
 
     #[test]

@@ -211,7 +211,16 @@ pub fn verify(
     let meant = Meant::of(path)?;
     let mut index = None;
     let files: BTreeSet<PathBuf> = match &meant {
-        Meant::File(path) => there(path).map(|_| [path.clone()].into())?,
+        Meant::File(path) => {
+            there(path)?;
+            // A file that may not be opened is not damaged: nobody knows.
+            if let Err(error) = FileSource::open(path)
+                && error.is_denied()
+            {
+                return Err(error);
+            }
+            [path.clone()].into()
+        }
         Meant::Files(files) => files.iter().cloned().collect(),
         Meant::Index(path) => {
             there(path)?;

@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, HashMap};
 use std::time::{Duration, Instant};
 
 use ratatui::crossterm::event::{KeyCode, KeyEvent, KeyModifiers};
-use safelight_convert::Source;
-use safelight_format::{Dtype, TensorSpec};
+use safelight_convert::{OpaqueTensor, Source};
+use safelight_format::{Dtype, TensorSpec, shown};
 
 use super::fuzzy::{self, Found};
 use super::stats::Stats;
@@ -15,6 +15,46 @@ use super::tree::{Order, Row, Tree};
 const READ_UNASKED_BYTES: u64 = 64 * 1024 * 1024;
 /// How long a tensor is looked at before it is read.
 const LOOKED_AT: Duration = Duration::from_millis(120);
+
+/// A tensor as it is listed.
+#[derive(Debug)]
+pub(crate) struct Shown {
+    pub(crate) name: String,
+    /// `None`: one that the format does not have, so that its numbers can't be read.
+    pub(crate) dtype: Option<Dtype>,
+    /// What its file calls it.
+    pub(crate) dtype_name: String,
+    pub(crate) shape: Vec<u64>,
+    /// [`u64::MAX`] if they are more than can be counted.
+    pub(crate) bytes: u64,
+}
+
+impl Shown {
+    fn of(tensor: &TensorSpec) -> Shown {
+        Shown {
+            name: tensor.name.clone(),
+            dtype: Some(tensor.dtype),
+            dtype_name: tensor.dtype.to_string(),
+            shape: tensor.shape.clone(),
+            bytes: tensor.byte_count().unwrap_or(u64::MAX),
+        }
+    }
+
+    fn of_opaque(tensor: &OpaqueTensor) -> Shown {
+        Shown {
+            name: tensor.name.clone(),
+            dtype: None,
+            dtype_name: shown(&tensor.dtype).to_string(),
+            shape: tensor.shape.clone(),
+            bytes: tensor.byte_count,
+        }
+    }
+
+    /// How many elements its shape says.
+    pub(crate) fn elements(&self) -> u64 {
+        self.shape.iter().copied().fold(1, u64::saturating_mul)
+    }
+}
 
 /// What fills the screen.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -58,7 +98,7 @@ pub(crate) enum Wish {
 #[derive(Debug)]
 pub(crate) struct App {
     pub(crate) label: String,
-    pub(crate) tensors: Vec<TensorSpec>,
+    pub(crate) tensors: Vec<Shown>,
     pub(crate) metadata: Vec<(String, String)>,
     pub(crate) notes: Vec<String>,
     pub(crate) tree: Tree,
@@ -83,11 +123,15 @@ pub(crate) struct App {
 
 impl App {
     pub(crate) fn new(source: &dyn Source) -> App {
-        let tree = Tree::new(source.tensors());
+        let known = source.tensors().iter().map(Shown::of);
+        let opaque = source.opaque().iter().map(Shown::of_opaque);
+        let tensors: Vec<Shown> = known.chain(opaque).collect();
+        let sizes = tensors.iter().map(|tensor| (&*tensor.name, tensor.bytes));
+        let tree = Tree::new(sizes);
         let pair = |(key, value): (&String, &String)| (key.clone(), value.clone());
         let mut app = App {
             label: source.label().to_owned(),
-            tensors: source.tensors().to_vec(),
+            tensors,
             metadata: source.metadata().iter().map(pair).collect(),
             notes: source.notes().iter().map(ToString::to_string).collect(),
             rows: tree.rows(),
@@ -158,7 +202,9 @@ impl App {
             self.looked_at = (tensor, now);
         }
         let tensor = tensor?;
-        let small = self.tensors[tensor].byte_count()? <= READ_UNASKED_BYTES;
+        let shown = &self.tensors[tensor];
+        shown.dtype?;
+        let small = shown.bytes <= READ_UNASKED_BYTES;
         let long_enough = now.saturating_duration_since(self.looked_at.1) >= LOOKED_AT;
         let wanted = self.asked_for == Some(tensor) || small && long_enough;
         let open = matches!(self.known(tensor), None | Some(Known::Reading(_)));
@@ -167,18 +213,22 @@ impl App {
 
     /// Whether a tensor is too large to be read without being asked.
     pub(crate) fn waits_for_request(&self, tensor: usize) -> bool {
-        let bytes = self.tensors[tensor].byte_count().unwrap_or(u64::MAX);
-        bytes > READ_UNASKED_BYTES && self.asked_for != Some(tensor)
+        self.tensors[tensor].bytes > READ_UNASKED_BYTES && self.asked_for != Some(tensor)
     }
 
     /// How many tensors and bytes of each dtype lie at and below a branch.
-    pub(crate) fn dtypes_below(&self, branch: usize) -> BTreeMap<Dtype, (u64, u64)> {
+    pub(crate) fn dtypes_below(
+        &self,
+        branch: usize,
+    ) -> BTreeMap<(Option<Dtype>, &str), (u64, u64)> {
         let mut dtypes: BTreeMap<_, (u64, u64)> = BTreeMap::new();
         for tensor in self.tree.tensors_below(branch) {
             let tensor = &self.tensors[tensor];
-            let (count, bytes) = dtypes.entry(tensor.dtype).or_default();
+            let (count, bytes) = dtypes
+                .entry((tensor.dtype, &*tensor.dtype_name))
+                .or_default();
             *count += 1;
-            *bytes = bytes.saturating_add(tensor.byte_count().unwrap_or(0));
+            *bytes = bytes.saturating_add(tensor.bytes);
         }
         dtypes
     }

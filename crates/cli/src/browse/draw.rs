@@ -74,14 +74,13 @@ pub(crate) fn draw(app: &mut App, looks: Looks, frame: &mut Frame<'_>) {
 }
 
 fn title(app: &App, looks: Looks, frame: &mut Frame<'_>, area: Rect) {
-    let s = if app.tensors.len() == 1 { "" } else { "s" };
     let order = match app.order {
         Order::Name => "",
         Order::Size => ", largest first",
     };
     let right = format!(
-        "{} tensor{s}, {}{order} ",
-        app.tensors.len(),
+        "{}, {}{order} ",
+        say::plural(app.tensors.len() as u64, "tensor"),
         say::bytes(app.tree.bytes())
     );
     let room = usize::from(area.width).saturating_sub(right.width() + 2);
@@ -241,19 +240,22 @@ fn details(app: &App, looks: Looks, area: Rect) -> Vec<Line<'static>> {
     let plain = |text: String| wrapped(&text, width, Style::new());
     lines.extend(plain(format!(
         "{} {}",
-        tensor.dtype,
+        tensor.dtype_name,
         shape_text(&tensor.shape)
     )));
-    let (elements, bytes) = (
-        tensor.element_count().unwrap_or(0),
-        tensor.byte_count().unwrap_or(0),
-    );
-    lines.extend(plain(format!("{elements} elements, {}", say::bytes(bytes))));
+    let elements = say::plural(tensor.elements(), "element");
+    let bytes = say::bytes(tensor.bytes);
+    lines.extend(plain(format!("{elements}, {bytes}")));
     lines.push(Line::default());
+    let Some(dtype) = tensor.dtype else {
+        let what = "a dtype that the format does not have: nothing is known of its numbers";
+        lines.extend(wrapped(what, width, looks.dim));
+        return lines;
+    };
     match app.known(index) {
         Some(Known::Stats(stats)) => {
             let rows = usize::from(area.height).saturating_sub(lines.len());
-            lines.extend(numbers(stats, tensor.dtype, width, rows, looks));
+            lines.extend(numbers(stats, dtype, width, rows, looks));
         }
         Some(Known::Failed(error)) => lines.extend(wrapped(error, width, Style::new())),
         _ if app.waits_for_request(index) => {
@@ -272,16 +274,17 @@ fn branch_details(app: &App, looks: Looks, at: usize) -> Vec<Line<'static>> {
     let mut lines = vec![
         Line::styled(branch.label.clone(), looks.strong),
         Line::raw(format!(
-            "{} tensors, {}",
-            branch.tensor_count,
+            "{}, {}",
+            say::plural(branch.tensor_count as u64, "tensor"),
             say::bytes(branch.bytes)
         )),
         Line::default(),
     ];
-    let row = |(dtype, (count, bytes)): (safelight_format::Dtype, (u64, u64))| {
-        vec![dtype.to_string(), format!("×{count}"), say::bytes(bytes)]
-    };
-    let rows: Vec<_> = app.dtypes_below(at).into_iter().map(row).collect();
+    let below = app.dtypes_below(at).into_iter();
+    let row = below.map(|((_, dtype), (count, bytes))| {
+        vec![dtype.to_owned(), format!("×{count}"), say::bytes(bytes)]
+    });
+    let rows: Vec<_> = row.collect();
     let table = say::table(&rows, &[1, 2]);
     lines.extend(table.lines().map(|line| Line::raw(line.to_owned())));
     lines

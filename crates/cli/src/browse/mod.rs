@@ -20,7 +20,7 @@ use std::time::{Duration, Instant};
 use clap::{Args, ValueHint};
 use ratatui::DefaultTerminal;
 use ratatui::crossterm::event::{self, Event, KeyEventKind};
-use safelight_convert::Source;
+use safelight_convert::{OpenOptions, Source};
 
 use self::app::{App, Known, Wish};
 use self::draw::{Looks, draw};
@@ -47,6 +47,9 @@ pub(crate) struct BrowseArgs {
     /// A tensor file, shards (*.index.json) or a folder of them
     #[arg(value_name = "FILE", value_hint = ValueHint::AnyPath)]
     file: PathBuf,
+    /// Also show tensors of dtypes that the format does not have, instead of refusing their file
+    #[arg(long)]
+    unknown_dtypes: bool,
 }
 
 impl Run for BrowseArgs {
@@ -55,7 +58,11 @@ impl Run for BrowseArgs {
     }
 
     fn run(&self) -> Result<Outcome, Failure> {
-        let source = files::source(&self.file, &Default::default())?;
+        let options = OpenOptions {
+            opaque_dtypes: self.unknown_dtypes,
+            ..OpenOptions::default()
+        };
+        let source = files::source(&self.file, &options)?;
         if !io::stdout().is_terminal() || !io::stdin().is_terminal() {
             return Err(Failure::Usage(
                 "browse needs a terminal; `safelight ls --tree` prints the same as text".into(),

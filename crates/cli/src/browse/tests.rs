@@ -82,7 +82,10 @@ struct Browser {
 
 impl Browser {
     fn new(width: u16, height: u16) -> Browser {
-        let source = source();
+        Browser::of(source(), width, height)
+    }
+
+    fn of(source: CheckpointSource, width: u16, height: u16) -> Browser {
         let app = App::new(&source);
         let terminal = Terminal::new(TestBackend::new(width, height)).unwrap();
         let mut browser = Browser {
@@ -317,4 +320,35 @@ fn large_tensors_are_read_on_request_only() {
     assert_eq!(app.wanted(now + Duration::from_secs(9)), None);
     app.key(KeyEvent::new(KeyCode::Enter, KeyModifiers::NONE));
     assert_eq!(app.wanted(now), Some(0));
+}
+
+#[test]
+fn dtypes_that_the_format_does_not_have_are_listed_without_numbers() {
+    let json = r#"{"a":{"dtype":"F128","shape":[2],"data_offsets":[0,32]},"b":{"dtype":"U8","shape":[1],"data_offsets":[32,33]}}"#;
+    let file = [
+        &(json.len() as u64).to_le_bytes()[..],
+        json.as_bytes(),
+        &[7; 33],
+    ]
+    .concat();
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("odd.safetensors");
+    std::fs::write(&path, file).unwrap();
+    let options = safelight_store::OpenOptions {
+        opaque_dtypes: true,
+        ..Default::default()
+    };
+    let checkpoint = Checkpoint::open_with(&path, &options).unwrap();
+    let source = CheckpointSource::new(checkpoint);
+    let mut browser = Browser::of(source, 80, 12);
+    assert!(browser.screen().contains("2 tensors, 33 bytes"));
+    browser.press("/a<enter>");
+    assert!(browser.screen().contains("F128 [2]"));
+    assert!(browser.screen().contains("nothing is known"));
+    browser
+        .app
+        .key(KeyEvent::new(KeyCode::Enter, KeyModifiers::NONE));
+    let now = Instant::now();
+    browser.app.wanted(now);
+    assert_eq!(browser.app.wanted(now + Duration::from_secs(9)), None);
 }

@@ -2,8 +2,6 @@
 
 use std::collections::HashMap;
 
-use safelight_format::TensorSpec;
-
 use crate::ls::NamePart;
 
 /// Names are divided into at most so many parts: deeper trees cannot be read.
@@ -49,16 +47,16 @@ pub(crate) struct Tree {
 const ROOT: usize = 0;
 
 impl Tree {
-    pub(crate) fn new(tensors: &[TensorSpec]) -> Tree {
+    /// Of names and bytes.
+    pub(crate) fn new<'a>(tensors: impl Iterator<Item = (&'a str, u64)>) -> Tree {
         let mut tree = Tree {
             branches: vec![Branch::new(NamePart::Number(0), ROOT)],
         };
         let mut known: HashMap<(usize, NamePart), usize> = HashMap::new();
-        for (index, tensor) in tensors.iter().enumerate() {
-            let bytes = tensor.byte_count().unwrap_or(u64::MAX);
+        for (index, (name, bytes)) in tensors.enumerate() {
             let mut at = ROOT;
             tree.branches[ROOT].count(bytes);
-            for part in tensor.name.splitn(PARTS_MAX, '.') {
+            for part in name.splitn(PARTS_MAX, '.') {
                 let key = (at, NamePart::of(part));
                 let next = *known.entry(key).or_insert_with_key(|(_, part)| {
                     tree.branches.push(Branch::new(part.clone(), at));
@@ -211,15 +209,9 @@ impl Branch {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use safelight_format::Dtype;
 
     fn tree(names: &[&str]) -> Tree {
-        let tensor = |(index, name): (usize, &&str)| TensorSpec {
-            name: name.to_string(),
-            dtype: Dtype::U8,
-            shape: vec![index as u64 + 1],
-        };
-        Tree::new(&names.iter().enumerate().map(tensor).collect::<Vec<_>>())
+        Tree::new(names.iter().copied().zip(1..))
     }
 
     fn labels(tree: &Tree) -> Vec<String> {

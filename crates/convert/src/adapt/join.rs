@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use safelight_format::shown;
+use safelight_format::{are, plural, shown};
 
 use crate::error::ConvertError;
 use crate::source::{Contents, Source};
@@ -60,8 +60,9 @@ pub fn join(sources: Vec<Arc<dyn Source>>) -> Result<Arc<dyn Source>, ConvertErr
     }
     if !twice.is_empty() {
         let problem = format!(
-            "{} tensors stand in more than one file: {}; these are no shards of one model (models are merged with --weighted or --add-difference)",
-            twice.len(),
+            "{} {} in more than one file: {}; these are no shards of one model (models are merged with --weighted or --add-difference)",
+            plural(twice.len() as u64, "tensor"),
+            are(twice.len() as u64),
             twice.join("; ")
         );
         return Err(ConvertError::Request {

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use safelight_format::{TensorSpec, shown};
+use safelight_format::{TensorSpec, are, plural, shown};
 
 use super::cast::is_float;
 use super::merge::{MergeOptions, Missing};
@@ -147,8 +147,8 @@ impl<'m> Plan<'m> {
     pub(crate) fn finish(&mut self) -> Result<(), ConvertError> {
         if !self.shapes.is_empty() {
             let problem = format!(
-                "{} tensors have shapes that do not fit: {}",
-                self.shapes.len(),
+                "{} of shapes that do not fit: {}",
+                plural(self.shapes.len() as u64, "tensor"),
                 self.shapes.join("; ")
             );
             return Err(request("", problem));
@@ -186,7 +186,12 @@ impl<'m> Plan<'m> {
             ));
         }
         if !self.only_first.is_empty() {
-            self.notes.push(Note::new("", format!("{} tensors are the first model's as they are: another lacks them, such as `{}`", self.only_first.len(), self.only_first[0])));
+            self.notes.push(Note::new("", format!(
+                    "{} {} the first model's, unchanged: another has none of that name, such as `{}`",
+                    plural(self.only_first.len() as u64, "tensor"),
+                    are(self.only_first.len() as u64),
+                    self.only_first[0]
+                )));
         }
         let taken = |source: usize| self.options.missing == Missing::TakeAll && source == 1;
         let left = more.iter().filter(|(source, ..)| !taken(*source)).count();
@@ -194,7 +199,9 @@ impl<'m> Plan<'m> {
             self.notes.push(Note::new(
                 "",
                 format!(
-                    "{left} tensors that the first model lacks are left out, such as `{}`",
+                    "{} that the first model lacks {} left out, such as `{}`",
+                    plural(left as u64, "tensor"),
+                    are(left as u64),
                     more.iter()
                         .find(|(source, ..)| !taken(*source))
                         .map_or("", |(.., name)| name)

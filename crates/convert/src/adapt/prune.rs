@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use safelight_format::TensorSpec;
+use safelight_format::{TensorSpec, plural};
 
 use super::arrange::{Arranged, Take};
 use crate::error::ConvertError;
@@ -148,7 +148,10 @@ pub fn prune(source: Arc<dyn Source>, options: &PruneOptions) -> Result<Arranged
         })
         .collect();
     if !averaged.is_empty() {
-        let what = format!("{} tensors have their averaged values", averaged.len());
+        let what = format!(
+            "{} with averaged values",
+            plural(averaged.len() as u64, "tensor")
+        );
         notes.push(Note::new(Kind::Averaged.name(), what));
     }
     let metadata = source.metadata().clone();

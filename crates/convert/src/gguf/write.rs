@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 use std::path::Path;
 
-use safelight_format::{Dtype, TensorSpec, decode_f32_into, encode_f64_into, encode_into};
+use safelight_format::{Dtype, TensorSpec, decode_f32_into, encode_f64_into, encode_into, plural};
 use serde_json::Value as Json;
 
 use super::DEFAULT_ALIGNMENT;
@@ -462,7 +462,10 @@ impl<'a> Encoder<'a> {
     fn note_overflow(&self, notes: &mut Vec<Note>) {
         if self.overflow_count > 0 {
             let (count, kind) = (self.overflow_count, self.kind.name());
-            let what = format!("{count} numbers are too large for {kind} and became infinite");
+            let what = format!(
+                "{} too large for {kind}, now infinite",
+                plural(count, "number")
+            );
             notes.push(Note::new(&self.tensor.name, what));
         }
     }

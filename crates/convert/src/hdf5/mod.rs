@@ -53,7 +53,7 @@ pub(crate) fn is_hdf5(start: &[u8]) -> bool {
 
 /// The datasets of an HDF5 file.
 pub struct Hdf5Source {
-    input: Input,
+    input: Input<'static>,
     limits: Limits,
     contents: Contents,
     stored: Vec<Stored>,
@@ -108,7 +108,7 @@ impl Hdf5Source {
         Ok(source)
     }
 
-    fn read_from(input: Input, limits: &Limits) -> Result<Hdf5Source, ConvertError> {
+    fn read_from(input: Input<'static>, limits: &Limits) -> Result<Hdf5Source, ConvertError> {
         let file = File::open(&input)?;
         let root = file.root;
         let mut walk = Walk {

@@ -63,7 +63,7 @@ type Leaf<'l, 'a> = dyn FnMut(&mut File<'a>, &[u8], u64) -> Result<(), ConvertEr
 
 /// A file with its sizes.
 pub(super) struct File<'a> {
-    pub(super) input: &'a Input,
+    pub(super) input: &'a Input<'a>,
     pub(super) sizes: Sizes,
     /// What addresses count from.
     base: u64,
@@ -76,7 +76,7 @@ pub(super) struct File<'a> {
 
 impl<'a> File<'a> {
     /// Finds the superblock: at byte 0, 512, 1024, 2048 ….
-    pub(super) fn open(input: &'a Input) -> Result<File<'a>, ConvertError> {
+    pub(super) fn open(input: &'a Input<'a>) -> Result<File<'a>, ConvertError> {
         let mut at = 0;
         loop {
             let mut start = [0; 8];

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use safelight_format::{Dtype, TensorSpec, decode_f32, shown};
+use safelight_format::{Dtype, TensorSpec, decode_f32, plural, shown};
 
 use super::names::{self, Blocks};
 use super::text::{self, FromOpenClip};
@@ -394,7 +394,10 @@ impl Finder<'_> {
         let left_out = |(folder, count): (String, usize)| {
             Note::new(
                 folder,
-                format!("dropped: {count} tensors; a single file has no place for them"),
+                format!(
+                    "dropped: {}; a single file has no place for such",
+                    plural(count as u64, "tensor")
+                ),
             )
         };
         self.notes.extend(elsewhere.into_iter().map(left_out));
@@ -456,9 +459,9 @@ fn family(source: &dyn Source, parts: &[Part]) -> Result<Family, ConvertError> {
             .map(|tensor| format!("`{}`", shown(&tensor.name)))
             .collect();
         let what = format!(
-            "no whole Stable Diffusion 1.x, 2.x or XL model: {} missing (seen: {} tensors, the first {})",
+            "no whole Stable Diffusion 1.x, 2.x or XL model: {} missing (seen: {}, the first {})",
             missing.join(", "),
-            source.tensors().len(),
+            plural(source.tensors().len() as u64, "tensor"),
             names.join(", ")
         );
         return Err(ConvertError::unsupported(source.label(), "", what));

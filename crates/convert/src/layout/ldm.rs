@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use safelight_format::{Dtype, TensorSpec, shown};
+use safelight_format::{Dtype, TensorSpec, plural, shown};
 
 use super::find::{Layout, Model, Part, PartKind, REST_PREFIX, attention_shape};
 use super::names::{self, Blocks};
@@ -52,8 +52,8 @@ impl Model {
                 .map(|name| format!("`{}`", shown(name)))
                 .collect();
             let what = format!(
-                "{} tensors have no name in a single file: {}",
-                shown.len(),
+                "{} without a name in a single file: {}",
+                plural(shown.len() as u64, "tensor"),
                 shown.join(", ")
             );
             return Err(ConvertError::unsupported(self.source.label(), "", what));

@@ -26,9 +26,8 @@ pub struct NpzOptions {
 
 /// Writes all tensors of a source into one npz file, atomically, in bounded memory.
 ///
-/// Member `NAME.npy` is tensor `NAME`. BF16 becomes `<V2` and the one-byte floats `<V1` (E5M2: `<f1`), as ml_dtypes
-/// saves them; `array.view(ml_dtypes.bfloat16)` gives the numbers back. Metadata, and which one-byte float it was, stand as
-/// a JSON text in `__metadata__`.
+/// Member `NAME.npy` is tensor `NAME`. BF16 becomes `<V2` and the one-byte floats `|V1`, which NumPy loads as bytes:
+/// `array.view(ml_dtypes.bfloat16)` gives the numbers back. Metadata, and which of them it was, stand as a JSON text in `__metadata__`.
 ///
 /// `progress` hears how many bytes of the source of how many are done, and stops the writing by
 /// [`ControlFlow::Break`].
@@ -111,7 +110,12 @@ fn metadata(source: &dyn Source) -> Option<String> {
     let unnamed = tensors.filter(|tensor| {
         matches!(
             tensor.dtype,
-            Dtype::F8E4m3 | Dtype::F8E8m0 | Dtype::F8E4m3Fnuz | Dtype::F8E5m2Fnuz | Dtype::Bf16
+            Dtype::F8E5m2
+                | Dtype::F8E4m3
+                | Dtype::F8E8m0
+                | Dtype::F8E4m3Fnuz
+                | Dtype::F8E5m2Fnuz
+                | Dtype::Bf16
         )
     });
     let dtypes: BTreeMap<&str, &str> = unnamed

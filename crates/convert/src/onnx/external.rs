@@ -101,8 +101,7 @@ impl External {
 /// A file's real path, if it is a file of this folder or of one within, or lies beside the model's real file.
 fn inside(folder: &Folder, location: &str) -> Result<PathBuf, String> {
     let relative = Path::new(location);
-    let plain = |part| matches!(part, Component::Normal(_) | Component::CurDir);
-    if location.is_empty() || location.contains('\0') || !relative.components().all(plain) {
+    if location.is_empty() || leaves_folder(location) {
         return Err("which is no path inside of a folder".into());
     }
     let real = |path: &Path| {
@@ -120,6 +119,19 @@ fn inside(folder: &Folder, location: &str) -> Result<PathBuf, String> {
         return Err("which is no file".into());
     }
     Ok(path)
+}
+
+/// Whether a location leads out of the model's folder, by what it says alone: on this system or on Windows.
+pub(super) fn leaves_folder(location: &str) -> bool {
+    let plain = |part| matches!(part, Component::Normal(_) | Component::CurDir);
+    let is_drive =
+        matches!(location.as_bytes(), [letter, b':', ..] if letter.is_ascii_alphabetic());
+    let is_up = location.split(['/', '\\']).any(|part| part == "..");
+    is_drive
+        || is_up
+        || location.starts_with('\\')
+        || location.contains('\0')
+        || !Path::new(location).components().all(plain)
 }
 
 #[cfg(test)]

@@ -10,7 +10,7 @@ mod sparse;
 mod values;
 mod wire;
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::path::Path;
 
 use safelight_format::{TensorSpec, shown};
@@ -32,6 +32,9 @@ const RANK_MAX: u64 = 64;
 
 /// Names and short texts may be this long.
 const TEXT_BYTES_MAX: u64 = 64 * 1024;
+
+/// Operators of these are ONNX's own.
+const STANDARD_DOMAINS: [&str; 4] = ["", "ai.onnx", "ai.onnx.ml", "ai.onnx.training"];
 
 /// The fields of a model that can come before its graph.
 const MODEL_FIELDS: [u64; 11] = [1, 2, 3, 4, 5, 6, 7, 8, 14, 20, 25];
@@ -98,7 +101,7 @@ fn plain_field(bytes: &[u8]) -> Option<(u64, u64, u64, u64)> {
 
 /// The initialisers of an ONNX model.
 pub struct OnnxSource {
-    input: Input,
+    input: Input<'static>,
     contents: Contents,
     stored: Vec<Stored>,
 }
@@ -179,23 +182,11 @@ impl OnnxSource {
     }
 
     fn read_from(
-        input: Input,
+        input: Input<'static>,
         folder: Option<&Folder>,
         limits: &Limits,
     ) -> Result<OnnxSource, ConvertError> {
-        let mut model = Model {
-            wire: Wire::new(&input),
-            input: &input,
-            folder,
-            limits,
-            kept_bytes: 0,
-            constants: 0,
-            names: HashSet::new(),
-            tensors: Vec::new(),
-            stored: Vec::new(),
-            metadata: BTreeMap::new(),
-            notes: Vec::new(),
-        };
+        let mut model = Model::new(&input, folder, limits);
         model.model()?;
         let stored = model.stored;
         let contents = Contents {
@@ -249,7 +240,7 @@ struct Tensor {
 /// Collects what a model has.
 struct Model<'a> {
     wire: Wire<'a>,
-    input: &'a Input,
+    input: &'a Input<'a>,
     folder: Option<&'a Folder>,
     limits: &'a Limits,
     kept_bytes: u64,
@@ -259,6 +250,52 @@ struct Model<'a> {
     stored: Vec<Stored>,
     metadata: BTreeMap<String, String>,
     notes: Vec<Note>,
+    /// Kept instead of looking for files, if only what the model asks for is wanted.
+    survey: Option<Survey>,
+}
+
+/// What an ONNX model asks for beyond itself.
+#[derive(Default)]
+pub(crate) struct Survey {
+    /// The files that its tensors are said to lie in, as it names them; `true` if that is a place outside of its own folder.
+    pub(crate) files: BTreeMap<String, bool>,
+    /// Operators that ONNX itself does not have: domain and name.
+    pub(crate) operators: BTreeSet<(String, String)>,
+}
+
+/// Reads a model for what it asks for: no other file is looked for or opened.
+///
+/// # Errors
+/// As [`OnnxSource::open`], but for what is wrong with other files.
+pub(crate) fn survey(
+    label: &str,
+    bytes: &dyn ReadAt,
+    limits: &Limits,
+) -> Result<Survey, ConvertError> {
+    let input = Input::borrowing(label, bytes, "ONNX")?;
+    let mut model = Model::new(&input, None, limits);
+    model.survey = Some(Survey::default());
+    model.model()?;
+    Ok(model.survey.unwrap_or_default())
+}
+
+impl<'a> Model<'a> {
+    fn new(input: &'a Input<'a>, folder: Option<&'a Folder>, limits: &'a Limits) -> Model<'a> {
+        Model {
+            wire: Wire::new(input),
+            input,
+            folder,
+            limits,
+            kept_bytes: 0,
+            constants: 0,
+            names: HashSet::new(),
+            tensors: Vec::new(),
+            stored: Vec::new(),
+            metadata: BTreeMap::new(),
+            notes: Vec::new(),
+            survey: None,
+        }
+    }
 }
 
 impl Model<'_> {
@@ -478,13 +515,14 @@ impl Model<'_> {
 
     /// Looks for graphs within node number `index` of its graph.
     fn node(&mut self, prefix: &str, run: Run, index: u64, depth: u32) -> Result<(), ConvertError> {
-        let (mut name, mut kind) = (None, None);
+        let (mut name, mut kind, mut domain) = (None, None, None);
         let mut attributes = Vec::new();
         let mut at = run.at;
         while let Some((field, next)) = self.wire.field(at, run.end())? {
             match field.number {
                 3 => name = Some(field.bytes(&self.wire)?),
                 4 => kind = Some(field.bytes(&self.wire)?),
+                7 => domain = Some(field.bytes(&self.wire)?),
                 5 => {
                     let attribute = field.bytes(&self.wire)?;
                     self.attribute(attribute, &mut attributes)?;
@@ -495,6 +533,14 @@ impl Model<'_> {
         }
         let kind = kind.map_or(Ok(String::new()), |run| self.name(run))?;
         self.constants += u64::from(kind == "Constant");
+        if let (Some(domain), true) = (domain, self.survey.is_some()) {
+            let domain = self.name(domain)?;
+            if let Some(survey) = &mut self.survey
+                && !STANDARD_DOMAINS.contains(&domain.as_str())
+            {
+                survey.operators.insert((domain, kind.clone()));
+            }
+        }
         if attributes.is_empty() {
             return Ok(());
         }
@@ -706,7 +752,7 @@ impl Model<'_> {
 
     /// Finds a tensor's numbers.
     fn place(
-        &self,
+        &mut self,
         name: &str,
         kind: Kind,
         elements: u64,
@@ -722,6 +768,12 @@ impl Model<'_> {
             return Err(self
                 .input
                 .malformed(name, "its data is in several fields at once"));
+        }
+        if let (true, Some(survey)) = (tensor.is_external, &mut self.survey) {
+            let location = tensor.external.location.clone().unwrap_or_default();
+            let is_outside = external::leaves_folder(&location);
+            survey.files.insert(location, is_outside);
+            return Ok(Place::Raw(Run { at: 0, len: 0 }));
         }
         if tensor.is_external {
             let found = tensor

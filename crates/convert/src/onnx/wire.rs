@@ -57,12 +57,12 @@ impl Field {
 
 /// Reads a file's fields.
 pub(super) struct Wire<'a> {
-    pub(super) input: &'a Input,
+    pub(super) input: &'a Input<'a>,
     cursor: Cursor<'a>,
 }
 
 impl<'a> Wire<'a> {
-    pub(super) fn new(input: &'a Input) -> Wire<'a> {
+    pub(super) fn new(input: &'a Input<'a>) -> Wire<'a> {
         let cursor = input.cursor(0);
         Wire { input, cursor }
     }

@@ -1,5 +1,7 @@
 //! Files that hold data alone, if they are what they seem: numpy arrays, safetensors, Keras models.
 
+use std::path::{Path, PathBuf};
+
 use safelight_format::{
     Header, LintOptions, Severity as LintSeverity, Strictness, header_bytes, lint, shown,
 };
@@ -7,7 +9,11 @@ use safelight_store::ReadAt;
 
 use super::{Rule, Scanner, Severity};
 use crate::bytes::{Memory, Part, read_exact_at, read_up_to};
+use crate::error::ConvertError;
+use crate::flax;
 use crate::npy;
+use crate::onnx::{self, is_onnx};
+use crate::open::open_file;
 use crate::pickle::printable;
 
 /// What is searched at once.
@@ -21,6 +27,10 @@ const TEMPLATE_OVERLAP_BYTES: usize = 64 * 1024;
 
 /// As far as a model file is searched for templates, which stand before the tensors.
 const TEMPLATES_BYTES_MAX: u64 = 64 * 1024 * 1024;
+
+/// So many files of a folder, and so many models among them, are asked whether another file's content is theirs.
+const NEIGHBOURS_MAX: usize = 10_000;
+const MODELS_MAX: usize = 16;
 
 /// As far as a model file is searched for layers.
 const SEARCHED_BYTES_MAX: u64 = 256 * 1024 * 1024;
@@ -160,6 +170,94 @@ impl Scanner<'_> {
         let message =
             format!("only its first {SEARCHED_BYTES_MAX} bytes were searched for layers with code");
         self.find(Severity::Allowed, Rule::CodeLayer, member, at, message);
+    }
+}
+
+impl Scanner<'_> {
+    /// ONNX and Flax models, which no first bytes tell: they must be sound up to their end. Which of them it is.
+    pub(super) fn model_without_magic(
+        &mut self,
+        bytes: &dyn ReadAt,
+        start: &[u8],
+        member: &str,
+    ) -> Option<&'static str> {
+        if is_onnx(bytes) {
+            match onnx::survey(member, bytes, self.limits) {
+                Ok(survey) => self.asked_by_onnx(&survey, member),
+                Err(error) => self.half_read("ONNX", &error, member),
+            }
+            return Some("ONNX");
+        }
+        if !flax::is_flax(start) {
+            return None;
+        }
+        match flax::count_arrays(member, bytes, self.limits) {
+            Ok(1..) => Some("Flax msgpack"),
+            // Many things begin as a dictionary does; a name that says so is no array.
+            Ok(0) | Err(ConvertError::Malformed { .. }) => None,
+            Err(error) => {
+                self.half_read("Flax msgpack", &error, member);
+                Some("Flax msgpack")
+            }
+        }
+    }
+
+    /// A model that begins as one and cannot be read to its end.
+    fn half_read(&mut self, kind: &str, error: &ConvertError, member: &str) {
+        let message = format!("{kind} that cannot be read: {error}");
+        self.suspicious(Rule::NotScannable, member, 0, message);
+    }
+
+    /// The ONNX model beside this file that says that its tensors lie in it.
+    pub(super) fn model_that_names_this(&self) -> Option<String> {
+        let path = self.path.as_deref()?;
+        let folder = match path.parent()? {
+            folder if folder.as_os_str().is_empty() => Path::new("."),
+            folder => folder,
+        };
+        let own_name = path.file_name()?.to_str()?;
+        let entries = std::fs::read_dir(folder).ok()?.take(NEIGHBOURS_MAX);
+        let is_model = |path: &PathBuf| path.extension().is_some_and(|ending| ending == "onnx");
+        let models = entries.filter_map(|entry| Some(entry.ok()?.path()));
+        models.filter(is_model).take(MODELS_MAX).find_map(|model| {
+            let file = open_file(&model).ok()?;
+            let survey = onnx::survey("", &file, self.limits).ok()?;
+            let named = survey.files.contains_key(own_name);
+            named.then(|| Some(model.file_name()?.to_string_lossy().into_owned()))?
+        })
+    }
+
+    /// What an ONNX model has programs open and run.
+    fn asked_by_onnx(&mut self, survey: &onnx::Survey, member: &str) {
+        for (location, is_outside) in &survey.files {
+            let location = shown(location);
+            let (severity, rule, message) = match is_outside {
+                true => (
+                    Severity::Dangerous,
+                    Rule::OtherFile,
+                    format!("has `{location}` opened, which is outside of the model's folder"),
+                ),
+                false => (
+                    Severity::Allowed,
+                    Rule::OtherFile,
+                    format!("has its tensors in `{location}`, beside it: scan that as well"),
+                ),
+            };
+            self.find(severity, rule, member, 0, message);
+        }
+        for (domain, operator) in &survey.operators {
+            let (severity, what) = match operator.as_str() {
+                "PyOp" | "PythonOp" | "PythonOpGrad" | "ATen" => {
+                    (Severity::Suspicious, "calls functions of Python or PyTorch")
+                }
+                _ => (
+                    Severity::Allowed,
+                    "is no operator of ONNX: whoever runs the model needs a library for it",
+                ),
+            };
+            let message = format!("`{}` of `{}` {what}", shown(operator), shown(domain));
+            self.find(severity, Rule::CodeLayer, member, 0, message);
+        }
     }
 }
 

@@ -10,10 +10,10 @@ mod sarif;
 
 use std::fmt;
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
-use safelight_format::{FileKind, sniff};
+use safelight_format::{FileKind, shown, sniff};
 use safelight_store::ReadAt;
 
 pub use sarif::sarif;
@@ -103,11 +103,13 @@ pub enum Rule {
     Text,
     /// A model whose layers hold code.
     CodeLayer,
+    /// A model that has other files opened.
+    OtherFile,
 }
 
 impl Rule {
     /// Every rule.
-    pub const ALL: [Rule; 12] = [
+    pub const ALL: [Rule; 13] = [
         Rule::Global,
         Rule::Call,
         Rule::Attributes,
@@ -120,6 +122,7 @@ impl Rule {
         Rule::Safetensors,
         Rule::Text,
         Rule::CodeLayer,
+        Rule::OtherFile,
     ];
 
     /// Its stable name, such as `pickle-call`.
@@ -137,6 +140,7 @@ impl Rule {
             Rule::Safetensors => "safetensors-rule",
             Rule::Text => "text-like-code",
             Rule::CodeLayer => "code-in-model",
+            Rule::OtherFile => "other-file",
         }
     }
 
@@ -159,6 +163,7 @@ impl Rule {
             Rule::Safetensors => "The file breaks a rule of the safetensors format.",
             Rule::Text => "Metadata that a careless program could take for code.",
             Rule::CodeLayer => "The model has layers that hold code, which loading it would run.",
+            Rule::OtherFile => "Loading the model opens other files.",
         }
     }
 }
@@ -218,7 +223,7 @@ pub fn scan(path: &Path, limits: &Limits) -> Result<ScanReport, ConvertError> {
         return Err(ConvertError::unsupported(&path.to_string_lossy(), "", what));
     }
     let file = open_file(path)?;
-    scan_bytes(&path.to_string_lossy(), &file, limits)
+    scan_at(&path.to_string_lossy(), &file, limits, Some(path))
 }
 
 /// As [`scan`], of anything that can be read at positions. `label` is its name, whose ending counts only where the
@@ -231,8 +236,19 @@ pub fn scan_bytes(
     bytes: &dyn ReadAt,
     limits: &Limits,
 ) -> Result<ScanReport, ConvertError> {
+    scan_at(label, bytes, limits, None)
+}
+
+/// `path` is where the file lies, if it is one: what lies beside it can explain it.
+fn scan_at(
+    label: &str,
+    bytes: &dyn ReadAt,
+    limits: &Limits,
+    path: Option<&Path>,
+) -> Result<ScanReport, ConvertError> {
     let bytes = Watched::new(bytes);
     let mut scanner = Scanner::new(limits, &bytes);
+    scanner.path = path.map(Path::to_owned);
     let kind = scanner.blob(&bytes, label, "", 0);
     if let Some(error) = bytes.ended().or(scanner.error) {
         let (doing, file) = ("read", label.to_owned());
@@ -319,6 +335,8 @@ impl ReadAt for Watched<'_> {
 /// Collects findings, however deep they lie.
 struct Scanner<'l> {
     limits: &'l Limits,
+    /// Where the file lies, if it is one.
+    path: Option<PathBuf>,
     findings: Vec<Finding>,
     unlisted_count: u64,
     /// With so many findings listed, none of them is milder than this.
@@ -342,6 +360,7 @@ impl<'l> Scanner<'l> {
         let byte_count = bytes.byte_count().unwrap_or(0);
         Scanner {
             limits,
+            path: None,
             findings: Vec::new(),
             unlisted_count: 0,
             full_below: Severity::Allowed,
@@ -555,6 +574,10 @@ impl Scanner<'_> {
         if self.hidden_pickle(bytes, member, depth) {
             return "a pickle".into();
         }
+        if let Some(kind) = self.model_without_magic(bytes, start, member) {
+            self.misnamed(name, kind, member, depth);
+            return kind.into();
+        }
         let is_text = match std::str::from_utf8(start) {
             // Protocol buffers can be short enough to have no zero byte; other control characters they have.
             Ok(text) => {
@@ -562,6 +585,14 @@ impl Scanner<'_> {
             }
             Err(error) => error.error_len().is_none() && start.len() == SNIFFED_BYTES,
         };
+        if depth == 0
+            && !is_text
+            && let Some(model) = self.model_that_names_this()
+        {
+            let message = format!("the tensors of `{}`, which names this file", shown(&model));
+            self.find(Severity::Allowed, Rule::OtherFile, member, 0, message);
+            return "ONNX external data".into();
+        }
         if depth == 0 && loaded_as_pickle(name).is_some() {
             let kind = match is_text {
                 true => "a text".to_owned(),

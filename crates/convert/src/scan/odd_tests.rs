@@ -133,3 +133,121 @@ fn pickles_in_metadata_and_in_base64() {
         is_clean("a.safetensors", &file, "safetensors");
     }
 }
+
+/// A field of protobuf with bytes in it.
+fn field(number: u8, content: &[u8]) -> Vec<u8> {
+    assert!(content.len() < 128);
+    [&[number << 3 | 2, content.len() as u8], content].concat()
+}
+
+/// An ONNX model of one node and one tensor of four bytes, which lies in another file if one is named.
+fn onnx(operator: &str, domain: &str, location: Option<&str>) -> Vec<u8> {
+    let node = [field(4, operator.as_bytes()), field(7, domain.as_bytes())].concat();
+    let kind = [1 << 3, 1, 2 << 3, 1].to_vec(); // one element of F32
+    let data = match location {
+        None => field(9, &[0; 4]),
+        Some(location) => {
+            let pair = [field(1, b"location"), field(2, location.as_bytes())].concat();
+            [field(13, &pair), vec![14 << 3, 1]].concat()
+        }
+    };
+    let tensor = [kind, field(8, b"w"), data].concat();
+    let graph = [field(1, &node), field(2, b"g"), field(5, &tensor)].concat();
+    [vec![1 << 3, 9], field(7, &graph)].concat()
+}
+
+#[test]
+fn onnx_models_are_read_for_what_they_ask_for() {
+    is_clean("a.onnx", &onnx("MatMul", "", None), "ONNX");
+    is_clean("a.onnx", &onnx("MatMul", "ai.onnx.ml", None), "ONNX");
+    let beside = onnx("MatMul", "", Some("part/a.bin"));
+    is_clean("a.onnx", &beside, "ONNX");
+    assert!(
+        report("a.onnx", &beside).findings[0]
+            .message
+            .contains("`part/a.bin`, beside it")
+    );
+    for outside in [
+        "../a.bin",
+        "/etc/passwd",
+        "a/../../b",
+        "C:\\a",
+        "..\\a",
+        "\\\\host\\a",
+    ] {
+        let told = format!("`{}` opened, which is outside", shown(outside));
+        let file = onnx("MatMul", "", Some(outside));
+        finds("a.onnx", &file, Severity::Dangerous, Rule::OtherFile, &told);
+    }
+    is_clean("a.onnx", &onnx("Gelu", "com.microsoft", None), "ONNX");
+    let python = onnx("PyOp", "ai.onnx.contrib", None);
+    finds(
+        "a.onnx",
+        &python,
+        SUSPICIOUS,
+        Rule::CodeLayer,
+        "calls functions of Python",
+    );
+    let whole = onnx("MatMul", "", None);
+    let cut = &whole[..whole.len() - 2];
+    finds(
+        "a.onnx",
+        cut,
+        SUSPICIOUS,
+        Rule::NotScannable,
+        "ONNX that cannot be read",
+    );
+    // Programs unpickle what is called so.
+    finds(
+        "a.pkl",
+        &whole,
+        SUSPICIOUS,
+        Rule::NotScannable,
+        "but ONNX, although",
+    );
+}
+
+#[test]
+fn data_beside_an_onnx_model_is_explained_by_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let data = folder.path().join("w.bin");
+    std::fs::write(&data, [0xc3, 0x28, 0, 1, 0xff, 0xfe, 9, 9]).unwrap();
+    let scan = || scan(&data, &Limits::default()).unwrap();
+    assert!(!scan().is_clean());
+    std::fs::write(
+        folder.path().join("m.onnx"),
+        onnx("MatMul", "", Some("w.bin")),
+    )
+    .unwrap();
+    let report = scan();
+    assert!(report.is_clean(), "{report:#?}");
+    assert_eq!(report.kind, "ONNX external data");
+    assert!(
+        report.findings[0]
+            .message
+            .contains("the tensors of `m.onnx`")
+    );
+    // What a program would unpickle stays what it is.
+    std::fs::write(&data, ATTACK).unwrap();
+    assert_eq!(scan().worst(), Some(Severity::Dangerous));
+}
+
+#[test]
+fn flax_checkpoints_are_known() {
+    let array = [
+        &[0x93, 0x91, 1, 0xa7][..],
+        b"float32",
+        &[0xc4, 4, 0, 0, 0, 0],
+    ]
+    .concat();
+    let array = [&[0xc7, array.len() as u8, 1][..], &array].concat();
+    let file = [&[0x81, 0xa6][..], b"kernel", &array].concat();
+    is_clean("a.msgpack", &file, "Flax msgpack");
+    finds(
+        "a.msgpack",
+        &file[..file.len() - 1],
+        SUSPICIOUS,
+        Rule::NotScannable,
+        "nothing here knows",
+    );
+}
