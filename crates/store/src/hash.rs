@@ -252,7 +252,7 @@ pub(crate) fn hash_source(
 }
 
 /// SHA-256 of parts of a file, one after another.
-fn hash_ranges(
+pub(crate) fn hash_ranges(
     source: &FileSource,
     ranges: &[Range<u64>],
     progress: &mut dyn FnMut(u64, u64) -> ControlFlow<()>,

@@ -4,6 +4,8 @@
 mod chunked_read;
 #[path = "../../../fuzz/bodies/header.rs"]
 mod header;
+#[path = "../../../fuzz/bodies/repair.rs"]
+mod repair;
 #[path = "../../../fuzz/bodies/replay.rs"]
 mod replay;
 #[path = "../../../fuzz/bodies/roundtrip.rs"]
@@ -30,6 +32,11 @@ fn chunked_read_corpus() {
 }
 
 #[test]
+fn repair_corpus() {
+    replay("repair", 500, TELLING, repair::run);
+}
+
+#[test]
 fn no_bytes_at_all_are_fine_too() {
-    replay_nothing(&[header::run, roundtrip::run, chunked_read::run]);
+    replay_nothing(&[header::run, roundtrip::run, chunked_read::run, repair::run]);
 }

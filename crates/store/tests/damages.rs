@@ -340,3 +340,51 @@ fn headers_that_are_damaged_themselves_are_no_guesses() {
     .concat();
     doubted("mixed", &mixed, "look like more numbers");
 }
+
+/// Replaces `"format":"pt"` of a sound file by a checksum.
+fn with_checksum(key: &str, sha256: &str) -> Vec<u8> {
+    let mut sound = sound(0);
+    let json = &sound.bytes[8..sound.data_start];
+    let json = String::from_utf8(json.to_vec()).unwrap();
+    let json = json.trim_end();
+    let json = json.replace(r#""format":"pt""#, &format!(r#""{key}":"{sha256}""#));
+    let data = sound.bytes.split_off(sound.data_start);
+    [
+        &(json.len() as u64).to_le_bytes()[..],
+        json.as_bytes(),
+        &data,
+    ]
+    .concat()
+}
+
+#[test]
+fn a_checksum_in_the_metadata_is_evidence() {
+    // SHA-256 of the numbers of `sound(0)`, by Python's hashlib (they lie in the order that the `safetensors` package writes).
+    let right = "314e488eebf0232d4b7740a71e9368285ae66380ba1bad673220d62a57acb9a5";
+    for key in ["sshs_model_hash", "modelspec.hash_sha256"] {
+        let fine = with_checksum(key, right);
+        let behind = [&fine[..], b"<!-- appended -->"].concat();
+        let folder = Folder::new();
+        let plan = |bytes: &[u8]| {
+            let path = folder.write("damaged", bytes);
+            Repair::plan(&path, &Limits::default()).unwrap()
+        };
+        let repair = plan(&behind);
+        assert!(repair.doubts.is_empty(), "{:?}", repair.doubts);
+        let told = format!("every number is as `{key}` in the metadata says");
+        assert!(repair.changes.contains(&told), "{:?}", repair.changes);
+        let wrong = with_checksum(key, &format!("0x{}", right.replace('0', "1")));
+        assert!(
+            !plan(&wrong).is_needed() && plan(&wrong).doubts.is_empty(),
+            "an old checksum is no damage"
+        );
+        let repair = plan(&[&wrong[..], b"<!-- appended -->"].concat());
+        assert!(
+            repair.doubts[0].contains("the checksum of other numbers"),
+            "{:?}",
+            repair.doubts
+        );
+        // A cut file lacks numbers: no checksum says anything.
+        assert!(plan(&fine[..fine.len() - 8]).doubts.is_empty());
+    }
+}

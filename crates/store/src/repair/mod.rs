@@ -5,6 +5,7 @@
 
 mod doubt;
 mod head;
+mod recorded;
 mod said;
 mod start;
 
@@ -117,6 +118,9 @@ impl Repair {
                 repair.tell_head(&head.bytes, &found, &start);
                 let data_end = start.at.saturating_add(found.evidence.data_bytes);
                 let entries = std::mem::take(&mut found.entries.0);
+                let tensors = entries.iter();
+                let said = tensors.filter(|(_, said)| matches!(said, Said::Tensor(_)));
+                let said_count = said.count();
                 repair.take(entries, start.at, file_bytes);
                 if let Ok(header) = compat
                     && repair.lacks(&header)
@@ -124,6 +128,9 @@ impl Repair {
                     repair.take_header(&header);
                 }
                 repair.doubts = doubt::doubts(&source, &repair.kept, start.at, data_end)?;
+                if repair.kept.len() == said_count {
+                    repair.compare(&source)?;
+                }
             }
             (None, Ok(header)) => repair.take_header(&header),
             // What no one can read as JSON is named by the parser.
@@ -138,6 +145,25 @@ impl Repair {
                 .push(format!("the header is written anew: {error}"));
         }
         Ok(repair)
+    }
+
+    /// Compares all that the header says with the checksum in the metadata, if there is one: it knows better than any sign.
+    fn compare(&mut self, source: &FileSource) -> Result<(), StoreError> {
+        if !self.is_needed() && self.doubts.is_empty() {
+            return Ok(());
+        }
+        match recorded::recorded(source, &self.kept, self.metadata.as_ref())? {
+            None => {}
+            Some((key, true)) => {
+                self.doubts.clear();
+                let what = format!("every number is as `{key}` in the metadata says");
+                self.changes.push(what);
+            }
+            Some((key, false)) => self.doubts.push(format!(
+                "`{key}` in the metadata is the checksum of other numbers: some are wrong, or were changed on purpose since it was written"
+            )),
+        }
+        Ok(())
     }
 
     /// Whether the file has any fault.
