@@ -1,11 +1,12 @@
 //! Much memory into one file, quickly.
 //!
-//! Large files are written around the page cache where the file system allows it: their bytes go
+//! Large files can be written around the page cache where the file system allows it: their bytes go
 //! from aligned buffers to the disk, several at a time, without first filling memory that the rest of the
-//! system wants. A disk too slow for that gets the page cache after all.
+//! system wants. Whether that or the page cache is faster is found out while they are written.
 
 use std::fs::File;
 use std::io::{self, Write};
+use std::ops::Range;
 use std::path::Path;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -13,6 +14,7 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::Instant;
 
+use crate::pace::{Pace, Way};
 use crate::sys;
 
 /// Bytes per write. A multiple of every sector and page size there is.
@@ -36,7 +38,8 @@ pub(crate) const DIRECT_BYTES_PER_SECOND_MIN: f64 = 400e6;
 /// Whether the page cache has the bytes of a file that was saved, or loaded into memory of its own.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum PageCache {
-    /// Around it for files of 256 MiB and more: saved ones on disks fast enough, loaded ones that it does not have yet.
+    /// For files of 256 MiB and more: saved ones by whichever way is faster as they are written, loaded ones around it if it does not have
+    /// them yet.
     #[default]
     Auto,
     /// Through it: best if the file is read again soon.
@@ -45,39 +48,84 @@ pub enum PageCache {
     Bypass,
 }
 
-/// Writes the concatenation of `parts` from the start of `file`, which is new.
+/// So much is written one way before the ways are compared.
+const STRETCH_BYTES: u64 = if cfg!(test) { 2 } else { 16 } * PIECE_BYTES as u64;
+
+/// Writes the concatenation of `parts` from the start of `file`, which is new. `will_sync` says that someone waits for the disk
+/// afterwards: the page cache saves no time then.
 pub(crate) fn write(
     file: &File,
     parts: &[&[u8]],
     page_cache: PageCache,
+    will_sync: bool,
     at: &Path,
 ) -> io::Result<()> {
     let text = Text::new(parts);
-    let direct = match page_cache {
+    let mut can_direct = match page_cache {
         PageCache::Auto => text.byte_count >= DIRECT_BYTES_MIN,
         PageCache::Keep => false,
         PageCache::Bypass => true,
     };
+    let whole = text.byte_count / BLOCK_BYTES as u64 * BLOCK_BYTES as u64;
+    let compares = page_cache == PageCache::Auto && !will_sync;
+    let mut pace = Pace::default();
     let mut done = 0;
-    if direct && sys::set_direct(file, true, at) {
-        let written = write_direct(file, &text, page_cache == PageCache::Auto, at);
-        let cleared = sys::set_direct(file, false, at);
-        match written {
-            Ok(written) if cleared => done = written,
-            Err(error) if !sys::is_unsupported(&error) => return Err(error),
-            _ => {} // a file system that takes the flag and not the writes
+    while can_direct && done < whole {
+        let end = match compares {
+            true => (done + STRETCH_BYTES).min(whole),
+            false => whole,
+        };
+        let (start, way) = (Instant::now(), pace.way());
+        match way {
+            Way::Direct => {
+                let may_stop = page_cache == PageCache::Auto && !compares;
+                let written = around(file, &text, done..end, may_stop, at)?;
+                can_direct = written == end;
+                done = written;
+            }
+            Way::Cached => {
+                write_buffered(file, &text, done..end, at)?;
+                done = end;
+            }
         }
+        pace.took(way, STRETCH_BYTES, start.elapsed().as_secs_f64());
     }
-    write_buffered(file, &text, done, at)
+    write_buffered(file, &text, done..text.byte_count, at)
+}
+
+/// As [`write_direct`]; where a file system takes the flag and not the writes, nothing was written.
+fn around(
+    file: &File,
+    text: &Text<'_>,
+    bytes: Range<u64>,
+    may_stop: bool,
+    at: &Path,
+) -> io::Result<u64> {
+    let start = bytes.start;
+    if !sys::set_direct(file, true, at) {
+        return Ok(start);
+    }
+    let written = write_direct(file, text, bytes, may_stop, at);
+    let cleared = sys::set_direct(file, false, at);
+    match written {
+        Ok(written) if cleared => Ok(written),
+        Err(error) if !sys::is_unsupported(&error) => Err(error),
+        _ => Ok(start),
+    }
 }
 
 /// Whole blocks, around the page cache, from several threads; up to which byte everything is
 /// written. May stop early if it is slow and `may_stop`.
-fn write_direct(file: &File, text: &Text<'_>, may_stop: bool, at: &Path) -> io::Result<u64> {
-    let whole = text.byte_count / BLOCK_BYTES as u64 * BLOCK_BYTES as u64;
+fn write_direct(
+    file: &File,
+    text: &Text<'_>,
+    bytes: Range<u64>,
+    may_stop: bool,
+    at: &Path,
+) -> io::Result<u64> {
     let threads = thread::available_parallelism().map_or(1, usize::from);
     let threads = threads.clamp(2, THREADS_MAX); // one fills its buffer while another waits for the disk
-    let (next, stop) = (AtomicU64::new(0), AtomicBool::new(false));
+    let (next, stop) = (AtomicU64::new(bytes.start), AtomicBool::new(false));
     let failed = Mutex::new(None);
     let start = Instant::now();
     let work = || {
@@ -86,19 +134,19 @@ fn write_direct(file: &File, text: &Text<'_>, may_stop: bool, at: &Path) -> io::
         let buffer = &mut memory[skew..skew + PIECE_BYTES];
         while !stop.load(Ordering::Relaxed) {
             let offset = next.fetch_add(PIECE_BYTES as u64, Ordering::Relaxed);
-            if offset >= whole {
+            if offset >= bytes.end {
                 break;
             }
-            let piece = &mut buffer[..(whole - offset).min(PIECE_BYTES as u64) as usize];
+            let piece = &mut buffer[..(bytes.end - offset).min(PIECE_BYTES as u64) as usize];
             text.copy(offset, piece);
             if let Err(error) = sys::write_at(file, piece, offset, at) {
                 stop.store(true, Ordering::Relaxed);
                 let mut failed = failed.lock().unwrap_or_else(|held| held.into_inner());
                 failed.get_or_insert(error);
             }
-            let seconds = start.elapsed().as_secs_f64();
-            let slow = offset as f64 / seconds < DIRECT_BYTES_PER_SECOND_MIN;
-            if may_stop && slow && offset >= TRIAL_BYTES {
+            let done = offset - bytes.start;
+            let slow = (done as f64) < DIRECT_BYTES_PER_SECOND_MIN * start.elapsed().as_secs_f64();
+            if may_stop && slow && done >= TRIAL_BYTES {
                 stop.store(true, Ordering::Relaxed);
             }
         }
@@ -112,18 +160,18 @@ fn write_direct(file: &File, text: &Text<'_>, may_stop: bool, at: &Path) -> io::
     match failed.into_inner().unwrap_or_else(|held| held.into_inner()) {
         Some(error) => Err(error),
         // Every piece that was taken is written.
-        None => Ok(next.into_inner().min(whole)),
+        None => Ok(next.into_inner().min(bytes.end)),
     }
 }
 
-/// From byte `start` on, one after the other, which is what every file system can do.
-fn write_buffered(file: &File, text: &Text<'_>, start: u64, at: &Path) -> io::Result<()> {
+/// Some bytes of it, one after the other, which is what every file system can do.
+fn write_buffered(file: &File, text: &Text<'_>, bytes: Range<u64>, at: &Path) -> io::Result<()> {
     let mut small = Vec::new(); // neighbours too small for a write of their own
-    let mut small_at = start;
+    let mut small_at = bytes.start;
     for (part, &part_start) in text.parts.iter().zip(&text.starts) {
-        let skip = start.saturating_sub(part_start).min(part.len() as u64) as usize;
-        let part = &part[skip..];
-        let part_start = part_start + skip as u64;
+        let inside = |at: u64| at.saturating_sub(part_start).min(part.len() as u64) as usize;
+        let (from, to) = (inside(bytes.start), inside(bytes.end));
+        let (part, part_start) = (&part[from..to], part_start + from as u64);
         if small.len() + part.len() > PIECE_BYTES / 8 {
             sys::write_at(file, &small, small_at, at)?;
             small.clear();
@@ -441,8 +489,11 @@ mod tests {
             .open(&path)?;
         let parts = parts();
         let slices: Vec<&[u8]> = parts.iter().map(Vec::as_slice).collect();
-        write(&file, &slices, page_cache, &path)?;
-        assert!(std::fs::read(&path)? == parts.concat());
+        for will_sync in [false, true] {
+            write(&file, &slices, page_cache, will_sync, &path)?;
+            assert!(std::fs::read(&path)? == parts.concat());
+            file.set_len(0)?;
+        }
         Ok(())
     }
 

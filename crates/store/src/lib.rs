@@ -41,6 +41,7 @@ mod load;
 pub mod location;
 mod map;
 mod meant;
+mod pace;
 #[cfg(feature = "remote")]
 pub mod remote;
 pub mod repair;

@@ -91,7 +91,7 @@ pub fn save(
     let bytes = plan.order().iter().map(|&index| tensors[index].bytes);
     let parts: Vec<&[u8]> = std::iter::once(&prefix[..]).chain(bytes).collect();
     sys::allocate(file, plan.file_bytes(), target)
-        .and_then(|()| bulk::write(file, &parts, options.page_cache, target))
+        .and_then(|()| bulk::write(file, &parts, options.page_cache, options.sync, target))
         .and_then(|()| temporary.publish(options.publish()))
         .map_err(StoreError::io("write", path))?;
     Ok(plan.file_bytes())
