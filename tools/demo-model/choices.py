@@ -33,6 +33,8 @@ CHOICES = {
     "--cache-interval 3 --cache-branch 2": ["--cache-interval", "3", "--cache-branch", "2"],
     "--token-merging-ratio 0.25": ["--token-merging-ratio", "0.25"],
     "--token-merging-ratio 0.5": ["--token-merging-ratio", "0.5"],
+    "--precision bf16": ["--precision", "bf16"],
+    "--precision int8": ["--precision", "int8"],
     "--cfg-end 0.75 --cache-interval 2": ["--cfg-end", "0.75", "--cache-interval", "2"],
 }
 SAID = ("sky", "ground", "orb_place", "thing", "colour", "place")

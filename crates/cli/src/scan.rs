@@ -16,11 +16,11 @@ use crate::files::{self, Codes, Outcome, Run};
 use crate::{interrupt, say};
 
 pub(crate) const HELP: &str = "\
-Looks into pickles, PyTorch files, safetensors, numpy files and archives of them, by content and not by name. Nothing is
+Looks into pickles, PyTorch files, safetensors, numpy, ONNX and Flax files and archives of them, by content and not by name. Nothing is
 executed. Pickles are held against a list of what tensors need: what is not on it is suspicious, what is known to run
 code is dangerous, and what can't be looked into is suspicious too: so is a data.pkl that is no pickle, and what stands
 behind arrays and storages is looked into. Strings in a pickle that are pickles themselves run only if a program loads
-them in turn: what they would run is suspicious. A file that changes while it is read is an error. Folders are walked; links in them are not followed. The last line sums up.
+them in turn: what they would run is suspicious. An ONNX model that has files opened outside of its folder is dangerous. A file that changes while it is read is an error. Folders are walked; links in them are not followed. The last line sums up.
 
 Examples:
   safelight scan model.ckpt
