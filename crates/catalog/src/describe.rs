@@ -1,5 +1,6 @@
 //! One entry: what a file or folder is and whether it can be drawn with, from headers alone.
 
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
 use safelight_diffusion::load::{
@@ -235,11 +236,16 @@ impl Entry {
             .map(|(dtype, _)| dtype)
     }
 
-    /// Looks its hash up, or reads the file for it. Folders and shards have none; a file that can't be read neither.
-    pub fn find_hash(&mut self, cache: &mut HashCache) {
+    /// Looks its hash up, or reads the file for it, as long as `progress` (bytes that are read, all bytes) lets it. Folders and shards have
+    /// none; a file that can't be read neither.
+    pub fn find_hash(
+        &mut self,
+        cache: &mut HashCache,
+        progress: &mut dyn FnMut(u64, u64) -> ControlFlow<()>,
+    ) {
         self.sha256 = match (self.layout, &self.path) {
             (Layout::Embedded, _) => Some(safelight_store::sha256_hex(&demo::demo_bytes())),
-            (Layout::File, Some(path)) => cache.get_or_compute(path).ok(),
+            (Layout::File, Some(path)) => cache.get_or_compute(path, progress).ok(),
             _ => None,
         };
     }

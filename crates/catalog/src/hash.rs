@@ -67,11 +67,16 @@ impl HashCache {
         (known.bytes == bytes && known.modified_ns == modified_ns).then_some(known.sha256.as_str())
     }
 
-    /// The hash of a file, read whole if need be, and remembered.
+    /// The hash of a file, read whole if need be, and remembered. `progress` gets the bytes that are read and all bytes;
+    /// [`ControlFlow::Break`] ends it.
     ///
     /// # Errors
-    /// What keeps the file from being read.
-    pub fn get_or_compute(&mut self, path: &Path) -> Result<String, StoreError> {
+    /// What keeps the file from being read, [`StoreError::Stopped`].
+    pub fn get_or_compute(
+        &mut self,
+        path: &Path,
+        progress: &mut dyn FnMut(u64, u64) -> ControlFlow<()>,
+    ) -> Result<String, StoreError> {
         if let Some(known) = self.get(path) {
             return Ok(known.to_owned());
         }
@@ -84,7 +89,7 @@ impl HashCache {
             sha256: true,
             ..HashOptions::NONE
         };
-        let hashes = hash(path, &only, &mut |_, _| ControlFlow::Continue(()))?;
+        let hashes = hash(path, &only, progress)?;
         let sha256 = hashes.sha256.unwrap_or_default();
         self.known.insert(
             key(path),

@@ -12,7 +12,7 @@ use safelight_diffusion::precision::Ways;
 
 use crate::args::{ModelArgs, ModelsFolders};
 use crate::error::Failure;
-use crate::say;
+use crate::{interrupt, say};
 
 /// Everything that lies in the models folders.
 pub(crate) fn catalog(folders: &ModelsFolders) -> Result<Catalog, Failure> {
@@ -81,11 +81,11 @@ pub(crate) fn hash_meanwhile(entry: &Entry, vae: Option<&Path>) -> JoinHandle<Ha
     std::thread::spawn(move || {
         let mut cache = hash_cache();
         if entry.sha256.is_none() {
-            entry.find_hash(&mut cache);
+            entry.find_hash(&mut cache, &mut interrupt::go_on);
         }
         Hashes {
             model: entry.sha256,
-            vae: vae.and_then(|path| cache.get_or_compute(&path).ok()),
+            vae: vae.and_then(|path| cache.get_or_compute(&path, &mut interrupt::go_on).ok()),
         }
     })
 }

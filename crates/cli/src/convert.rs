@@ -106,7 +106,7 @@ pub(crate) struct ConvertArgs {
     /// Tensors of dtypes that the format does not have come along as they are (to safetensors), instead of refusing their file
     #[arg(long)]
     unknown_dtypes: bool,
-    /// Leave out tensors of GGUF files whose type nothing here reads, instead of refusing the file
+    /// Leave out tensors that nothing here reads (GGUF types, complex128, sparse or quantised ones …), instead of refusing the file
     #[arg(long)]
     skip_unsupported: bool,
     /// Tensors that have several names are written once; the metadata says which names are meant
@@ -251,11 +251,13 @@ impl Run for ConvertArgs {
             unknown_objects,
             shared,
             opaque_dtypes: self.unknown_dtypes,
-            skip_unsupported: self.skip_unsupported,
+            // Whether one of them is asked for is seen below.
+            skip_unsupported: true,
             ..OpenOptions::default()
         };
         let src = files::one(&self.src)?;
         let mut source: Arc<dyn Source> = files::source(&src, &options)?.into();
+        self.check_skipped(&*source)?;
         some_tensors(&*source)?;
         if self.restore_shared || matches!(kind, Kind::Npz | Kind::Gguf) {
             source = Arc::new(restore_shared(source)?);
@@ -286,6 +288,22 @@ impl Run for ConvertArgs {
         self.tell(kind, &written, started)?;
         lost::warn(&written.cast);
         Ok(Outcome::Clean)
+    }
+}
+
+impl ConvertArgs {
+    /// An error if a tensor that nothing here reads should be written.
+    fn check_skipped(&self, source: &dyn Source) -> Result<(), Failure> {
+        let mut skipped = source.contents().skipped.iter();
+        let asked = skipped.find(|note| !self.skip_unsupported && self.select.wants(&note.at));
+        asked.map_or(Ok(()), |note| {
+            Err(Failure::Model(format!(
+                "{}: `{}`: {}; --exclude leaves it out, --skip-unsupported all such tensors",
+                shown(source.label()),
+                shown(&note.at),
+                shown(&note.what)
+            )))
+        })
     }
 }
 
@@ -363,6 +381,16 @@ impl ConvertArgs {
             )));
         };
         let wrong = |what: &str| Err(Failure::Usage(format!("{shown}: {what}")));
+        let is_single = matches!(kind, Kind::Safetensors | Kind::Ldm);
+        match ending.as_str() {
+            "npz" | "gguf" if by_name != Some(kind) => {
+                return wrong("the name says another kind than --to; leave one of them away");
+            }
+            "safetensors" if !is_single && kind != Kind::Diffusers => {
+                return wrong("the name says another kind than --to; leave one of them away");
+            }
+            _ => {}
+        }
         if let Some(align) = self
             .align
             .filter(|align| !align.is_power_of_two() || *align < 8)

@@ -4,6 +4,7 @@ use std::fmt;
 use std::path::PathBuf;
 
 use safelight_convert::ConvertError;
+use safelight_format::FormatError;
 use safelight_store::StoreError;
 use safelight_store::remote::{Problem, RemoteError};
 
@@ -80,6 +81,16 @@ impl Failure {
         }
     }
 
+    /// The failure, with another name for a file.
+    pub(crate) fn renamed(self, file: &str, name: &str) -> Failure {
+        match self {
+            Failure::Machine(message) => Failure::Machine(message.replace(file, name)),
+            Failure::Usage(message) => Failure::Usage(message.replace(file, name)),
+            Failure::Model(message) => Failure::Model(message.replace(file, name)),
+            other => other,
+        }
+    }
+
     /// The failure, with what was written before it.
     pub(crate) fn after(self, saved: Vec<PathBuf>) -> Failure {
         if saved.is_empty() {
@@ -121,7 +132,12 @@ fn was_replaced(error: &std::io::Error) -> bool {
 impl From<StoreError> for Failure {
     fn from(error: StoreError) -> Failure {
         use std::io::ErrorKind as Kind;
-        let message = error.to_string();
+        let mut message = error.to_string();
+        if let StoreError::Format { error, .. } = &error
+            && matches!(error, FormatError::UnknownDtype { .. })
+        {
+            message += "; --unknown-dtypes takes such tensors as bytes";
+        }
         match &error {
             StoreError::Io { doing, error, .. } => match error.kind() {
                 _ if wrong_path(error) && ["open", "read", "list"].contains(doing) => {

@@ -430,6 +430,9 @@ pub(crate) fn all_limits() -> safelight_convert::Limits {
     all
 }
 
+/// What standard input is called in messages.
+const STDIN: &str = "standard input";
+
 /// Whether a path stands for standard input.
 pub(crate) fn is_stdin(path: &Path) -> bool {
     path.as_os_str() == "-"
@@ -490,9 +493,11 @@ pub(crate) fn source(path: &Path, options: &ConvertOptions) -> Result<Box<dyn So
         return Ok(safelight_convert::open_with(&one(path)?, &options)?);
     }
     let file = spooled()?;
-    let source = safelight_convert::open_with(file.path(), &options)?;
+    let named = file.path().to_string_lossy().into_owned();
+    let source = safelight_convert::open_with(file.path(), &options)
+        .map_err(|error| Failure::from(error).renamed(&named, STDIN))?;
     let mut contents = source.contents().clone();
-    contents.label = "standard input".to_owned();
+    contents.label = STDIN.to_owned();
     Ok(Box::new(Spooled {
         contents,
         source,
@@ -535,10 +540,16 @@ pub(crate) fn open_with(path: &Path, unknown_dtypes: bool) -> Result<Checkpoint,
     };
     if is_stdin(path) {
         let file = spooled()?.into_file(); // without a name: it goes when it is closed
-        let opened = Checkpoint::from_reader("standard input", Box::new(file), &options);
+        let opened = Checkpoint::from_reader(STDIN, Box::new(file), &options);
         return Ok(opened?);
     }
-    Ok(location::open_with(path, &options)?)
+    let opened = location::open_with(path, &options)?;
+    for problem in opened.disagreements() {
+        say::note(&format!(
+            "note: {problem}; what the index does not name is left out"
+        ));
+    }
+    Ok(opened)
 }
 
 /// As [`members`], of which none may be missing by their names.

@@ -13,6 +13,7 @@ use serde_json::{Value, json};
 use crate::args::InspectArgs;
 use crate::error::Failure;
 use crate::files::{self, on_disk, shown_path};
+use crate::interrupt;
 use crate::ls::shape_text;
 use crate::opened::{Opened, header_of};
 use crate::{choose, models, picture, say, scan};
@@ -31,6 +32,7 @@ const LARGEST_MAX: usize = 5;
 const HISTOGRAM_COLUMNS: usize = 20;
 
 pub(crate) fn run(args: &InspectArgs) -> Result<(), Failure> {
+    interrupt::listen();
     let mut answers = Vec::new();
     let mut failure = None;
     let mut take = |answer: Result<Answer, Failure>| match answer {
@@ -77,7 +79,7 @@ fn look(path: &Path, args: &InspectArgs) -> Result<Answer, Failure> {
     }
     if std::fs::metadata(path).is_ok_and(|metadata| !metadata.is_file()) {
         let what = "is a pipe or a device, not a file";
-        return Err(Failure::Usage(format!("{}: {what}", shown_path(path))));
+        return Err(Failure::Model(format!("{}: {what}", shown_path(path))));
     }
     // A name that is no picture's is taken for a model's, and what can't be read is the model's fault.
     if let (Err(error), false) = (std::fs::metadata(path), is_picture(path)) {
@@ -111,7 +113,7 @@ fn folder(path: &Path, args: &InspectArgs) -> Result<Answer, Failure> {
     catalog
         .entries
         .retain(|entry| entry.layout != Layout::Embedded);
-    models::find_hashes(&mut catalog, args.no_hash);
+    models::find_hashes(&mut catalog, args.no_hash)?;
     let pictures = pictures_in(path)?;
     let mut text = format!("{}: ", shown_path(path));
     match catalog.entries.len() {
@@ -304,7 +306,8 @@ fn model(path: &Path, args: &InspectArgs) -> Result<Answer, Failure> {
     if let (true, Some(path)) = (args.no_hash, &entry.path) {
         entry.sha256 = choose::hash_cache().get(path).map(str::to_owned);
     } else {
-        entry.find_hash(&mut choose::hash_cache());
+        entry.find_hash(&mut choose::hash_cache(), &mut interrupt::go_on);
+        interrupt::check()?;
     }
     let tensors: Vec<TensorInfo<'_>> = checkpoint.iter().flat_map(|file| file.tensors()).collect();
     let metadata: BTreeMap<&str, &str> = checkpoint

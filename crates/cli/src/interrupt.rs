@@ -1,15 +1,23 @@
 //! Ctrl-C (and SIGTERM, SIGHUP): the first asks the work to end after the step it is in, the second ends the program at once.
 
+use std::ops::ControlFlow;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use crate::error::Failure;
 
 static ASKED: AtomicBool = AtomicBool::new(false);
 
+/// Signals that come so soon after the first are the same key press: programs in between (`timeout`, `npm`) pass it on, and the
+/// terminal gives it to the whole group.
+const ONE_PRESS: Duration = Duration::from_millis(400);
+
 /// Listens from now on.
 pub(crate) fn listen() {
-    let on_signal = || {
-        if ASKED.swap(true, Ordering::Relaxed) {
+    let mut first: Option<Instant> = None;
+    let on_signal = move || {
+        let first = *first.get_or_insert_with(Instant::now);
+        if ASKED.swap(true, Ordering::Relaxed) && first.elapsed() > ONE_PRESS {
             // Pictures and files are renamed into place when they are whole, so nothing half-done takes their place.
             std::process::exit(130);
         }
@@ -31,6 +39,14 @@ pub(crate) fn outlive_file_size_limit() {
 /// Whether someone asked to end.
 pub(crate) fn asked() -> bool {
     ASKED.load(Ordering::Relaxed)
+}
+
+/// For work that says how far it is: goes on until someone asks to end.
+pub(crate) fn go_on(_: u64, _: u64) -> ControlFlow<()> {
+    match asked() {
+        true => ControlFlow::Break(()),
+        false => ControlFlow::Continue(()),
+    }
 }
 
 /// An error if someone asked to end: for work that goes piece by piece.

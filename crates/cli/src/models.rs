@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 use crate::args::ModelsArgs;
 use crate::choose;
 use crate::error::Failure;
+use crate::interrupt;
 use crate::progress::Progress;
 use crate::say;
 
@@ -16,8 +17,9 @@ pub(crate) fn run(args: &ModelsArgs) -> Result<(), Failure> {
     if let Some(path) = &args.export_demo {
         return export_demo(path, args);
     }
+    interrupt::listen();
     let mut catalog = choose::catalog(&args.folders)?;
-    find_hashes(&mut catalog, args.no_hash);
+    find_hashes(&mut catalog, args.no_hash)?;
     catalog.notes.iter().for_each(|note| say::note(note));
     if args.json {
         return say::answer_json_line(&to_json(&catalog));
@@ -42,7 +44,7 @@ fn export_demo(path: &Path, args: &ModelsArgs) -> Result<(), Failure> {
 }
 
 /// Fills the hashes in: all of them, or only those that take no reading.
-pub(crate) fn find_hashes(catalog: &mut Catalog, known_only: bool) {
+pub(crate) fn find_hashes(catalog: &mut Catalog, known_only: bool) -> Result<(), Failure> {
     let mut cache = choose::hash_cache();
     let mut progress = Progress::new(known_only);
     for entry in &mut catalog.entries {
@@ -53,9 +55,11 @@ pub(crate) fn find_hashes(catalog: &mut Catalog, known_only: bool) {
         ));
         match &entry.path {
             Some(path) if known_only => entry.sha256 = cache.get(path).map(str::to_owned),
-            _ => entry.find_hash(&mut cache),
+            _ => entry.find_hash(&mut cache, &mut interrupt::go_on),
         }
+        interrupt::check()?;
     }
+    Ok(())
 }
 
 pub(crate) fn to_json(catalog: &Catalog) -> Value {

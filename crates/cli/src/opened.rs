@@ -43,6 +43,7 @@ impl Opened {
         }
         let options = ConvertOptions {
             limits: files::all_limits(),
+            skip_unsupported: true,
             ..ConvertOptions::default()
         };
         match safelight_convert::open_with(path, &options) {

@@ -7,7 +7,7 @@ use clap::{Args, ValueHint};
 use safelight_convert::scan::{Finding, ScanReport, Severity, sarif, scan, warnings};
 use safelight_convert::{ConvertError, Note};
 use safelight_format::shown;
-use safelight_store::matching_all;
+use safelight_store::{matching_all, model_files};
 use serde_json::json;
 use unicode_width::{UnicodeWidthChar as _, UnicodeWidthStr as _};
 
@@ -84,7 +84,18 @@ impl Run for ScanArgs {
         let mut wrong = None;
         for path in &self.paths {
             match found(&files::on_disk(path)?) {
-                Ok(paths) => paths.iter().try_for_each(|path| walk(path, &mut each))?,
+                Ok(paths) => {
+                    let mut paths = paths;
+                    let shards = paths.iter().filter(|path| is_index(path)).map(shards_of);
+                    match shards.collect::<Result<Vec<_>, _>>() {
+                        Ok(shards) => paths.extend(shards.into_iter().flatten()),
+                        Err(failure) => {
+                            say::failure(&failure, 2, self.json);
+                            wrong.get_or_insert(failure);
+                        }
+                    }
+                    paths.iter().try_for_each(|path| walk(path, &mut each))?;
+                }
                 Err(failure) => {
                     say::failure(&failure, 2, self.json);
                     wrong.get_or_insert(failure);
@@ -321,6 +332,16 @@ pub(crate) fn refusal(path: &Path) -> Option<Failure> {
 /// A path, or what fits it if it is a pattern, folders too.
 fn found(path: &Path) -> Result<Vec<PathBuf>, Failure> {
     Ok(matching_all(path)?.unwrap_or_else(|| vec![path.to_owned()]))
+}
+
+/// Whether a path is that of an index, by its name.
+fn is_index(path: &Path) -> bool {
+    path.to_string_lossy().ends_with(".safetensors.index.json") && path.is_file()
+}
+
+/// The files that an index stands for, there or not.
+fn shards_of(index: &PathBuf) -> Result<Vec<PathBuf>, Failure> {
+    Ok(model_files(index)?)
 }
 
 /// Every file below a path, in the order of names. Links within folders are not followed; a link that was named is.

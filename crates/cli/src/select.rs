@@ -42,7 +42,9 @@ impl SelectArgs {
         if self.only.is_empty() && self.exclude.is_empty() && self.rename.is_empty() {
             return Ok(source);
         }
-        let all: Vec<&str> = source.contents().names().collect();
+        let contents = source.contents();
+        let skipped = contents.skipped.iter().map(|note| note.at.as_str());
+        let all: Vec<&str> = contents.names().chain(skipped).collect();
         check_patterns("--only", &self.only, source.label(), &all)?;
         check_patterns("--exclude", &self.exclude, source.label(), &all)?;
         let mut new_names: HashMap<&str, &str> = HashMap::new();
@@ -67,7 +69,8 @@ impl SelectArgs {
         Ok(Arc::new(chosen))
     }
 
-    fn wants(&self, name: &str) -> bool {
+    /// Whether a tensor of the source is written.
+    pub(crate) fn wants(&self, name: &str) -> bool {
         let fits = |patterns: &[Pattern]| patterns.iter().any(|pattern| pattern.fits(name));
         (self.only.is_empty() || fits(&self.only)) && !fits(&self.exclude)
     }

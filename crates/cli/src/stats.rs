@@ -81,9 +81,16 @@ impl StatsArgs {
     fn tell(&self, path: &Path) -> Result<Outcome, Failure> {
         let options = OpenOptions {
             opaque_dtypes: self.unknown_dtypes,
+            skip_unsupported: true,
             ..OpenOptions::default()
         };
         let source = files::source(path, &options)?;
+        for note in &source.contents().skipped {
+            let (file, at, what) = (files::name(path), &note.at, &note.what);
+            say::note(&say::harmless(&format!(
+                "note: {file}: `{at}` is left out: {what}"
+            )));
+        }
         let names: Vec<&str> = source.contents().names().collect();
         check_names(&self.name, &files::name(path), &names)?;
         let wants =

@@ -129,3 +129,131 @@ fn data_beside_a_model() {
         place.refuses(&convert, 3, &["m.onnx", "`external.data`", "no file"]);
     }
 }
+
+#[test]
+fn tensors_that_nothing_reads_stop_only_those_who_want_them() {
+    let place = Place::new();
+    let array = |descr: &str, bytes: usize| {
+        let mut head = format!("{{'descr': '{descr}', 'fortran_order': False, 'shape': (2,), }}");
+        head += &" ".repeat((10 + head.len() + 1).next_multiple_of(64) - 11 - head.len());
+        head.push('\n');
+        let len = (head.len() as u16).to_le_bytes();
+        [
+            &b"\x93NUMPY\x01\x00"[..],
+            &len,
+            head.as_bytes(),
+            &vec![0; bytes],
+        ]
+        .concat()
+    };
+    let mut archive = Vec::new();
+    zip(
+        &mut archive,
+        &[
+            ("fine.npy", array("<f4", 8)),
+            ("odd.npy", array("<c16", 32)),
+        ],
+    );
+    place.write("x.npz", &archive);
+    let convert: &[&str] = &["convert", "x.npz", "o.safetensors", "--force"];
+    place.refuses(
+        convert,
+        3,
+        &["x.npz", "`odd`", "<c16", "--exclude", "--skip-unsupported"],
+    );
+    place.refuses(&[convert, &["--only", "odd"]].concat(), 3, &["`odd`"]);
+    for more in [
+        &["--exclude", "odd"][..],
+        &["--only", "f*"],
+        &["--skip-unsupported"],
+    ] {
+        place.works(&[convert, more].concat());
+        let listed = place.works(&["ls", "o.safetensors", "--json"]).json();
+        assert_eq!(listed["tensor_count"], 1);
+    }
+    let ran = place.works(&["ls", "x.npz", "--json"]).json();
+    assert_eq!(ran["tensor_count"], 1);
+    assert!(
+        ran["notes"].to_string().contains("left out: is complex"),
+        "{ran}"
+    );
+    let ran = place.works(&["stats", "x.npz"]);
+    assert!(ran.stderr.contains("`odd` is left out"), "{}", ran.stderr);
+    // The same of a kind of file whose readers find it later.
+    let file = "scale_offset.h5";
+    fs::copy(golden(file), place.path(file)).unwrap();
+    let convert: &[&str] = &["convert", file, "h.safetensors", "--force"];
+    place.refuses(convert, 3, &[file, "`layer/kernel`", "--exclude"]);
+    let scan = place.works(&["scan", file]);
+    assert!(scan.stdout.contains("clean"), "{}", scan.stdout);
+}
+
+#[test]
+fn content_of_other_files_is_no_clean_file() {
+    let place = Place::new();
+    fs::copy(golden("outside.h5"), place.path("outside.h5")).unwrap();
+    let ran = place.run(&["scan", "outside.h5"]);
+    assert_eq!(ran.code, Some(1));
+    assert!(
+        ran.stdout
+            .contains("`layer/kernel` is content of another file"),
+        "{}",
+        ran.stdout
+    );
+}
+
+/// A zip archive of stored members.
+fn zip(out: &mut Vec<u8>, members: &[(&str, Vec<u8>)]) {
+    let mut directory = Vec::new();
+    for (name, content) in members {
+        let at = out.len() as u32;
+        let crc = crc32(content).to_le_bytes();
+        let len = (content.len() as u32).to_le_bytes();
+        let common = [
+            &[20, 0, 0, 0, 0, 0, 0, 0, 0, 0][..],
+            &crc,
+            &len,
+            &len,
+            &(name.len() as u16).to_le_bytes(),
+            &[0, 0],
+        ]
+        .concat();
+        out.extend([b"PK\x03\x04", &common[..], name.as_bytes(), content].concat());
+        directory.extend(
+            [
+                b"PK\x01\x02\x14\0",
+                &common[..],
+                &[0; 10],
+                &at.to_le_bytes(),
+                name.as_bytes(),
+            ]
+            .concat(),
+        );
+    }
+    let count = (members.len() as u16).to_le_bytes();
+    let (start, len) = (
+        (out.len() as u32).to_le_bytes(),
+        (directory.len() as u32).to_le_bytes(),
+    );
+    out.extend(
+        [
+            &directory[..],
+            b"PK\x05\x06\0\0\0\0",
+            &count,
+            &count,
+            &len,
+            &start,
+            &[0, 0],
+        ]
+        .concat(),
+    );
+}
+
+/// CRC-32 as zip has it, bit by bit.
+fn crc32(bytes: &[u8]) -> u32 {
+    !bytes.iter().fold(!0u32, |crc, &byte| {
+        (0..8).fold(crc ^ u32::from(byte), |crc, _| {
+            (crc >> 1) ^ (0xedb8_8320 & (crc & 1).wrapping_neg())
+        })
+    })
+}

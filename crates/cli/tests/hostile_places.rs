@@ -50,6 +50,46 @@ fn pipes_are_refused_and_not_waited_for() {
 }
 
 #[test]
+fn what_stands_in_an_undo_records_place_is_never_opened() {
+    let place = Place::new();
+    let commands: [&[&str]; 8] = [
+        &["ls", "m.safetensors"],
+        &["cat", "m.safetensors", "w"],
+        &["verify", "m.safetensors"],
+        &["hash", "m.safetensors"],
+        &["lint", "m.safetensors"],
+        &["stats", "m.safetensors"],
+        &["meta", "set", "m.safetensors", "a=b"],
+        &["repair", "m.safetensors"],
+    ];
+    let record = ".m.safetensors.safelight-undo";
+    for kind in ["pipe", "link", "folder", "text"] {
+        model(&place, "m.safetensors");
+        match kind {
+            "pipe" => drop(
+                Command::new("mkfifo")
+                    .arg(place.path(record))
+                    .status()
+                    .unwrap(),
+            ),
+            "link" => std::os::unix::fs::symlink("/etc/passwd", place.path(record)).unwrap(),
+            "folder" => std::fs::create_dir(place.path(record)).unwrap(),
+            _ => drop(place.write(record, b"garbage")),
+        }
+        for arguments in commands {
+            let ran = ends(&place, arguments);
+            let words = ran.stderr.clone() + &ran.stdout;
+            assert!(ran.code != Some(0), "{kind} {arguments:?} {words}");
+            assert!(words.contains("delete"), "{kind} {arguments:?} {words}");
+        }
+        let path = place.path(record);
+        if std::fs::remove_file(&path).is_err() {
+            std::fs::remove_dir(&path).unwrap();
+        }
+    }
+}
+
+#[test]
 fn a_limit_of_file_sizes_is_an_error_and_no_signal() {
     let place = Place::new();
     let data = vec![7; 1 << 20];

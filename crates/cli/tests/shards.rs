@@ -110,7 +110,7 @@ fn a_missing_shard_is_named_by_every_command_that_reads_them_as_one() {
         answer["problems"][0]
             .as_str()
             .unwrap()
-            .contains("1 of 3 shards are missing")
+            .contains("1 of 3 shards is missing")
     );
     let inspected = place.works(&["inspect", "s h", "--json"]).json();
     assert!(inspected["problem"].as_str().unwrap().contains(gone));
@@ -390,4 +390,66 @@ fn an_index_that_is_wrong_is_told_by_every_command() {
     for command in READERS {
         place.works(&with(command, index));
     }
+}
+
+#[test]
+fn what_an_index_does_not_name_is_told_of() {
+    let place = three();
+    let map = [("a", 1), ("b", 2), ("c", 3)];
+    let index = |names: &[(&str, usize)]| {
+        let map: serde_json::Map<_, _> = names
+            .iter()
+            .map(|(name, number)| ((*name).to_owned(), shard(*number, 3).into()))
+            .collect();
+        let json = serde_json::json!({ "metadata": { "total_size": 6 }, "weight_map": map });
+        place.write("s h/m.safetensors.index.json", json.to_string().as_bytes());
+    };
+    // Shard 3 has a second tensor.
+    let json = r#"{"c":{"dtype":"U8","shape":[1],"data_offsets":[0,1]},"d":{"dtype":"U8","shape":[1],"data_offsets":[1,2]}}"#;
+    raw(&place, &format!("s h/{}", shard(3, 3)), json, b"xy");
+    index(&map);
+    let file = "s h/m.safetensors.index.json";
+    for command in [
+        &["merge", file, "-o", "o.safetensors", "--force"][..],
+        &["convert", file, "o.safetensors", "--force"],
+    ] {
+        let ran = place.works(&[command, &["--json"]].concat());
+        let notes = ran.json()["notes"].to_string();
+        assert!(
+            notes.contains("1 tensor is in shards but not in the index: `d`"),
+            "{notes}"
+        );
+    }
+    for command in [
+        &["ls", file][..],
+        &["split", file, "-o", "out", "--count", "2"],
+    ] {
+        let ran = place.works(command);
+        assert!(ran.stderr.contains("`d`"), "{}", ran.stderr);
+    }
+}
+
+#[test]
+fn scan_of_an_index_looks_into_its_shards() {
+    let place = three();
+    let map = serde_json::json!({ "a": shard(1, 3), "b": shard(2, 3), "c": shard(3, 3) });
+    let json = serde_json::json!({ "metadata": {}, "weight_map": map });
+    let file = "s h/m.safetensors.index.json";
+    place.write(file, json.to_string().as_bytes());
+    let ran = place.works(&["scan", file]);
+    assert!(ran.stdout.contains("4 files: 4 clean"), "{}", ran.stdout);
+    place.write(&format!("s h/{}", shard(3, 3)), b"cos\nsystem\n(S'id'\ntR.");
+    let ran = place.run(&["scan", file]);
+    assert!(
+        ran.code == Some(1) && ran.stdout.contains("1 dangerous"),
+        "{}",
+        ran.stdout
+    );
+    fs::remove_file(place.path(&format!("s h/{}", shard(2, 3)))).unwrap();
+    let ran = place.run(&["scan", file]);
+    assert!(
+        ran.code == Some(2) && ran.stderr.contains("00002-of-00003"),
+        "{}",
+        ran.stderr
+    );
 }

@@ -3,7 +3,7 @@
 use safelight_store::Checkpoint;
 
 use crate::error::ConvertError;
-use crate::source::{Contents, OpaqueTensor, PIECE_BYTES, Source};
+use crate::source::{Contents, Note, OpaqueTensor, PIECE_BYTES, Source};
 
 /// The tensors of a [`Checkpoint`].
 pub struct CheckpointSource {
@@ -21,6 +21,11 @@ impl CheckpointSource {
             shape: place.tensor.shape.to_vec(),
             byte_count: place.tensor.byte_count(),
         });
+        let disagreements = checkpoint.disagreements().into_iter();
+        let left_out = disagreements.map(|problem| {
+            let what = format!("{problem}; what the index does not name is left out");
+            Note::new("", what)
+        });
         let contents = Contents {
             label: checkpoint.label().to_owned(),
             opaque: opaque.collect(),
@@ -29,7 +34,8 @@ impl CheckpointSource {
                 .map(|tensor| tensor.to_spec())
                 .collect(),
             metadata: checkpoint.metadata().cloned().unwrap_or_default(),
-            notes: vec![],
+            notes: left_out.collect(),
+            ..Contents::default()
         };
         CheckpointSource {
             checkpoint,

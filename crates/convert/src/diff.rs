@@ -325,9 +325,11 @@ impl Sums {
                 .decode(self.dtypes[side], runs[side], count, &mut values[side])?;
         }
         for (index, (&x, &y)) in values[0].iter().zip(&values[1]).enumerate() {
-            let apart = match x == y {
-                true => self.wide_integers_apart(runs, index, x),
-                false => (x - y).abs(),
+            let wide = self.wide_integers_apart(runs, index, [x, y]);
+            let apart = match wide {
+                Some(apart) => apart,
+                None if x == y => 0.0,
+                None => (x - y).abs(),
             };
             self.pair(x, y, apart, index as u64);
         }
@@ -348,22 +350,26 @@ impl Sums {
         Ok(())
     }
 
-    /// How far apart two numbers are that are the same `value` as f64: 64-bit integers above 2⁵³ can differ.
-    fn wide_integers_apart(&self, runs: &[&[u8]], index: usize, value: f64) -> f64 {
+    /// How far apart two numbers are, whose `values` as f64 are rounded: 64-bit integers above 2⁵³. `None` where f64 is exact.
+    fn wide_integers_apart(&self, runs: &[&[u8]], index: usize, values: [f64; 2]) -> Option<f64> {
         let is_wide = |dtype| matches!(dtype, Dtype::I64 | Dtype::U64);
-        if !self.dtypes.into_iter().any(is_wide) || value.abs() < (1u64 << 53) as f64 {
-            return 0.0;
+        let exact = (1u64 << 53) as f64;
+        if !self.dtypes.into_iter().any(is_wide) || values.iter().all(|value| value.abs() < exact) {
+            return None;
         }
-        let [a, b] = [0, 1].map(|side: usize| {
+        let whole = |side: usize| {
             let eight = |run: &[u8]| run.as_chunks().0.get(index).copied();
             match (self.dtypes[side], eight(runs[side])) {
-                (Dtype::I64, Some(bytes)) => i128::from(i64::from_le_bytes(bytes)),
-                (Dtype::U64, Some(bytes)) => i128::from(u64::from_le_bytes(bytes)),
-                // Floats from 2⁵³ on are integers.
-                _ => value as i128,
+                (Dtype::I64, Some(bytes)) => Some(i128::from(i64::from_le_bytes(bytes))),
+                (Dtype::U64, Some(bytes)) => Some(i128::from(u64::from_le_bytes(bytes))),
+                _ => {
+                    let value = values[side];
+                    let fits = value.fract() == 0.0 && value.abs() < (1u128 << 100) as f64;
+                    fits.then_some(value as i128)
+                }
             }
-        });
-        a.abs_diff(b) as f64
+        };
+        Some(whole(0)?.abs_diff(whole(1)?) as f64)
     }
 
     fn pair(&mut self, x: f64, y: f64, apart: f64, index: u64) {
@@ -497,6 +503,15 @@ mod tests {
         check([Dtype::U64; 2], u64::MAX, u64::MAX - 2, 2.0);
         let minus = |value: i64| value as u64;
         check([Dtype::I64; 2], minus(i64::MIN), minus(i64::MIN + 1), 1.0);
+        // Apart as f64 as well, by another number.
+        check([Dtype::I64; 2], (1 << 53) + 1, (1 << 53) + 2, 1.0);
+        check([Dtype::U64; 2], u64::MAX, 1, (u64::MAX - 1) as f64);
+        check(
+            [Dtype::I64, Dtype::F64],
+            (1 << 53) + 1,
+            0.5f64.to_bits(),
+            2f64.powi(53),
+        );
         let float = (2f64.powi(53)).to_bits();
         check([Dtype::I64, Dtype::F64], (1 << 53) + 1, float, 1.0);
         check([Dtype::I64, Dtype::F64], 1 << 53, float, 0.0);

@@ -12,7 +12,7 @@ use safelight_store::ReadAt;
 
 use crate::error::ConvertError;
 use crate::input::{Cursor, Input};
-use crate::source::{Contents, LimitName, Limits, Note, Source};
+use crate::source::{Contents, LimitName, Limits, Note, Source, skip};
 
 /// Deeper nesting is refused, whatever the limits say: each level is a call.
 const DEPTH_MAX: u32 = 200;
@@ -91,7 +91,7 @@ impl FlaxSource {
         FlaxSource::read_from(input, limits, values_to_metadata)
     }
 
-    fn read_from(
+    pub(crate) fn read_from(
         input: Input<'static>,
         limits: &Limits,
         values_to_metadata: bool,
@@ -146,6 +146,7 @@ fn read_all(
         places: Vec::new(),
         metadata: BTreeMap::new(),
         notes: Vec::new(),
+        skipped: Vec::new(),
     };
     flat.walk("", root)?;
     let contents = Contents {
@@ -153,6 +154,7 @@ fn read_all(
         tensors: flat.tensors,
         metadata: flat.metadata,
         notes: flat.notes,
+        skipped: flat.skipped,
         ..Contents::default()
     };
     Ok((contents, flat.places))
@@ -404,6 +406,7 @@ struct Flat<'a> {
     places: Vec<Vec<Place>>,
     metadata: BTreeMap<String, String>,
     notes: Vec<Note>,
+    skipped: Vec<Note>,
 }
 
 impl Flat<'_> {
@@ -414,7 +417,8 @@ impl Flat<'_> {
         };
         match node {
             Node::Dict(entries) if entries.iter().any(|(key, _)| key == CHUNKED) => {
-                self.chunked(name, entries)
+                let added = self.chunked(name, entries);
+                self.or_skip(added)
             }
             Node::Dict(entries) => entries
                 .into_iter()
@@ -424,7 +428,8 @@ impl Flat<'_> {
             }),
             Node::Array(array) => {
                 let places = vec![array.place];
-                self.tensor(name, &array.dtype, array.shape, places)
+                let added = self.tensor(name, &array.dtype, array.shape, places);
+                self.or_skip(added)
             }
             Node::Count(number) => self.plain(name, number.to_string()),
             Node::Plain(text) => self.plain(name, text),
@@ -432,6 +437,14 @@ impl Flat<'_> {
                 self.notes.push(Note::new(name, format!("dropped: {what}")));
                 Ok(())
             }
+        }
+    }
+
+    /// Leaves an array out, if that was asked for and nothing else is wrong.
+    fn or_skip(&mut self, added: Result<(), ConvertError>) -> Result<(), ConvertError> {
+        match added {
+            Err(error) if self.input.skips => skip(error, &mut self.notes, &mut self.skipped),
+            added => added,
         }
     }
 

@@ -18,7 +18,7 @@ use safelight_store::ReadAt;
 
 use crate::error::ConvertError;
 use crate::input::{Cursor, Input};
-use crate::source::{Contents, LimitName, Limits, Note, PIECE_BYTES, Source};
+use crate::source::{Contents, LimitName, Limits, Note, PIECE_BYTES, Source, skip};
 
 pub use kinds::GgmlType;
 pub use write::{GgufOptions, GgufWeights, write_gguf};
@@ -117,12 +117,10 @@ impl GgufSource {
         let keys = metadata::read(&mut reader, key_count, limits)?;
         let quantized = reading.quantized;
         let mut notes = keys.notes;
-        let mut found = Vec::new();
+        let (mut found, mut skipped) = (Vec::new(), Vec::new());
         for _ in 0..tensor_count {
             match reader.tensor(quantized) {
-                Err(ConvertError::Unsupported { at, what, .. }) if reading.skip_unsupported => {
-                    notes.push(Note::new(at, format!("left out: {what}")));
-                }
+                Err(error) if reading.skip_unsupported => skip(error, &mut notes, &mut skipped)?,
                 tensor => found.push(tensor?),
             }
         }
@@ -148,6 +146,7 @@ impl GgufSource {
         let contents = Contents {
             label: input.label.clone(),
             tensors,
+            skipped,
             metadata: keys.metadata,
             notes,
             ..Contents::default()

@@ -16,6 +16,8 @@ pub(crate) struct Input<'r> {
     reader: Box<dyn ReadAt + 'r>,
     /// The format's name, for messages.
     format: &'static str,
+    /// Whether tensors that nothing here reads are left out ([`crate::OpenOptions::skip_unsupported`]).
+    pub(crate) skips: bool,
 }
 
 impl<'r> Input<'r> {
@@ -43,7 +45,14 @@ impl<'r> Input<'r> {
             byte_count,
             reader,
             format,
+            skips: false,
         })
+    }
+
+    /// The same, leaving out what is not supported if `skips`.
+    pub(crate) fn skipping(mut self, skips: bool) -> Input<'r> {
+        self.skips = skips;
+        self
     }
 
     /// Bytes that are somebody else's.

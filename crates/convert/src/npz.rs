@@ -17,7 +17,7 @@ use crate::error::ConvertError;
 use crate::input::Input;
 use crate::npy::{self, Element};
 use crate::sink::Regroup;
-use crate::source::{Contents, LimitName, Limits, Note, PIECE_BYTES, Source};
+use crate::source::{Contents, LimitName, Limits, Note, PIECE_BYTES, Source, skip};
 use crate::zip::{Archive, Member};
 
 pub use write::{NpzOptions, write_npz};
@@ -98,7 +98,10 @@ impl NpzSource {
         NpzSource::read_from(Input::new(label, reader, "NumPy")?, limits)
     }
 
-    fn read_from(input: Input<'static>, limits: &Limits) -> Result<NpzSource, ConvertError> {
+    pub(crate) fn read_from(
+        input: Input<'static>,
+        limits: &Limits,
+    ) -> Result<NpzSource, ConvertError> {
         let mut source = NpzSource {
             contents: Contents {
                 label: input.label.clone(),
@@ -136,7 +139,9 @@ impl NpzSource {
         for member in archive.members {
             let named = member.name.strip_suffix(".npy");
             if let Some(what) = member.packing() {
-                return Err(self.input.unsupported(named.unwrap_or(&member.name), what));
+                let error = self.input.unsupported(named.unwrap_or(&member.name), what);
+                self.skip(error)?;
+                continue;
             }
             let name = match named {
                 Some(name) => name.to_owned(),
@@ -155,9 +160,19 @@ impl NpzSource {
                 return Err(self.input.malformed(name, "two members have this name"));
             }
             let byte_count = member.content_bytes;
-            self.array(&name, Some(member), byte_count, limits)?;
+            if let Err(error) = self.array(&name, Some(member), byte_count, limits) {
+                self.skip(error)?;
+            }
         }
         Ok(())
+    }
+
+    /// Leaves an array out, if that was asked for and nothing else is wrong.
+    fn skip(&mut self, error: ConvertError) -> Result<(), ConvertError> {
+        match self.input.skips {
+            true => skip(error, &mut self.contents.notes, &mut self.contents.skipped),
+            false => Err(error),
+        }
     }
 
     /// One array: reads its header.

@@ -16,6 +16,7 @@ use crate::error::ConvertError;
 use crate::flax::{FlaxSource, is_flax};
 use crate::gguf::{GgufReading, GgufSource, Quantized};
 use crate::hdf5::{Hdf5Source, is_hdf5, is_keras};
+use crate::input::Input;
 use crate::layout::{FolderSource, is_diffusers_folder};
 use crate::npz::{NpzSource, is_npz};
 use crate::onnx::{OnnxSource, is_onnx};
@@ -61,7 +62,8 @@ pub struct OpenOptions {
     pub quantized: Quantized,
     /// List tensors of dtypes that nothing here knows in [`crate::Contents::opaque`], instead of refusing their (safetensors) file.
     pub opaque_dtypes: bool,
-    /// Leave out tensors whose type nothing here reads (GGUF), with a note each, instead of refusing the file.
+    /// Leave out tensors that nothing here reads (types of GGUF, complex128, sparse and quantised ones, unknown filters …), with a note each
+    /// and listed in [`crate::Contents::skipped`], instead of refusing the file.
     pub skip_unsupported: bool,
 }
 
@@ -111,7 +113,11 @@ pub fn open_with(path: &Path, options: &OpenOptions) -> Result<Box<dyn Source>, 
             })
         }
         // Its data may lie beside it.
-        Format::Onnx => Ok(Box::new(OnnxSource::open(path, &options.limits)?)),
+        Format::Onnx => Ok(Box::new(OnnxSource::open_with(
+            path,
+            &options.limits,
+            options.skip_unsupported,
+        )?)),
         Format::Other(kind) => {
             let (file, kind) = (label.clone().into_owned(), Some(kind));
             let error = ConvertError::UnknownKind { file, kind };
@@ -236,12 +242,13 @@ fn open_foreign(
     reader: Box<dyn ReadAt>,
     options: &OpenOptions,
 ) -> Result<Box<dyn Source>, ConvertError> {
-    let limits = &options.limits;
+    let (limits, skips) = (&options.limits, options.skip_unsupported);
     let context = Context::new(Path::new(label), options);
     Ok(match format {
         Format::Flax => {
             let to_metadata = options.values_to_metadata;
-            Box::new(FlaxSource::from_reader(label, reader, limits, to_metadata)?)
+            let input = Input::new(label, reader, "Flax msgpack")?.skipping(skips);
+            Box::new(FlaxSource::read_from(input, limits, to_metadata)?)
         }
         Format::Gguf => {
             let reading = GgufReading {
@@ -250,9 +257,15 @@ fn open_foreign(
             };
             Box::new(GgufSource::from_reader(label, reader, limits, reading)?)
         }
-        Format::Hdf5 => Box::new(Hdf5Source::from_reader(label, reader, limits)?),
-        Format::Npz => Box::new(NpzSource::from_reader(label, reader, limits)?),
-        Format::Onnx => Box::new(OnnxSource::from_reader(label, reader, limits)?),
+        Format::Hdf5 => Box::new(Hdf5Source::from_reader_with(label, reader, limits, skips)?),
+        Format::Npz => {
+            let input = Input::new(label, reader, "NumPy")?.skipping(skips);
+            Box::new(NpzSource::read_from(input, limits)?)
+        }
+        Format::Onnx => {
+            let input = Input::new(label, reader, "ONNX")?.skipping(skips);
+            Box::new(OnnxSource::read_from(input, None, limits)?)
+        }
         Format::Pickle => open_pickle(&context, reader)?,
         Format::Zip => open_zip(&context, reader)?,
         Format::Safetensors => unreachable!("both callers open safetensors by their place"),

@@ -24,6 +24,25 @@ pub struct Contents {
     pub metadata: BTreeMap<String, String>,
     /// What is not handed on as it stands in the file, and why.
     pub notes: Vec<Note>,
+    /// Tensors that nothing here reads (complex128, sparse and quantised ones, unknown filters …), and why: none unless
+    /// [`crate::OpenOptions::skip_unsupported`] asked to leave them out. [`Contents::notes`] has a note of each as well.
+    pub skipped: Vec<Note>,
+}
+
+/// Lists a tensor that nothing here reads with those that are left out; any other error, and one that is not about a tensor, comes back.
+pub(crate) fn skip(
+    error: ConvertError,
+    notes: &mut Vec<Note>,
+    skipped: &mut Vec<Note>,
+) -> Result<(), ConvertError> {
+    match error {
+        ConvertError::Unsupported { at, what, .. } if !at.is_empty() => {
+            notes.push(Note::new(at.clone(), format!("left out: {what}")));
+            skipped.push(Note::new(at, what));
+            Ok(())
+        }
+        error => Err(error),
+    }
 }
 
 impl Contents {

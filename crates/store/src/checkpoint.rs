@@ -230,7 +230,7 @@ impl Checkpoint {
 
     /// Where the index and its shards disagree, though every tensor that it lists can be read: tensors in two shards, tensors
     /// that it does not list.
-    pub(crate) fn disagreements(&self) -> Vec<StoreError> {
+    pub fn disagreements(&self) -> Vec<StoreError> {
         let Some(weight_map) = &self.weight_map else {
             return Vec::new();
         };
@@ -685,7 +685,6 @@ impl ShardFile {
     }
 
     pub(crate) fn open(path: &Path, options: &OpenOptions) -> Result<ShardFile, StoreError> {
-        crate::edit::recover(path)?;
         ShardFile::of_source(FileSource::open(path)?, options)
     }
 

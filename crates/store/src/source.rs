@@ -112,8 +112,9 @@ pub(crate) struct FileSource {
 }
 
 impl FileSource {
-    /// Opens a regular file for positioned reads.
+    /// Opens a regular file for positioned reads. An edit of it that was interrupted is taken back first.
     pub(crate) fn open(path: &Path) -> Result<FileSource, StoreError> {
+        crate::edit::recover(path)?;
         let file = open_regular(path)?;
         let stamp = Stamp::of(&file).map_err(StoreError::io("read the size of", path))?;
         let file_bytes = stamp.file_bytes;

@@ -136,6 +136,12 @@ pub(crate) fn allocate(file: &File, byte_count: u64, at: &Path) -> io::Result<()
     };
     match done {
         Err(error) if is_unsupported(&error) => Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::StorageFull => {
+            let what = format!(
+                "{error}: {byte_count} bytes are needed; free some space there, or write elsewhere"
+            );
+            Err(io::Error::new(error.kind(), what))
+        }
         done => done,
     }
 }

@@ -58,8 +58,10 @@ impl Run for BrowseArgs {
     }
 
     fn run(&self) -> Result<Outcome, Failure> {
+        files::no_stdin(&self.file)?;
         let options = OpenOptions {
             opaque_dtypes: self.unknown_dtypes,
+            skip_unsupported: true,
             ..OpenOptions::default()
         };
         let source = files::source(&self.file, &options)?;

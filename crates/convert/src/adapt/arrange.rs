@@ -51,6 +51,7 @@ impl Arranged {
             opaque: vec![],
             metadata,
             notes,
+            ..Contents::default()
         };
         let arranged = Arranged {
             inner,

@@ -77,6 +77,7 @@ pub fn join(sources: Vec<Arc<dyn Source>>) -> Result<Arc<dyn Source>, ConvertErr
         opaque,
         metadata,
         notes,
+        ..Contents::default()
     };
     Ok(Arc::new(Joined {
         contents,

@@ -172,6 +172,7 @@ impl Merge {
             opaque: vec![],
             metadata,
             notes,
+            ..Contents::default()
         };
         Ok(Merge {
             contents,

@@ -133,6 +133,12 @@ fn plan(
             );
             return refuse(tensor, what);
         };
+        if weights == GgufWeights::Q8_0 && kind == GgmlType::F16 {
+            let row = tensor.shape.last().copied().unwrap_or(0);
+            let what =
+                format!("became F16: its rows of {row} are no multiple of 32, as Q8_0 needs");
+            notes.push(Note::new(&tensor.name, what));
+        }
         if kind.plain() != Some(tensor.dtype) && !is_float(tensor.dtype) {
             let what = format!(
                 "widened from {} to {}, which GGUF has",

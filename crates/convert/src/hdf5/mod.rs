@@ -24,7 +24,7 @@ use safelight_store::ReadAt;
 use crate::bytes::read_up_to;
 use crate::error::ConvertError;
 use crate::input::Input;
-use crate::source::{Contents, LimitName, Limits, Note, Source};
+use crate::source::{Contents, LimitName, Limits, Note, Source, skip};
 use attributes::Attributes;
 use chunks::Chunked;
 pub(crate) use keras::is_keras;
@@ -90,6 +90,16 @@ impl Hdf5Source {
         reader: Box<dyn ReadAt>,
         limits: &Limits,
     ) -> Result<Hdf5Source, ConvertError> {
+        Hdf5Source::from_reader_with(label, reader, limits, false)
+    }
+
+    /// The same, leaving out datasets that nothing here reads if `skips`.
+    pub(crate) fn from_reader_with(
+        label: &str,
+        reader: Box<dyn ReadAt>,
+        limits: &Limits,
+        skips: bool,
+    ) -> Result<Hdf5Source, ConvertError> {
         let mut start = [0; 2];
         let read = read_up_to(&*reader, &mut start, 0);
         read.map_err(|error| ConvertError::Io {
@@ -98,34 +108,22 @@ impl Hdf5Source {
             error,
         })?;
         if start != *b"PK" {
-            return Hdf5Source::read_from(Input::new(label, reader, "HDF5")?, limits);
+            let input = Input::new(label, reader, "HDF5")?.skipping(skips);
+            return Hdf5Source::read_from(input, limits);
         }
         let opened = keras::open(label, reader, limits)?;
-        let input = Input::new(label, opened.weights, "HDF5")?;
+        let input = Input::new(label, opened.weights, "HDF5")?.skipping(skips);
         let mut source = Hdf5Source::read_from(input, limits)?;
         source.contents.metadata.extend(opened.metadata);
         source.contents.notes.extend(opened.notes);
         Ok(source)
     }
 
-    fn read_from(input: Input<'static>, limits: &Limits) -> Result<Hdf5Source, ConvertError> {
-        let file = File::open(&input)?;
-        let root = file.root;
-        let mut walk = Walk {
-            file,
-            limits,
-            kept_bytes: 0,
-            entries: 0,
-            groups: HashSet::new(),
-            datasets: HashMap::new(),
-            names: HashSet::new(),
-            runs: Vec::new(),
-            tensors: Vec::new(),
-            stored: Vec::new(),
-            notes: Vec::new(),
-            told: keras::Told::default(),
-        };
-        walk.object("", root, 0)?;
+    pub(crate) fn read_from(
+        input: Input<'static>,
+        limits: &Limits,
+    ) -> Result<Hdf5Source, ConvertError> {
+        let mut walk = Walk::of(&input, limits)?;
         walk.check_apart()?;
         let mut metadata = BTreeMap::new();
         walk.told.tell(&walk.names, &mut metadata, &mut walk.notes);
@@ -135,6 +133,7 @@ impl Hdf5Source {
             tensors: walk.tensors,
             metadata,
             notes: walk.notes,
+            skipped: walk.skipped,
             ..Contents::default()
         };
         Ok(Hdf5Source {
@@ -252,7 +251,49 @@ struct Walk<'a> {
     tensors: Vec<TensorSpec>,
     stored: Vec<Stored>,
     notes: Vec<Note>,
+    skipped: Vec<Note>,
+    /// Datasets and links whose content is in other files.
+    elsewhere: Vec<String>,
     told: keras::Told,
+}
+
+/// The datasets and links of a file whose content is in other files, as it names them itself.
+///
+/// # Errors
+/// As [`Hdf5Source::open`].
+pub(crate) fn elsewhere(
+    label: &str,
+    bytes: &dyn ReadAt,
+    limits: &Limits,
+) -> Result<Vec<String>, ConvertError> {
+    let input = Input::borrowing(label, bytes, "HDF5")?.skipping(true);
+    Ok(Walk::of(&input, limits)?.elsewhere)
+}
+
+impl<'a> Walk<'a> {
+    /// Goes through a whole file.
+    fn of(input: &'a Input<'a>, limits: &'a Limits) -> Result<Walk<'a>, ConvertError> {
+        let file = File::open(input)?;
+        let root = file.root;
+        let mut walk = Walk {
+            file,
+            limits,
+            kept_bytes: 0,
+            entries: 0,
+            groups: HashSet::new(),
+            datasets: HashMap::new(),
+            names: HashSet::new(),
+            runs: Vec::new(),
+            tensors: Vec::new(),
+            stored: Vec::new(),
+            notes: Vec::new(),
+            skipped: Vec::new(),
+            elsewhere: Vec::new(),
+            told: keras::Told::default(),
+        };
+        walk.object("", root, 0)?;
+        Ok(walk)
+    }
 }
 
 impl Walk<'_> {
@@ -294,7 +335,14 @@ impl Walk<'_> {
                 .any(|message: &Message| message.kind == kind)
         };
         if has(LAYOUT) && has(DATATYPE) && has(DATASPACE) {
-            return self.dataset(name, address, &messages);
+            let run_count = self.runs.len();
+            return match self.dataset(name, address, &messages) {
+                Err(error) if self.file.input.skips => {
+                    self.runs.truncate(run_count);
+                    skip(error, &mut self.notes, &mut self.skipped)
+                }
+                read => read,
+            };
         }
         let what = if has(DATATYPE) {
             "dropped: a named type"
@@ -331,7 +379,10 @@ impl Walk<'_> {
             match link {
                 Link::Hard(address) => self.object(&path, address, depth + 1)?,
                 Link::Soft => self.note(&path, "not followed: a soft link"),
-                Link::External => self.note(&path, "not followed: a link to another file"),
+                Link::External => {
+                    self.note(&path, "not followed: a link to another file");
+                    self.elsewhere.push(path);
+                }
                 Link::Other(kind) => {
                     self.note(&path, format!("not followed: a link of kind {kind}"))
                 }
@@ -437,6 +488,7 @@ impl Walk<'_> {
             return Ok(());
         };
         if messages.iter().any(|message| message.kind == EXTERNAL) {
+            self.elsewhere.push(name.to_owned());
             let what = "keeps its elements in other files; nothing here reads those";
             return Err(input.unsupported(name, what));
         }

@@ -4,14 +4,14 @@ use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 use std::path::Path;
 
-use safelight_format::{Dtype, TensorSpec};
+use safelight_format::{Dtype, TensorSpec, are, plural};
 use serde_json::json;
 
 use super::{DTYPES_KEY, METADATA};
 use crate::error::ConvertError;
 use crate::npy::npy_header;
 use crate::sink::Sink;
-use crate::source::{Source, refuse_opaque};
+use crate::source::{Note, Source, refuse_opaque};
 use crate::write::Report;
 use crate::zip_write::ZipWriter;
 
@@ -71,9 +71,38 @@ pub fn write_npz(
         Ok(Report {
             tensor_count: headers.len() as u64,
             tensor_bytes,
-            notes: source.notes().to_vec(),
+            notes: [source.notes(), &as_bytes(source)].concat(),
         })
     })
+}
+
+/// A note if some tensors are no numbers to NumPy alone.
+fn as_bytes(source: &dyn Source) -> Vec<Note> {
+    let unnamed = source.tensors().iter();
+    let unnamed = unnamed.filter(|tensor| is_unnamed(tensor.dtype));
+    let count = unnamed.count() as u64;
+    let note = (count > 0).then(|| {
+        let what = format!(
+            "{} of BF16 or 8-bit floats {} bytes to NumPy, which does not have them: `array.view(ml_dtypes.bfloat16)`, or cast with --dtype f32",
+            plural(count, "tensor"),
+            are(count)
+        );
+        Note::new("", what)
+    });
+    note.into_iter().collect()
+}
+
+/// Whether NumPy has no name for a dtype, so that its arrays are bytes.
+fn is_unnamed(dtype: Dtype) -> bool {
+    matches!(
+        dtype,
+        Dtype::F8E5m2
+            | Dtype::F8E4m3
+            | Dtype::F8E8m0
+            | Dtype::F8E4m3Fnuz
+            | Dtype::F8E5m2Fnuz
+            | Dtype::Bf16
+    )
 }
 
 fn header(source: &dyn Source, tensor: &TensorSpec) -> Result<Vec<u8>, ConvertError> {
@@ -107,17 +136,7 @@ fn header(source: &dyn Source, tensor: &TensorSpec) -> Result<Vec<u8>, ConvertEr
 fn metadata(source: &dyn Source) -> Option<String> {
     let mut metadata = source.metadata().clone();
     let tensors = source.tensors().iter();
-    let unnamed = tensors.filter(|tensor| {
-        matches!(
-            tensor.dtype,
-            Dtype::F8E5m2
-                | Dtype::F8E4m3
-                | Dtype::F8E8m0
-                | Dtype::F8E4m3Fnuz
-                | Dtype::F8E5m2Fnuz
-                | Dtype::Bf16
-        )
-    });
+    let unnamed = tensors.filter(|tensor| is_unnamed(tensor.dtype));
     let dtypes: BTreeMap<&str, &str> = unnamed
         .map(|tensor| (&*tensor.name, tensor.dtype.name()))
         .collect();

@@ -9,7 +9,7 @@ use crate::input::Input;
 
 /// Where a model lies.
 #[derive(Clone, Debug)]
-pub(super) struct Folder {
+pub(crate) struct Folder {
     path: PathBuf,
     /// The folder of the model's real file, if its name is a link: caches keep all files in one place.
     real: Option<PathBuf>,

@@ -18,7 +18,7 @@ use safelight_store::ReadAt;
 
 use crate::error::ConvertError;
 use crate::input::Input;
-use crate::source::{Contents, LimitName, Limits, Note, Source};
+use crate::source::{Contents, LimitName, Limits, Note, Source, skip};
 use external::{External, Folder, Outside};
 use sparse::Sparse;
 use values::{DOUBLES, FLOATS, INT32S, INT64S, Kind, Numbers, UINT64S, Unpack, kind};
@@ -164,8 +164,7 @@ impl OnnxSource {
     /// # Errors
     /// What is wrong with the file, or what of it safetensors cannot hold.
     pub fn open(path: &Path, limits: &Limits) -> Result<OnnxSource, ConvertError> {
-        let folder = Folder::of(path);
-        OnnxSource::read_from(Input::open(path, "ONNX")?, Some(&folder), limits)
+        OnnxSource::open_with(path, limits, false)
     }
 
     /// As [`OnnxSource::open`], from anything that can be read at any position; `label` is for messages. Data in other
@@ -181,7 +180,19 @@ impl OnnxSource {
         OnnxSource::read_from(Input::new(label, reader, "ONNX")?, None, limits)
     }
 
-    fn read_from(
+    /// As [`OnnxSource::open`], leaving out tensors that nothing here reads if `skips`.
+    pub(crate) fn open_with(
+        path: &Path,
+        limits: &Limits,
+        skips: bool,
+    ) -> Result<OnnxSource, ConvertError> {
+        let folder = Folder::of(path);
+        let input = Input::open(path, "ONNX")?.skipping(skips);
+        OnnxSource::read_from(input, Some(&folder), limits)
+    }
+
+    /// Data in other files is found in `folder`, if there is one.
+    pub(crate) fn read_from(
         input: Input<'static>,
         folder: Option<&Folder>,
         limits: &Limits,
@@ -194,6 +205,7 @@ impl OnnxSource {
             tensors: model.tensors,
             metadata: model.metadata,
             notes: model.notes,
+            skipped: model.skipped,
             ..Contents::default()
         };
         Ok(OnnxSource {
@@ -250,6 +262,7 @@ struct Model<'a> {
     stored: Vec<Stored>,
     metadata: BTreeMap<String, String>,
     notes: Vec<Note>,
+    skipped: Vec<Note>,
     /// Kept instead of looking for files, if only what the model asks for is wanted.
     survey: Option<Survey>,
 }
@@ -293,6 +306,7 @@ impl<'a> Model<'a> {
             stored: Vec::new(),
             metadata: BTreeMap::new(),
             notes: Vec::new(),
+            skipped: Vec::new(),
             survey: None,
         }
     }
@@ -437,14 +451,28 @@ impl Model<'_> {
                 }
                 2 if depth == 0 => self.describe("onnx.graph.name", field.value)?,
                 10 if depth == 0 => self.describe("onnx.graph.doc_string", field.value)?,
-                5 => self.initializer(prefix, field.bytes(&self.wire)?)?,
-                15 => self.sparse(prefix, field.bytes(&self.wire)?)?,
+                5 => {
+                    let added = self.initializer(prefix, field.bytes(&self.wire)?);
+                    self.or_skip(added)?;
+                }
+                15 => {
+                    let added = self.sparse(prefix, field.bytes(&self.wire)?);
+                    self.or_skip(added)?;
+                }
                 16 if depth == 0 => self.property(field.bytes(&self.wire)?)?,
                 _ => {}
             }
             at = next;
         }
         Ok(())
+    }
+
+    /// Leaves a tensor out, if that was asked for and nothing else is wrong.
+    fn or_skip(&mut self, added: Result<(), ConvertError>) -> Result<(), ConvertError> {
+        match added {
+            Err(error) if self.input.skips => skip(error, &mut self.notes, &mut self.skipped),
+            added => added,
+        }
     }
 
     /// A sparse tensor: named as its values are.

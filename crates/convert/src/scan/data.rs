@@ -11,6 +11,7 @@ use super::{Rule, Scanner, Severity};
 use crate::bytes::{Memory, Part, read_exact_at, read_up_to};
 use crate::error::ConvertError;
 use crate::flax;
+use crate::hdf5;
 use crate::npy;
 use crate::onnx::{self, is_onnx};
 use crate::open::open_file;
@@ -199,6 +200,16 @@ impl Scanner<'_> {
                 self.half_read("Flax msgpack", &error, member);
                 Some("Flax msgpack")
             }
+        }
+    }
+
+    /// An HDF5 file has others opened where its links and datasets say so, whichever those are.
+    pub(super) fn content_elsewhere(&mut self, bytes: &dyn ReadAt, member: &str) {
+        // What is wrong with the file itself, opening it says.
+        for name in hdf5::elsewhere(member, bytes, self.limits).unwrap_or_default() {
+            let name = shown(&name);
+            let message = format!("`{name}` is content of another file, which reading it opens");
+            self.suspicious(Rule::OtherFile, member, 0, message);
         }
     }
 

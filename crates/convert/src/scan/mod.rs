@@ -536,7 +536,10 @@ impl Scanner<'_> {
                 let message = "an executable program among model files";
                 self.suspicious(Rule::NotScannable, member, 0, message);
             }
-            FileKind::Hdf5 if !self.is_quick => self.code_layers(bytes, member),
+            FileKind::Hdf5 if !self.is_quick => {
+                self.code_layers(bytes, member);
+                self.content_elsewhere(bytes, member);
+            }
             FileKind::Json if !self.is_quick => {
                 self.code_layers(bytes, member);
                 self.templates(bytes, member);

@@ -7,7 +7,7 @@ use super::objects::{Meaning, Objects, Tensor, is_tensor};
 use crate::error::ConvertError;
 use crate::open::SharedTensors;
 use crate::pickle::{Heap, Id, Node};
-use crate::source::{LimitName, Note};
+use crate::source::{LimitName, Note, skip};
 
 /// Notes beyond this many are counted only.
 const NOTE_COUNT_MAX: usize = 1000;
@@ -25,6 +25,7 @@ pub(crate) struct Holds {
     pub(crate) tensors: Vec<Found>,
     pub(crate) metadata: BTreeMap<String, String>,
     pub(crate) notes: Vec<Note>,
+    pub(crate) skipped: Vec<Note>,
     unsaid_count: usize,
 }
 
@@ -70,7 +71,14 @@ pub(crate) fn flatten(objects: &mut Objects<'_, '_, '_>, root: Id) -> Result<Hol
             plain(objects, (id, &name, depth), &mut holds, &mut value_names);
             continue;
         }
-        let children = match objects.meaning(id, &name)? {
+        let meaning = match objects.meaning(id, &name) {
+            Err(error) if objects.context.options.skip_unsupported => {
+                skip(error, &mut holds.notes, &mut holds.skipped)?;
+                continue;
+            }
+            meaning => meaning?,
+        };
+        let children = match meaning {
             Meaning::Tensor(tensor) => {
                 if holds.tensors.len() as u64 >= limits.tensor_count_max {
                     let most = limits.bound(LimitName::Tensors);

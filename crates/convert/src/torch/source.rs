@@ -267,6 +267,7 @@ impl TorchSource {
             tensors: specs,
             metadata: holds.metadata,
             notes: holds.notes,
+            skipped: holds.skipped,
             ..Contents::default()
         };
         Ok(TorchSource {

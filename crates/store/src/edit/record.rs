@@ -125,8 +125,10 @@ pub fn recover(path: &Path) -> Result<bool, StoreError> {
         return Ok(false);
     };
     let record = record_path(&target);
-    if fs::symlink_metadata(&record).is_err() {
-        return Ok(false);
+    match fs::symlink_metadata(&record) {
+        Err(_) => return Ok(false),
+        Ok(found) if !found.is_file() => return Err(no_record(path, &record)),
+        Ok(_) => {}
     }
     match open_locked(path) {
         Ok(_) => Ok(true),
@@ -136,6 +138,12 @@ pub fn recover(path: &Path) -> Result<bool, StoreError> {
         }
         Err(error) => Err(error),
     }
+}
+
+/// What stands in a record's place and is none: opening a pipe would wait for ever, and a link leads to a stranger's file.
+fn no_record(path: &Path, record: &Path) -> StoreError {
+    let problem = "what lies there is no file (a folder, link, device or pipe) and was not made here; delete it";
+    interrupted(path, record, problem.to_owned())
 }
 
 fn interrupted(path: &Path, record: &Path, problem: String) -> StoreError {
@@ -149,13 +157,20 @@ fn interrupted(path: &Path, record: &Path, problem: String) -> StoreError {
 /// Under the lock: applies the record, if there is one.
 fn roll_back(file: &File, path: &Path, target: &Path) -> Result<(), StoreError> {
     let record_path = record_path(target);
+    match fs::symlink_metadata(&record_path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Ok(found) if !found.is_file() => return Err(no_record(path, &record_path)),
+        _ => {}
+    }
     let record = match File::open(&record_path) {
         Ok(record) => record,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
         Err(error) => return Err(StoreError::io("read", &record_path)(error)),
     };
     let plan = Plan::read(&record).map_err(|error| {
-        let problem = format!("the record cannot be read: {error}");
+        let problem = format!(
+            "the record cannot be read: {error}; check the file (`safelight verify`), and delete the record if it is as it should be"
+        );
         interrupted(path, &record_path, problem)
     })?;
     let metadata = file.metadata().map_err(StoreError::io("open", path))?;
