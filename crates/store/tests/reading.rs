@@ -301,7 +301,7 @@ fn two_shards_with_one_name_and_the_index_decides() {
     assert_eq!(
         error,
         format!(
-            "{}: 1 tensors are in shards but not in the index: `a` in `m-2.safetensors`",
+            "{}: 1 tensor is in shards but not in the index: `a` in `m-2.safetensors`",
             index.display()
         )
     );
@@ -467,7 +467,7 @@ fn what_is_not_one_model_is_refused() {
     let text = message(folder.path());
     let path = |name: &str| folder.join(name).display().to_string();
     let expected = format!(
-        "{}: 1 tensors are in two files: `a` in `{}` and `{}`; open only one of the two files, or an index that says \
+        "{}: 1 tensor is in two files: `a` in `{}` and `{}`; open only one of the two files, or an index that says \
          which is meant",
         folder.path().display(),
         path("p-1.safetensors"),
