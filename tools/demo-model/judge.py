@@ -9,10 +9,13 @@ from __future__ import annotations
 
 import argparse
 import functools
+import json
 import random
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
+from safetensors.numpy import save_file
 
 from world import COLOURS, LOW_SUN, MOON, PLACES, SUN, draw, random_scene, sprite
 
@@ -20,6 +23,7 @@ SKY_ROWS = slice(2, 34)
 GROUND_ROWS = slice(104, 126)
 ORB_TOLERANCE = 60  # largest difference of a channel, in 255ths
 ORB_SHARE, ORB_SHARE_NIGHT = 0.35, 0.2  # of a disc's pixels; mountains may hide part of a sun, a moon is a crescent
+SCENES = 4  # in the file of sprites
 THING_LIMIT = 36.0  # mean absolute error of a found thing's pixels, in 255ths
 
 
@@ -110,10 +114,31 @@ def _thing(picture: np.ndarray):
     return *best, covered
 
 
+def sprites_file(path: Path) -> None:
+    """Writes every thing in every colour once, with its mask and where its boxes are, and some judged scenes, for tests that judge without this code."""
+    tensors, boxes = {}, {}
+    for (thing, colour, place), box, pixels, mask in _sprites():
+        name = f"{thing} {colour}" if colour else thing
+        rgba = np.dstack([np.where(mask[..., None], pixels, 0), mask * 255]).astype(np.uint8)
+        boxes.setdefault(name, []).append([place, int(box[0].start), int(box[1].start)])
+        assert (tensors.setdefault(name, rgba) == rgba).all(), f"{name} is drawn otherwise at {place}"
+    rng, verdicts = random.Random(77), []
+    for idx in range(SCENES):
+        picture = draw(random_scene(rng))[0]
+        tensors[f"scene.{idx}"] = picture
+        verdict = vars(judge(picture))
+        verdicts.append({k: verdict[k] for k in ("sky", "ground", "orb_place", "thing", "colour", "place")})
+    save_file(tensors, path, {"boxes": json.dumps(boxes), "verdicts": json.dumps(verdicts), "numpy": np.__version__})
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--count", type=int, default=300)
+    parser.add_argument("--sprites", type=Path, help="write the sprites to this safetensors file, and judge nothing")
     args = parser.parse_args()
+    if args.sprites:
+        sprites_file(args.sprites)
+        return
     rng = random.Random(99)
     right = dict.fromkeys(("sky", "ground", "orb_place", "thing", "colour", "place"), 0)
     for _ in range(args.count):

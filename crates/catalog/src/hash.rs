@@ -145,6 +145,10 @@ fn stamp(path: &Path) -> std::io::Result<(u64, u64)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn go_on(_: u64, _: u64) -> ControlFlow<()> {
+        ControlFlow::Continue(())
+    }
     use safelight_store::sha256_hex;
 
     #[test]
@@ -158,7 +162,9 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let (file, cache) = (folder.path().join("a"), folder.path().join("deep/cache"));
         std::fs::write(&file, "abc").unwrap();
-        let first = HashCache::open(Some(&cache)).get_or_compute(&file).unwrap();
+        let first = HashCache::open(Some(&cache))
+            .get_or_compute(&file, &mut go_on)
+            .unwrap();
         assert_eq!(short(&first), "ba7816bf8f");
         assert_eq!(
             HashCache::open(Some(&cache)).get(&file),
@@ -168,7 +174,10 @@ mod tests {
         std::fs::write(&file, "abcd").unwrap();
         let mut reopened = HashCache::open(Some(&cache));
         assert_eq!(reopened.get(&file), None);
-        assert_eq!(reopened.get_or_compute(&file).unwrap(), sha256_hex(b"abcd"));
+        assert_eq!(
+            reopened.get_or_compute(&file, &mut go_on).unwrap(),
+            sha256_hex(b"abcd")
+        );
     }
 
     #[test]
@@ -187,7 +196,9 @@ mod tests {
             assert_eq!(HashCache::open(Some(folder.path())).get(&file), None);
         }
         assert_eq!(
-            HashCache::open(None).get_or_compute(&file).unwrap(),
+            HashCache::open(None)
+                .get_or_compute(&file, &mut go_on)
+                .unwrap(),
             sha256_hex(b"abc")
         );
     }

@@ -86,7 +86,10 @@ impl Run for ScanArgs {
             match found(&files::on_disk(path)?) {
                 Ok(paths) => {
                     let mut paths = paths;
-                    let shards = paths.iter().filter(|path| is_index(path)).map(shards_of);
+                    let shards = paths
+                        .iter()
+                        .filter(|path| is_index(path))
+                        .map(|path| shards_of(path));
                     match shards.collect::<Result<Vec<_>, _>>() {
                         Ok(shards) => paths.extend(shards.into_iter().flatten()),
                         Err(failure) => {
@@ -340,7 +343,7 @@ fn is_index(path: &Path) -> bool {
 }
 
 /// The files that an index stands for, there or not.
-fn shards_of(index: &PathBuf) -> Result<Vec<PathBuf>, Failure> {
+fn shards_of(index: &Path) -> Result<Vec<PathBuf>, Failure> {
     Ok(model_files(index)?)
 }
 
