@@ -29,9 +29,11 @@ const TEMPLATE_OVERLAP_BYTES: usize = 64 * 1024;
 /// As far as a model file is searched for templates, which stand before the tensors.
 const TEMPLATES_BYTES_MAX: u64 = 64 * 1024 * 1024;
 
-/// So many files of a folder, and so many models among them, are asked whether another file's content is theirs.
+/// So many files of a folder, and so many models among them of at most such a size (the graph alone), are asked whether another file's
+/// content is theirs.
 const NEIGHBOURS_MAX: usize = 10_000;
-const MODELS_MAX: usize = 16;
+const MODELS_MAX: usize = 4;
+const MODEL_BYTES_MAX: u64 = 64 * 1024 * 1024;
 
 /// As far as a model file is searched for layers.
 const SEARCHED_BYTES_MAX: u64 = 256 * 1024 * 1024;
@@ -228,7 +230,13 @@ impl Scanner<'_> {
         };
         let own_name = path.file_name()?.to_str()?;
         let entries = std::fs::read_dir(folder).ok()?.take(NEIGHBOURS_MAX);
-        let is_model = |path: &PathBuf| path.extension().is_some_and(|ending| ending == "onnx");
+        let is_small = |path: &PathBuf| {
+            let size = path.metadata().map(|metadata| metadata.len());
+            size.is_ok_and(|size| size <= MODEL_BYTES_MAX)
+        };
+        let is_model = |path: &PathBuf| {
+            path.extension().is_some_and(|ending| ending == "onnx") && is_small(path)
+        };
         let models = entries.filter_map(|entry| Some(entry.ok()?.path()));
         models.filter(is_model).take(MODELS_MAX).find_map(|model| {
             let file = open_file(&model).ok()?;
