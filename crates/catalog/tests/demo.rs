@@ -15,9 +15,9 @@ use serde_json::Value;
 const CAPTIONS: &str = include_str!("../../../testdata/demo/captions.json");
 /// So many captions are drawn.
 const DRAWN: usize = 50;
-/// Of them everything that is said is right in so many; the model was seen to get SEEN_ALL.
-const RIGHT_MIN: usize = 42;
-/// And sky and ground in so many; it was seen to get SEEN_BOTH.
+/// Of them everything that is said is right in so many; the model was seen to get 49.
+const RIGHT_MIN: usize = 45;
+/// And sky and ground in so many; it was seen to get 50.
 const LANDSCAPES_MIN: usize = 48;
 
 #[test]
