@@ -11,17 +11,23 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use rayon::prelude::*;
 use safelight_format::{Dtype, decode_f32};
-use safelight_tensor::{Conv2d, Fetch, Linear, Norm, Padding, Precision, Tensor};
+use safelight_tensor::{
+    Conv2d, Fetch, InMemory, Linear, Norm, Padding, Precision, Source, Tensor, Zeros,
+};
 
-use crate::load::{LoadError, Problem};
+use crate::load::{LoadError, Problem, not_finite};
 use crate::precision::{self, Ways};
 
 mod random;
 
 pub use random::{HeavyTailedWeights, RandomWeights};
 
-/// f32 bytes that one wave of [`Builder::fill`] may hold before packing: a few of the largest SD 1.5 tensors.
+/// f32 bytes that one wave of [`Builder::fill`] may hold, if the weights can't be read piece by piece: a few of the largest SD 1.5
+/// tensors.
 const WAVE_BYTES: usize = 192 << 20;
+
+/// Values that are looked at together.
+const LOOKED_AT_ONCE: usize = 1 << 16;
 
 /// Values of a weight below which it always stays: fetching it would save nothing.
 const FETCHED_VALUES_MIN: usize = 1 << 18;
@@ -36,9 +42,18 @@ pub trait Weights: Send + Sync {
     /// The tensor's `count` values.
     fn read(&self, name: &str, count: usize) -> Result<Vec<f32>, LoadError>;
 
-    /// Fills `values` with the tensor's, as many as it has.
-    fn read_into(&self, name: &str, values: &mut [f32]) -> Result<(), LoadError> {
-        values.copy_from_slice(&self.read(name, values.len())?);
+    /// Shows the tensor's `count` values to `see`, which packs them, and may read them only then.
+    ///
+    /// # Errors
+    /// If they can't be read or hold NaN or infinity; what was packed is of no use then.
+    fn show(
+        &self,
+        name: &str,
+        count: usize,
+        see: &mut dyn FnMut(&dyn Source),
+    ) -> Result<(), LoadError> {
+        let values = read_finite(self, name, count)?;
+        see(&InMemory(&values));
         Ok(())
     }
 
@@ -128,8 +143,6 @@ struct Job {
 /// Where weights that don't stay in memory are read from, again for every use.
 struct Lender {
     weights: Arc<dyn Weights>,
-    /// The values of the last one, whose room serves the next.
-    values: Mutex<Vec<f32>>,
     failure: Mutex<Option<LoadError>>,
 }
 
@@ -137,20 +150,10 @@ impl Lender {
     fn fetch(self: &Arc<Self>, name: String, count: usize) -> Fetch {
         let lender = self.clone();
         Box::new(move |see| {
-            let kept = lender.values.try_lock();
-            // Somebody else is using it: seldom, so that a room of one's own costs little.
-            let (mut kept, mut own) = (kept.ok(), Vec::new());
-            let values = kept.as_deref_mut().unwrap_or(&mut own);
-            if values.len() < count {
-                values.resize(count, 0.0);
-            }
-            let values = &mut values[..count];
-            let read = lender.weights.read_into(&name, values);
-            if let Err(error) = read.and_then(|()| all_finite(&*lender.weights, &name, values)) {
-                values.fill(0.0);
+            if let Err(error) = lender.weights.show(&name, count, see) {
+                see(&Zeros(count));
                 locked(&lender.failure).get_or_insert(error);
             }
-            see(values);
         })
     }
 }
@@ -216,7 +219,6 @@ impl<'w> Builder<'w> {
     ) -> (Builder<'w>, Failures) {
         let lender = Arc::new(Lender {
             weights: weights.clone(),
-            values: Mutex::default(),
             failure: Mutex::default(),
         });
         let builder = Builder {
@@ -270,18 +272,19 @@ impl<'w> Builder<'w> {
         let (leaf, slot) = Leaf::empty();
         let (count, packed) = (outputs * inputs, precision.for_layer(inputs, outputs));
         self.job(count, Some(packed), move |weights, lender| {
-            let values = read_unless(lender, weights, &weight, count)?;
-            let bias = read_bias(weights, bias.as_deref(), outputs)?;
-            let bias = bias.as_deref();
-            let layer = match lender {
-                Some(lender) => {
-                    let fetch = lender.fetch(weight, count);
-                    Linear::fetched(fetch, outputs, inputs, bias, precision)
-                }
-                None => Linear::with_precision(&values, outputs, inputs, bias, precision),
-            };
-            let _ = slot.set(layer);
-            Ok(())
+            let bias = Bias::read(weights, bias.as_deref(), outputs);
+            let given = bias.values();
+            if let Some(lender) = lender {
+                let fetch = lender.fetch(weight, count);
+                let _ = slot.set(Linear::fetched(fetch, outputs, inputs, given, precision));
+                return bias.finish();
+            }
+            weights.show(&weight, count, &mut |source| {
+                let _ = slot.set(Linear::from_source(
+                    source, outputs, inputs, given, precision,
+                ));
+            })?;
+            bias.finish()
         });
         leaf
     }
@@ -309,19 +312,19 @@ impl<'w> Builder<'w> {
         let (leaf, slot) = Leaf::empty();
         let packed = precision.for_layer(inputs, outputs);
         self.job(count, Some(packed), move |weights, lender| {
-            let values = read_unless(lender, weights, &weight, count)?;
-            let bias = read_bias(weights, bias.as_deref(), outputs)?;
-            let bias = bias.as_deref();
-            let way = (precision, pixels);
-            let layer = match lender {
-                Some(lender) => {
-                    let fetch = lender.fetch(weight, count);
-                    Conv2d::fetched(fetch, dims, bias, stride, padding, way)
-                }
-                None => Conv2d::with(&values, dims, bias, stride, padding, way),
-            };
-            let _ = slot.set(layer);
-            Ok(())
+            let bias = Bias::read(weights, bias.as_deref(), outputs);
+            let (given, way) = (bias.values(), (precision, pixels));
+            if let Some(lender) = lender {
+                let fetch = lender.fetch(weight, count);
+                let _ = slot.set(Conv2d::fetched(fetch, dims, given, stride, padding, way));
+                return bias.finish();
+            }
+            weights.show(&weight, count, &mut |source| {
+                let _ = slot.set(Conv2d::from_source(
+                    source, dims, given, stride, padding, way,
+                ));
+            })?;
+            bias.finish()
         });
         leaf
     }
@@ -353,9 +356,8 @@ impl<'w> Builder<'w> {
                 bytes,
                 width,
             };
-            for row in 0..rows {
-                all_finite(weights, &name, &table.row(row))?;
-            }
+            let bad = (0..rows).map(|row| not_finite(&table.row(row))).sum();
+            finite_of(weights, &name, rows * width, bad)?;
             let _ = slot.set(table);
             Ok(())
         });
@@ -377,7 +379,7 @@ impl<'w> Builder<'w> {
         self.parameter_count
     }
 
-    /// Reads and packs every leaf, in waves of at most `WAVE_BYTES` (or one tensor).
+    /// Reads and packs every leaf, in waves of at most `WAVE_BYTES` (or one tensor) of values.
     ///
     /// # Errors
     /// If anything was missing or misshapen (nothing is read then), if reading fails, and, all at once, for tensors that
@@ -420,7 +422,8 @@ impl<'w> Builder<'w> {
     /// As [`Builder::fill`].
     pub fn check_values(&self) -> Result<(), LoadError> {
         let weights = self.weights;
-        let check = |(name, count): &(String, usize)| read_finite(weights, name, *count).err();
+        let check =
+            |(name, count): &(String, usize)| weights.show(name, *count, &mut look_at).err();
         let mut not_finite = Vec::new();
         for error in self
             .tensors
@@ -552,33 +555,45 @@ impl ConvShape {
     }
 }
 
-fn read_bias(
-    weights: &dyn Weights,
-    name: Option<&str>,
-    count: usize,
-) -> Result<Option<Vec<f32>>, LoadError> {
-    name.map(|name| read_finite(weights, name, count))
-        .transpose()
-}
+/// A layer's bias, if it has one: read before the weight, which is packed with it, but what is wrong with the weight is told
+/// first.
+struct Bias(Result<Option<Vec<f32>>, LoadError>);
 
-/// The weight's values, or none if it will be fetched.
-fn read_unless(
-    lender: Option<&Arc<Lender>>,
-    weights: &dyn Weights,
-    name: &str,
-    count: usize,
-) -> Result<Vec<f32>, LoadError> {
-    match lender {
-        Some(_) => Ok(Vec::new()),
-        None => read_finite(weights, name, count),
+impl Bias {
+    fn read(weights: &dyn Weights, name: Option<&str>, count: usize) -> Bias {
+        let bias = name.map(|name| read_finite(weights, name, count));
+        Bias(bias.transpose())
+    }
+
+    fn values(&self) -> Option<&[f32]> {
+        self.0.as_ref().ok()?.as_deref()
+    }
+
+    fn finish(self) -> Result<(), LoadError> {
+        self.0.map(drop)
     }
 }
 
-fn read_finite(weights: &dyn Weights, name: &str, count: usize) -> Result<Vec<f32>, LoadError> {
+fn read_finite<W: Weights + ?Sized>(
+    weights: &W,
+    name: &str,
+    count: usize,
+) -> Result<Vec<f32>, LoadError> {
     let values = weights.read(name, count)?;
     assert_eq!(values.len(), count, "`check` compared the shape of {name}");
-    all_finite(weights, name, &values)?;
+    finite_of(weights, name, count, not_finite(&values))?;
     Ok(values)
+}
+
+/// Reads all values and keeps none.
+fn look_at(source: &dyn Source) {
+    let pieces = (0..source.count()).into_par_iter().step_by(LOOKED_AT_ONCE);
+    pieces.for_each_init(Default::default, |(room, values), first| {
+        let count = LOOKED_AT_ONCE.min(source.count() - first);
+        let values: &mut Vec<f32> = values;
+        values.resize(count, 0.0);
+        source.show(first, count, room, &mut |piece| piece.decode(0, values));
+    });
 }
 
 /// An error that lists what is `not_finite`, if anything is.
@@ -592,23 +607,20 @@ fn finite(weights: &dyn Weights, not_finite: Vec<Problem>) -> Result<(), LoadErr
     })
 }
 
-fn all_finite(weights: &dyn Weights, name: &str, values: &[f32]) -> Result<(), LoadError> {
-    // The largest exponent, as integers, because a maximum of integers becomes a vector loop.
-    let largest = values
-        .iter()
-        .fold(0, |largest, x| largest.max(x.to_bits() & 0x7FFF_FFFF));
-    if largest < f32::INFINITY.to_bits() {
+/// An error if `bad` of a tensor's `of` values are NaN or infinite.
+pub(crate) fn finite_of<W: Weights + ?Sized>(
+    weights: &W,
+    name: &str,
+    of: usize,
+    bad: usize,
+) -> Result<(), LoadError> {
+    if bad == 0 {
         return Ok(());
     }
-    let bad = values.iter().filter(|x| !x.is_finite()).count();
     let tensor = weights.stored_name(name);
     Err(LoadError::Weights {
         label: weights.label(),
-        problems: vec![Problem::NotFinite {
-            tensor,
-            bad,
-            of: values.len(),
-        }],
+        problems: vec![Problem::NotFinite { tensor, bad, of }],
     })
 }
 

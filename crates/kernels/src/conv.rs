@@ -9,6 +9,7 @@ use crate::epilogue::Epilogue;
 use crate::gemm::{Panels, Rows, product};
 use crate::level::{Level, level};
 use crate::precision::Precision;
+use crate::source::{InMemory, Source};
 use crate::winograd::{self, Input, Tile, Weights};
 use crate::words::Left;
 
@@ -168,6 +169,19 @@ impl PackedConv {
     /// If the length is another or a size is 0.
     pub fn with(
         weight: &[f32],
+        shape: ConvShape,
+        precision: Precision,
+        algorithm: Algorithm,
+    ) -> Self {
+        Self::from_source(&InMemory(weight), shape, precision, algorithm)
+    }
+
+    /// The same of values that are read while they are packed.
+    ///
+    /// # Panics
+    /// If their count is another or a size is 0.
+    pub fn from_source(
+        weight: &dyn Source,
         shape: ConvShape,
         precision: Precision,
         algorithm: Algorithm,

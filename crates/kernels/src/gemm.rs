@@ -14,6 +14,7 @@ use crate::arch::{
 use crate::epilogue::{Epilogue, Finish};
 use crate::level::{Level, level};
 use crate::precision::Precision;
+use crate::source::{InMemory, Source};
 pub(crate) use crate::words::Panels;
 use crate::words::{Left, Parts};
 
@@ -322,6 +323,19 @@ impl PackedLinear {
     /// If the length is another or a size is 0.
     pub fn with_precision(
         weight: &[f32],
+        out_features: usize,
+        in_features: usize,
+        precision: Precision,
+    ) -> Self {
+        Self::from_source(&InMemory(weight), out_features, in_features, precision)
+    }
+
+    /// The same of values that are read while they are packed.
+    ///
+    /// # Panics
+    /// If their count is another or a size is 0.
+    pub fn from_source(
+        weight: &dyn Source,
         out_features: usize,
         in_features: usize,
         precision: Precision,

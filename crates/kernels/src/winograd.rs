@@ -17,10 +17,12 @@ use rayon::prelude::*;
 use crate::arch::{self, OUTSIDE, PANEL, Rectangle, Simd, Task, rectangles};
 use crate::epilogue::{Epilogue, Finish};
 use crate::gemm::{Contiguous, Panels, product};
-use crate::level::Level;
+use crate::level::{Level, level};
+use crate::packing::{Room, Rows, Turned, round_to_halves, turned_at_once};
 use crate::precision::Precision;
 use crate::scratch::Scratch;
-use crate::words::Left;
+use crate::source::Source;
+use crate::words::{Left, channels_in_a_word};
 
 /// The largest tile of inputs, a side.
 const SIDE_MAX: usize = 6;
@@ -74,6 +76,18 @@ impl Tile {
                 [0.0, 0.0, 1.0],
             ],
         }
+    }
+}
+
+impl Tile {
+    /// By position, what each of a kernel's nine numbers counts in its transform.
+    fn factors(self) -> Vec<[f64; 9]> {
+        let g = self.kernel();
+        let factor = |position: usize| {
+            let (row, column) = (g[position / self.inputs()], g[position % self.inputs()]);
+            std::array::from_fn(|at| row[at / 3] * column[at % 3])
+        };
+        (0..self.positions()).map(factor).collect()
     }
 }
 
@@ -134,37 +148,56 @@ impl Weights {
     /// Transforms `weight`, `[outputs, inputs, 3, 3]`, in f64, and packs what becomes of it in `precision`.
     ///
     /// # Panics
-    /// If the length is another or a size is 0.
+    /// If the length is another, a size is 0 or the precision int8.
     pub(crate) fn pack(
-        weight: &[f32],
+        weight: &dyn Source,
+        (outputs, inputs): (usize, usize),
+        precision: Precision,
+        tile: Tile,
+    ) -> Self {
+        Self::pack_at(level(), weight, (outputs, inputs), precision, tile)
+    }
+
+    fn pack_at(
+        level: Level,
+        weight: &dyn Source,
         (outputs, inputs): (usize, usize),
         precision: Precision,
         tile: Tile,
     ) -> Self {
         assert_eq!(
-            weight.len(),
+            weight.count(),
             outputs * inputs * 9,
             "[{outputs}, {inputs}, 3, 3]"
         );
-        let g = tile.kernel();
-        let kernels = weight.as_chunks::<9>().0;
-        let one = |position: usize| {
-            let (row, column) = (g[position / tile.inputs()], g[position % tile.inputs()]);
-            let factor: [f64; 9] = std::array::from_fn(|at| row[at / 3] * column[at % 3]);
-            let transformed = |kernel: &[f32; 9]| {
-                let products = kernel
-                    .iter()
-                    .zip(factor)
-                    .map(|(&w, factor)| f64::from(w) * factor);
-                products.sum::<f64>() as f32
-            };
-            let matrix: Vec<f32> = kernels.iter().map(transformed).collect();
-            Panels::pack(&matrix, outputs, inputs, 1, precision)
-        };
-        Weights {
-            positions: (0..tile.positions()).into_par_iter().map(one).collect(),
-            tile,
-        }
+        assert!(precision != Precision::Int8, "int8 is direct");
+        let zeros = |_| Panels::zeros(outputs, inputs, 1, precision);
+        let mut positions: Vec<Panels> = (0..tile.positions()).map(zeros).collect();
+        // Of each panel its place in all positions.
+        let mut panels: Vec<_> = positions.iter_mut().map(Panels::panels_mut).collect();
+        let panels: Vec<Vec<&mut [f32]>> = (0..outputs.div_ceil(PANEL))
+            .map(|_| panels.iter_mut().filter_map(Iterator::next).collect())
+            .collect();
+        let factors = tile.factors();
+        panels
+            .into_par_iter()
+            .enumerate()
+            .for_each_init(Room::default, |room, (idx, panels)| {
+                room.show(weight, idx, 9 * inputs, |rows, turned| {
+                    arch::run(
+                        level,
+                        TransformKernels {
+                            rows,
+                            turned,
+                            inputs,
+                            precision,
+                            factors: &factors,
+                            panels,
+                        },
+                    );
+                });
+            });
+        Weights { positions, tile }
     }
 
     /// What the products are computed in.
@@ -176,6 +209,108 @@ impl Weights {
     pub(crate) fn bytes(&self) -> usize {
         self.positions.iter().map(Panels::bytes).sum()
     }
+}
+
+/// The kernels of one panel at every position. Plain code, compiled for a level.
+struct TransformKernels<'a> {
+    rows: Rows<'a>,
+    turned: &'a mut Turned,
+    inputs: usize,
+    precision: Precision,
+    /// By position.
+    factors: &'a [[f64; 9]],
+    /// By position.
+    panels: Vec<&'a mut [f32]>,
+}
+
+/// One number of a kernel, of every column of a panel.
+type Column = [f64; PANEL];
+
+impl Task for TransformKernels<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(mut self, simd: S) {
+        let in_a_word = channels_in_a_word(self.precision);
+        let at_once = turned_at_once(9);
+        let mut kernels = [[[0.0; PANEL]; 9]; 2];
+        let mut both = [[0.0; PANEL]; 2];
+        for first in (0..self.inputs).step_by(at_once) {
+            let count = at_once.min(self.inputs - first);
+            let padded = count.next_multiple_of(in_a_word);
+            let turned = self.turned.turn(simd, self.rows, (first, count, 9), padded);
+            for channel in (0..padded).step_by(in_a_word) {
+                for (idx, kernel) in kernels[..in_a_word].iter_mut().enumerate() {
+                    for (at, numbers) in kernel.iter_mut().enumerate() {
+                        // Copies, which nothing else can point to, become vectors.
+                        let (narrow, mut wide) =
+                            (turned[at * padded + channel + idx], [0.0; PANEL]);
+                        for column in 0..PANEL {
+                            wide[column] = f64::from(narrow[column]);
+                        }
+                        *numbers = wide;
+                    }
+                }
+                let row = (first + channel) / in_a_word * PANEL;
+                for (panel, factor) in self.panels.iter_mut().zip(self.factors) {
+                    let word: &mut [f32; PANEL] =
+                        panel[row..].first_chunk_mut().expect("a row of a panel");
+                    transformed(&kernels[0], factor, self.rows.count, &mut both[0]);
+                    if in_a_word == 1 {
+                        *word = both[0];
+                        continue;
+                    }
+                    // What fills the last word up is not transformed: that would be -0.
+                    both[1] = [0.0; PANEL];
+                    if channel + 1 < count {
+                        transformed(&kernels[1], factor, self.rows.count, &mut both[1]);
+                    }
+                    round_to_halves(&both, std::slice::from_mut(word));
+                }
+            }
+        }
+    }
+}
+
+/// Columns whose sums stay in registers.
+const SUMMED_AT_ONCE: usize = 16;
+
+/// The sums of kernels' numbers by `factor`, number by number, of the first `count` columns; zeros in the others.
+///
+/// A product with 0 is left out, for it changes no sum but perhaps the sign of a zero: those sums are done in full.
+#[inline(always)]
+fn transformed(kernel: &[Column; 9], factor: &[f64; 9], count: usize, out: &mut [f32; PANEL]) {
+    let mut zeros = 0;
+    for first in (0..PANEL).step_by(SUMMED_AT_ONCE) {
+        let mut sums = [-0.0f64; SUMMED_AT_ONCE];
+        for at in 0..9 {
+            if factor[at] != 0.0 {
+                let numbers = &kernel[at][first..first + SUMMED_AT_ONCE];
+                for column in 0..SUMMED_AT_ONCE {
+                    sums[column] += numbers[column] * factor[at];
+                }
+            }
+        }
+        for column in 0..SUMMED_AT_ONCE {
+            zeros |= u64::from(sums[column] == 0.0);
+            out[first + column] = sums[column] as f32;
+        }
+    }
+    if zeros != 0 {
+        in_full(kernel, factor, count, out);
+    }
+}
+
+/// What [`transformed`] is defined as.
+#[cold]
+#[inline(never)]
+fn in_full(kernel: &[Column; 9], factor: &[f64; 9], count: usize, out: &mut [f32; PANEL]) {
+    for (column, out) in out[..count].iter_mut().enumerate() {
+        let products = kernel.iter().zip(factor);
+        let products = products.map(|(numbers, factor)| numbers[column] * factor);
+        *out = products.sum::<f64>() as f32;
+    }
+    out[count..].fill(0.0);
 }
 
 /// Where a convolution's input lies, as [`Weights`] need it: `conv` knows of padding and resizing.
@@ -523,6 +658,70 @@ impl<const FOUR: bool> Task for RestoreOne<'_, FOUR> {
                 let t = outputs::<S, FOUR>(simd, half[i]);
                 for j in 0..side {
                     simd.store(t[j], &mut self.out[i * 4 + j][at..]);
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::source::InMemory;
+    use crate::testing::Rng;
+
+    /// The definition: a matrix for each position, packed as any other is.
+    fn expected(weight: &[f32], tile: Tile, position: usize) -> Vec<f32> {
+        let g = tile.kernel();
+        let (row, column) = (g[position / tile.inputs()], g[position % tile.inputs()]);
+        let factor = |at: usize| row[at / 3] * column[at % 3];
+        let transformed = |kernel: &[f32; 9]| {
+            let products = kernel.iter().enumerate();
+            products
+                .map(|(at, &w)| f64::from(w) * factor(at))
+                .sum::<f64>() as f32
+        };
+        weight.as_chunks::<9>().0.iter().map(transformed).collect()
+    }
+
+    #[test]
+    fn kernels_are_transformed_as_defined_at_every_level() {
+        let mut rng = Rng::seeded(2);
+        for (outputs, inputs) in [(1, 1), (31, 7), (33, 28), (64, 29), (40, 130)] {
+            let mut weight = rng.f32s(outputs * inputs * 9);
+            // Magnitudes far apart, so that sums are rounded in f64; zeros of both signs, alone and together.
+            for (idx, value) in weight.iter_mut().enumerate() {
+                match idx / 9 % 5 {
+                    0 if idx % 2 == 0 => *value *= 1e-20,
+                    1 => *value = -0.0,
+                    2 => *value = if rng.below(2) == 0 { 0.0 } else { -0.0 },
+                    3 if idx % 3 == 0 => *value = -0.0,
+                    _ => {}
+                }
+            }
+            for tile in [Tile::Two, Tile::Four] {
+                for precision in [Precision::F32, Precision::Bf16] {
+                    for level in Level::available() {
+                        let packed = Weights::pack_at(
+                            level,
+                            &InMemory(&weight),
+                            (outputs, inputs),
+                            precision,
+                            tile,
+                        );
+                        for (position, packed) in packed.positions.iter().enumerate() {
+                            let matrix = InMemory(&expected(&weight, tile, position));
+                            let expected = Panels::pack(&matrix, outputs, inputs, 1, precision);
+                            let bits = |panels: &Panels| -> Vec<u32> {
+                                let words = panels.panels_from(0).iter();
+                                words.map(|x| x.to_bits()).collect()
+                            };
+                            assert!(
+                                bits(packed) == bits(&expected),
+                                "[{outputs}, {inputs}], {tile:?}, {position}, {precision}, {level}"
+                            );
+                        }
+                    }
                 }
             }
         }

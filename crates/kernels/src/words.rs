@@ -6,13 +6,12 @@ use std::ops::Deref;
 
 use rayon::prelude::*;
 
-use crate::arch::{self, Aligned, PANEL, Part, Simd, Task, bf16_bits, byte_bits};
-use crate::level::{Level, level};
+use crate::arch::{self, Aligned, PANEL, Part, Simd, Task};
+use crate::level::Level;
+use crate::packing;
 use crate::precision::Precision;
 use crate::scratch::Scratch;
-
-/// Channels whose weights, of a whole panel and nine taps, fit the second-level cache together.
-const PACKED_AT_ONCE: usize = 128;
+use crate::source::Source;
 
 /// Words of one pass over a piece's rows: their weights, 40 KiB, stay in the nearest caches.
 const PART: usize = 320;
@@ -22,16 +21,16 @@ const PART: usize = 320;
 const SCALED_RUN: usize = 80;
 
 /// Magnitudes below this are 0 in int8, so that their inverse is a number.
-const SCALED_MIN: f32 = 1e-30;
+pub(crate) const SCALED_MIN: f32 = 1e-30;
 
 /// How a sum over taps and channels is cut into parts, and what of it lies where.
 #[derive(Clone, Debug)]
 pub(crate) struct Parts {
     /// In the order of the sum.
     pub(crate) parts: Vec<Part>,
-    precision: Precision,
-    channels: usize,
-    taps: usize,
+    pub(crate) precision: Precision,
+    pub(crate) channels: usize,
+    pub(crate) taps: usize,
     /// Words of a right run: all its parts, int8's with a scale each.
     run_words: usize,
 }
@@ -98,13 +97,13 @@ impl Parts {
     }
 
     /// Channel by channel the same for all taps: the parts of the first.
-    fn of_a_run(&self) -> impl Iterator<Item = Part> + '_ {
+    pub(crate) fn of_a_run(&self) -> impl Iterator<Item = Part> + '_ {
         self.parts.iter().copied().take_while(|part| part.tap == 0)
     }
 }
 
 /// Channels that a word holds.
-const fn channels_in_a_word(precision: Precision) -> usize {
+pub(crate) const fn channels_in_a_word(precision: Precision) -> usize {
     match precision {
         Precision::F32 => 1,
         Precision::Bf16 => 2,
@@ -129,58 +128,47 @@ impl Panels {
     /// # Panics
     /// If the length is another or a size is 0.
     pub(crate) fn pack(
-        weight: &[f32],
+        weight: &dyn Source,
         columns: usize,
         channels: usize,
         taps: usize,
         precision: Precision,
     ) -> Self {
-        let sources = channels * taps;
+        let mut panels = Panels::zeros(columns, channels, taps, precision);
+        packing::fill(&mut panels, weight);
+        panels
+    }
+
+    /// Panels that are yet to be filled.
+    ///
+    /// # Panics
+    /// If a size is 0.
+    pub(crate) fn zeros(
+        columns: usize,
+        channels: usize,
+        taps: usize,
+        precision: Precision,
+    ) -> Self {
         assert!(
-            columns > 0 && sources > 0,
-            "[{columns}, {channels}, {taps}]"
-        );
-        assert_eq!(
-            weight.len(),
-            columns * sources,
+            columns > 0 && channels > 0 && taps > 0,
             "[{columns}, {channels}, {taps}]"
         );
         let parts = Parts::new(precision, taps, channels);
         let rows = parts.parts.iter().map(|&part| parts.panel_rows(part));
         let depth = rows.sum();
-        let mut data = Aligned::zeros(columns.div_ceil(PANEL) * depth * PANEL);
-        let panels = data.as_mut_slice().par_chunks_exact_mut(depth * PANEL);
-        let level = level();
-        panels
-            .zip(weight.par_chunks(PANEL * sources))
-            .for_each_init(Vec::new, |floats: &mut Vec<f32>, (panel, weight)| {
-                if precision == Precision::F32 {
-                    transpose(weight, (channels, taps), channels, panel);
-                    return;
-                }
-                let in_a_word = channels_in_a_word(precision);
-                let padded = channels.next_multiple_of(in_a_word);
-                floats.clear();
-                floats.resize(taps * padded * PANEL, 0.0);
-                transpose(weight, (channels, taps), padded, floats);
-                let (parts, floats) = (&parts, floats.as_chunks().0);
-                let panel = panel.as_chunks_mut().0;
-                arch::run(
-                    level,
-                    Round {
-                        parts,
-                        floats,
-                        padded,
-                        panel,
-                    },
-                );
-            });
         Panels {
-            data,
+            data: Aligned::zeros(columns.div_ceil(PANEL) * depth * PANEL),
             columns,
             depth,
             parts,
         }
+    }
+
+    /// All panels, each `[K][32]`, to be filled.
+    pub(crate) fn panels_mut(&mut self) -> std::slice::ChunksExactMut<'_, f32> {
+        self.data
+            .as_mut_slice()
+            .chunks_exact_mut(self.depth * PANEL)
     }
 
     /// Output channels.
@@ -222,97 +210,6 @@ impl Panels {
     pub(crate) fn bytes(&self) -> usize {
         size_of_val(self.data.as_slice())
     }
-}
-
-/// `[columns][channels][taps]` of at most 32 columns to `[taps][padded channels][32]`.
-fn transpose(weight: &[f32], (channels, taps): (usize, usize), padded: usize, out: &mut [f32]) {
-    let sources = channels * taps;
-    let count = weight.len() / sources;
-    for first in (0..channels).step_by(PACKED_AT_ONCE) {
-        for tap in 0..taps {
-            for channel in first..channels.min(first + PACKED_AT_ONCE) {
-                let row = &mut out[(tap * padded + channel) * PANEL..][..count];
-                let weight = weight[channel * taps + tap..].iter().step_by(sources);
-                for (x, weight) in row.iter_mut().zip(weight) {
-                    *x = *weight;
-                }
-            }
-        }
-    }
-}
-
-/// Rounds the floats of a panel, `[taps][padded channels]`, to words. Plain code, compiled for a
-/// level.
-struct Round<'a> {
-    parts: &'a Parts,
-    floats: &'a [[f32; PANEL]],
-    padded: usize,
-    panel: &'a mut [[f32; PANEL]],
-}
-
-impl Task for Round<'_> {
-    type Output = ();
-
-    #[inline(always)]
-    fn run<S: Simd>(self, _simd: S) {
-        let mut panel = self.panel;
-        let in_a_word = channels_in_a_word(self.parts.precision);
-        let mut channel = 0;
-        for &part in &self.parts.parts {
-            if part.skip == 0 {
-                channel = 0;
-            }
-            for tap in part.tap..part.tap + part.taps {
-                let floats = &self.floats[tap * self.padded + channel..][..part.len * in_a_word];
-                let run;
-                (run, panel) = panel.split_at_mut(self.parts.run_rows(part));
-                if self.parts.precision == Precision::Int8 {
-                    round_to_bytes(floats, run);
-                } else {
-                    round_to_halves(floats, run);
-                }
-            }
-            channel += part.len * in_a_word;
-        }
-    }
-}
-
-/// Rows of two channels each.
-#[inline(always)]
-fn round_to_halves(floats: &[[f32; PANEL]], run: &mut [[f32; PANEL]]) {
-    for (words, [low, high]) in run.iter_mut().zip(floats.as_chunks::<2>().0) {
-        for column in 0..PANEL {
-            let bits = bf16_bits(high[column]) << 16 | bf16_bits(low[column]);
-            words[column] = f32::from_bits(bits);
-        }
-    }
-}
-
-/// Rows of four channels each, then the columns' scales and -128 · the columns' sums.
-#[inline(always)]
-fn round_to_bytes(floats: &[[f32; PANEL]], run: &mut [[f32; PANEL]]) {
-    let len = run.len() - 2;
-    let mut largest = [0.0f32; PANEL];
-    for row in floats {
-        for column in 0..PANEL {
-            largest[column] = largest[column].max(row[column].abs());
-        }
-    }
-    let inverse = largest.map(|x| if x < SCALED_MIN { 0.0 } else { 127.0 / x });
-    let mut sums = [0i32; PANEL];
-    for (words, rows) in run[..len].iter_mut().zip(floats.as_chunks::<4>().0) {
-        for column in 0..PANEL {
-            let mut bits = 0;
-            for (idx, row) in rows.iter().enumerate() {
-                let byte = byte_bits(row[column] * inverse[column]);
-                sums[column] += i32::from(byte as u8 as i8);
-                bits |= byte << (8 * idx);
-            }
-            words[column] = f32::from_bits(bits);
-        }
-    }
-    run[len] = largest.map(|x| if x < SCALED_MIN { 0.0 } else { x / 127.0 });
-    run[len + 1] = sums.map(|sum| f32::from_bits((-128 * sum) as u32));
 }
 
 /// The left rows of a product as the words its panels ask for.

@@ -5,11 +5,12 @@ use std::ops::Deref;
 
 use safelight_kernels::norm::Affine;
 use safelight_kernels::{
-    Algorithm, ConvShape, Extent, PackedConv, PackedLinear, Padding, Precision,
+    Algorithm, ConvShape, Extent, InMemory, PackedConv, PackedLinear, Padding, Precision, Source,
 };
 
-/// Shows a layer's weight, in torch's order, to what is to be done with it: from a file, say, and as often as asked.
-pub type Fetch = Box<dyn Fn(&mut dyn FnMut(&[f32])) + Send + Sync>;
+/// Shows a layer's weight, in torch's order, to what packs it: from a file, say, and as often as asked. The last one shown
+/// counts.
+pub type Fetch = Box<dyn Fn(&mut dyn FnMut(&dyn Source)) + Send + Sync>;
 
 /// Packed weights: here, or made for every use and dropped after it.
 enum Weight<T> {
@@ -33,7 +34,7 @@ impl<T> Weight<T> {
 }
 
 impl<T: Send + 'static> Weight<T> {
-    fn fetched(fetch: Fetch, pack: impl Fn(&[f32]) -> T + Send + Sync + 'static) -> Self {
+    fn fetched(fetch: Fetch, pack: impl Fn(&dyn Source) -> T + Send + Sync + 'static) -> Self {
         Weight::Made(Box::new(move || {
             let mut packed = None;
             fetch(&mut |weight| packed = Some(pack(weight)));
@@ -81,6 +82,21 @@ impl Linear {
     /// If a length does not match.
     pub fn with_precision(
         weight: &[f32],
+        out_features: usize,
+        in_features: usize,
+        bias: Option<&[f32]>,
+        precision: Precision,
+    ) -> Self {
+        let weight = InMemory(weight);
+        Self::from_source(&weight, out_features, in_features, bias, precision)
+    }
+
+    /// The same with a weight that is read while it is packed.
+    ///
+    /// # Panics
+    /// If a length does not match.
+    pub fn from_source(
+        weight: &dyn Source,
         out_features: usize,
         in_features: usize,
         bias: Option<&[f32]>,
@@ -159,17 +175,17 @@ impl Linear {
 }
 
 fn packed_linear(
-    weight: &[f32],
+    weight: &dyn Source,
     (out, inputs): (usize, usize),
     precision: Precision,
 ) -> PackedLinear {
-    let got = weight.len();
+    let got = weight.count();
     assert_eq!(
         got,
         out * inputs,
         "Linear [{out}, {inputs}]: weight has {got} values"
     );
-    PackedLinear::with_precision(weight, out, inputs, precision)
+    PackedLinear::from_source(weight, out, inputs, precision)
 }
 
 impl fmt::Debug for Linear {
@@ -213,6 +229,21 @@ impl Conv2d {
     /// If a length does not match or `stride` is 0.
     pub fn with(
         weight: &[f32],
+        shape: [usize; 4],
+        bias: Option<&[f32]>,
+        stride: usize,
+        padding: Padding,
+        way: (Precision, usize),
+    ) -> Self {
+        Self::from_source(&InMemory(weight), shape, bias, stride, padding, way)
+    }
+
+    /// The same with a weight that is read while it is packed.
+    ///
+    /// # Panics
+    /// If a length does not match or `stride` is 0.
+    pub fn from_source(
+        weight: &dyn Source,
         shape: [usize; 4],
         bias: Option<&[f32]>,
         stride: usize,
@@ -335,11 +366,11 @@ fn conv_shape(shape: [usize; 4], stride: usize, padding: Padding) -> ConvShape {
 }
 
 fn packed_conv(
-    weight: &[f32],
+    weight: &dyn Source,
     shape: ConvShape,
     (precision, pixels): (Precision, usize),
 ) -> PackedConv {
-    let got = weight.len();
+    let got = weight.count();
     let taps = shape.kernel_height * shape.kernel_width;
     assert_eq!(
         got,
@@ -347,7 +378,7 @@ fn packed_conv(
         "Conv2d {shape:?}: weight has {got} values"
     );
     let algorithm = Algorithm::fastest(shape, pixels, precision);
-    PackedConv::with(weight, shape, precision, algorithm)
+    PackedConv::from_source(weight, shape, precision, algorithm)
 }
 
 impl fmt::Debug for Conv2d {

@@ -22,5 +22,7 @@ mod tensor;
 
 pub use layers::{Conv2d, Fetch, Linear, Norm};
 pub use ops::Epilogue;
-pub use safelight_kernels::{Activation, Padding, Precision};
+pub use safelight_kernels::{
+    Activation, InMemory, Padding, Piece, Precision, Source, Zeros, halves_to_floats,
+};
 pub use tensor::{RANK_MAX, Tensor};

@@ -404,7 +404,7 @@ fn activated(activation: Activation, x: &Tensor) -> Tensor {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::Fetch;
+    use crate::{Fetch, InMemory};
     use safelight_kernels::{Padding, Precision};
 
     #[test]
@@ -427,7 +427,7 @@ mod tests {
         );
         for precision in Precision::ALL {
             let here = Linear::with_precision(&values(48 * 64), 48, 64, Some(&bias), precision);
-            let fetch: Fetch = Box::new(move |see| see(&values(48 * 64)));
+            let fetch: Fetch = Box::new(move |see| see(&InMemory(&values(48 * 64))));
             let fetched = Linear::fetched(fetch, 48, 64, Some(&bias), precision);
             let run = |layer| linear(&x, layer, Epilogue::default());
             assert_eq!(run(&here), run(&fetched));
@@ -437,7 +437,7 @@ mod tests {
             let (shape, way) = ([48, 64, 3, 3], (precision, 4096));
             let padding = Padding::all(1);
             let here = Conv2d::with(&values(48 * 64 * 9), shape, Some(&bias), 2, padding, way);
-            let fetch: Fetch = Box::new(move |see| see(&values(48 * 64 * 9)));
+            let fetch: Fetch = Box::new(move |see| see(&InMemory(&values(48 * 64 * 9))));
             let fetched = Conv2d::fetched(fetch, shape, Some(&bias), 2, padding, way);
             let run = |layer| conv2d(&x, layer, Epilogue::default());
             assert_eq!(run(&here), run(&fetched));

@@ -12,6 +12,7 @@ mod json;
 mod keys;
 mod parts;
 mod shapes;
+mod stored;
 mod tiny;
 
 pub use error::{LoadError, Problem};
@@ -20,6 +21,7 @@ pub(crate) use files::LEAN_RESIDENT_BYTES;
 pub use files::ModelFiles;
 pub use info::{ModelInfo, PartInfo, Task};
 pub use keys::{Naming, Part};
+pub(crate) use stored::not_finite;
 pub use tiny::load_tiny;
 
 use std::path::{Path, PathBuf};

@@ -4,15 +4,16 @@ use std::ops::Deref;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use rayon::prelude::*;
-use safelight_format::{Dtype, TensorInfo, decode_f32_into};
+use safelight_format::{Dtype, TensorInfo};
 use safelight_store::Checkpoint;
+use safelight_tensor::Source;
 
 use super::json::{self, Json};
 use super::keys::{Part, PartKeys, Stored};
 use super::shapes::{self, Hints};
+use super::stored::StoredSource;
 use super::{Family, LoadError, ModelInfo, PartInfo, Problem, Task};
-use crate::nn::{Builder, Failures, Weights};
+use crate::nn::{self, Builder, Failures, Weights};
 use crate::precision::Ways;
 use crate::schedule::{Betas, Prediction};
 use crate::text::{TextConfig, TextEncoder};
@@ -24,9 +25,6 @@ use crate::vae::{Vae, VaeConfig};
 const POSITIONS_MIN: usize = 77;
 /// Longest A1111 sidecar read.
 const SIDECAR_BYTES_MAX: u64 = 1 << 20;
-
-/// Values of a tensor that a thread reads at a time: their bytes stay in its caches.
-const READ_AT_ONCE: usize = 1 << 18;
 
 /// A checkpoint that somebody else keeps, or that a model's parts share.
 #[derive(Clone)]
@@ -118,23 +116,23 @@ impl Weights for PartSource<'_> {
     }
 
     fn read(&self, name: &str, count: usize) -> Result<Vec<f32>, LoadError> {
-        let mut values = vec![0.0; count];
-        self.read_into(name, &mut values)?;
+        let stored = self.keys.get(name).expect("`check` found it");
+        let values = self.checkpoint.read_f32(&stored.name)?;
+        assert_eq!(values.len(), count, "`check` compared the shape of {name}");
         Ok(values)
     }
 
-    /// Positioned reads, many at a time: nothing is mapped, and only the values stay.
-    fn read_into(&self, name: &str, values: &mut [f32]) -> Result<(), LoadError> {
+    /// Positioned reads, many at a time: nothing is mapped, and no values stay.
+    fn show(
+        &self,
+        name: &str,
+        count: usize,
+        see: &mut dyn FnMut(&dyn Source),
+    ) -> Result<(), LoadError> {
         let stored = self.keys.get(name).expect("`check` found it");
-        let value_bytes = stored.dtype.bits() as usize / 8;
-        let pieces = values.par_chunks_mut(READ_AT_ONCE).enumerate();
-        pieces.try_for_each_init(Vec::new, |bytes, (idx, values)| {
-            bytes.resize(values.len() * value_bytes, 0);
-            let offset = (idx * READ_AT_ONCE * value_bytes) as u64;
-            self.checkpoint.read_bytes_at(&stored.name, offset, bytes)?;
-            decode_f32_into(stored.dtype, bytes, values).expect("`check` let only float dtypes in");
-            Ok(())
-        })
+        let source = StoredSource::new(&self.checkpoint, &stored.name, stored.dtype, count);
+        see(&source);
+        nn::finite_of(self, name, count, source.finish()?)
     }
 
     fn read_stored(&self, name: &str, _count: usize) -> Result<(Dtype, Vec<u8>), LoadError> {

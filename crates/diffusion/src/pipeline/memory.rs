@@ -68,9 +68,10 @@ pub fn memory_bytes(
     Ok(networks + networks / 16 + pictures + prompts)
 }
 
-/// What reading takes beside packed weights: a wave of values and what packing does with them.
+/// What reading takes beside packed weights: for each thread a panel's rows as they are stored, 3 MB at most in Stable
+/// Diffusion 1.x, for as many threads as large machines have.
 const READING_BYTES: u64 = 250 << 20;
-/// What the largest fetched weight of Stable Diffusion 1.x takes for a moment, read and packed.
+/// What the largest fetched weight of Stable Diffusion 1.x takes for a moment, packed, and what reading it takes.
 const FETCHING_BYTES: u64 = 250 << 20;
 
 /// The packed weights of a part.

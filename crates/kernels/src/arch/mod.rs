@@ -111,6 +111,11 @@ pub(crate) trait Simd: Copy + Send + Sync {
     fn to_i8(self, x: [Self::V; 4]) -> Self::V;
     /// The `f32` nearest to each `i32`.
     fn whole_to_float(self, a: Self::V) -> Self::V;
+    /// Rows of eight as columns: result `i` has number `i` of each.
+    #[inline(always)]
+    fn turn_8(self, rows: [&[f32; 8]; 8]) -> [[f32; 8]; 8] {
+        std::array::from_fn(|i| rows.map(|row| row[i]))
+    }
     /// Asks for the cache line of `x` to come to the first-level cache; wherever `x` points.
     fn prefetch(self, x: *const f32);
     /// Asks for the cache line of `x` to come to the second-level cache; wherever `x` points.
@@ -129,6 +134,20 @@ pub(crate) fn bf16_is_quick() -> bool {
     {
         false
     }
+}
+
+/// Converts the first of `halves`, little-endian, with the CPU's own instruction where `level` has one; gives how many.
+pub(crate) fn halves_to_floats(level: Level, halves: &[[u8; 2]], values: &mut [f32]) -> usize {
+    #[cfg(target_arch = "x86_64")]
+    if level != Level::Scalar && x86::has_f16c() {
+        assert!(level.is_supported(), "{level}");
+        let (halves, values) = (halves.as_chunks().0, values.as_chunks_mut().0);
+        // SAFETY: F16C was just found, and every level but the plain one has AVX2, which goes with AVX.
+        unsafe { x86::halves_to_floats(halves, values) };
+        return 8 * halves.len().min(values.len());
+    }
+    let _ = (level, halves, values);
+    0
 }
 
 /// A kernel, written over any [`Simd`]. Mark `run` `#[inline(always)]`.

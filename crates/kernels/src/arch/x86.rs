@@ -11,6 +11,26 @@ pub(super) fn is_amd() -> bool {
     (maker.ebx, maker.edx, maker.ecx) == (0x6874_7541, 0x6974_6E65, 0x444D_4163) // "AuthenticAMD"
 }
 
+/// Whether the CPU converts halves. All that have AVX2 do, but they say so apart.
+pub(super) fn has_f16c() -> bool {
+    is_x86_feature_detected!("f16c")
+}
+
+/// Fills `values` with as many of `halves`, little-endian.
+///
+/// # Safety
+/// The CPU has AVX and F16C.
+#[target_feature(enable = "avx,f16c")]
+pub(super) unsafe fn halves_to_floats(halves: &[[[u8; 2]; 8]], values: &mut [[f32; 8]]) {
+    for (halves, values) in halves.iter().zip(values) {
+        // SAFETY: both are eight, and neither `loadu` nor `storeu` asks for alignment; the caller vouches for the CPU.
+        unsafe {
+            let halves = _mm_loadu_si128(halves.as_ptr().cast());
+            _mm256_storeu_ps(values.as_mut_ptr(), _mm256_cvtph_ps(halves));
+        }
+    }
+}
+
 /// Runs `task` compiled for AVX2 and FMA.
 ///
 /// # Safety
@@ -200,6 +220,37 @@ impl Simd for Avx2 {
     fn whole_to_float(self, a: __m256) -> __m256 {
         // SAFETY: `self` proves the instructions.
         unsafe { _mm256_cvtepi32_ps(_mm256_castps_si256(a)) }
+    }
+    #[inline(always)]
+    fn turn_8(self, rows: [&[f32; 8]; 8]) -> [[f32; 8]; 8] {
+        let mut turned = [[0.0; 8]; 8];
+        // SAFETY: `self` proves the instructions.
+        unsafe {
+            let zero = _mm256_setzero_ps();
+            let (mut pairs, mut fours) = ([zero; 8], [zero; 8]);
+            // Numbers 0, 1, 4 and 5 of two rows in turn, then 2, 3, 6 and 7.
+            for idx in 0..4 {
+                let (a, b) = (self.load(rows[2 * idx]), self.load(rows[2 * idx + 1]));
+                pairs[2 * idx] = _mm256_unpacklo_ps(a, b);
+                pairs[2 * idx + 1] = _mm256_unpackhi_ps(a, b);
+            }
+            // Numbers 0 and 4 of four rows, then 1 and 5, 2 and 6, 3 and 7.
+            for idx in 0..4 {
+                let (a, b) = (
+                    pairs[idx / 2 * 4 + idx % 2],
+                    pairs[idx / 2 * 4 + idx % 2 + 2],
+                );
+                let at = idx / 2 * 4 + idx % 2 * 2;
+                fours[at] = _mm256_shuffle_ps::<0b01_00_01_00>(a, b);
+                fours[at + 1] = _mm256_shuffle_ps::<0b11_10_11_10>(a, b);
+            }
+            for idx in 0..4 {
+                let (a, b) = (fours[idx], fours[idx + 4]);
+                self.store(_mm256_permute2f128_ps::<0x20>(a, b), &mut turned[idx]);
+                self.store(_mm256_permute2f128_ps::<0x31>(a, b), &mut turned[idx + 4]);
+            }
+        }
+        turned
     }
     #[inline(always)]
     fn prefetch(self, x: *const f32) {
@@ -404,6 +455,11 @@ impl<const VNNI: bool, const BF16: bool> Simd for Avx512<VNNI, BF16> {
     fn whole_to_float(self, a: __m512) -> __m512 {
         // SAFETY: `self` proves the instructions.
         unsafe { _mm512_cvtepi32_ps(_mm512_castps_si512(a)) }
+    }
+    #[inline(always)]
+    fn turn_8(self, rows: [&[f32; 8]; 8]) -> [[f32; 8]; 8] {
+        // `self` proves AVX2 and FMA as well.
+        Avx2(()).turn_8(rows)
     }
     #[inline(always)]
     fn prefetch(self, x: *const f32) {
