@@ -11,7 +11,7 @@ import torch.nn.functional as F
 
 from captions import Describer
 from model import ATTRIBUTES, Tokens, attribute_heads, caption_batch, text_encoder
-from training import Average, Clock, arguments, average_gradients, agreed, launch, learning_rate, load, log, save
+from training import Average, Clock, agreed, arguments, average_gradients, half_precision, launch, learning_rate, log, restore, save
 from world import random_scene
 
 SHORT = 40  # most steps leave out the far end of the padding
@@ -23,26 +23,23 @@ def train(rank: int, args) -> None:
     model = torch.nn.ModuleDict({"encoder": text_encoder(len(tokens)), "heads": attribute_heads()})
     average = Average(model, 0.99)
     optimizer = torch.optim.AdamW(model.parameters(), args.lr, betas=(0.9, 0.98), weight_decay=0.01)
-    path, step, clock = args.state / "text.pt", 0, Clock(0)
-    if state := load(path):
-        model.load_state_dict(state["model"])
-        average.weights = state["average"]
-        optimizer.load_state_dict(state["optimizer"])
-        step, clock = state["step"], Clock(state["seconds"])
+    path = args.state / "text.pt"
+    step, start, before_s = restore(path, model, average, optimizer)
+    clock = Clock(before_s)
     rng = random.Random(1000 * step + rank)
     parameters = [p for p in model.parameters() if p.requires_grad]
 
     def checkpoint() -> None:
         if rank == 0:
             save(path, dict(model=model.state_dict(), average=average.weights, optimizer=optimizer.state_dict(),
-                            step=step, seconds=clock.seconds(), clip_ids=tokens.clip_ids))
+                            step=step, start=start, seconds=clock.seconds(), clip_ids=tokens.clip_ids))
 
     while (progress := agreed(clock.seconds(), args.processes) / (60 * args.minutes)) < 1:
         captions = [describe(random_scene(rng), rng) for _ in range(args.batch)]
         rows, labels = caption_batch(tokens, captions, rng, dropped=0.03)
         if step % 4:
             rows = rows[:, :SHORT]
-        with torch.autocast("cpu", torch.bfloat16):
+        with half_precision():
             hidden = model["encoder"](rows).last_hidden_state
         at_end = rows == 2
         said, owner = hidden[at_end].float(), at_end.nonzero()[:, 0]
@@ -60,9 +57,9 @@ def train(rank: int, args) -> None:
                 p.grad = torch.zeros_like(p)
         average_gradients(parameters, args.processes)
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimizer.param_groups[0]["lr"] = learning_rate(args.lr, step, progress)
+        optimizer.param_groups[0]["lr"] = learning_rate(args.lr, step - start, progress)
         optimizer.step()
-        average.update(model, step)
+        average.update(model, step - start)
         step += 1
         if rank == 0 and step % 25 == 0:
             told = " ".join(f"{name} {r:.3f}" for name, r in zip(ATTRIBUTES, right))

@@ -13,7 +13,7 @@ import torch
 
 from captions import Describer
 from model import Tokens, alphas_cumprod, caption_batch, latent_of, text_encoder, unet
-from training import Average, Clock, agreed, arguments, average_gradients, half_precision, launch, learning_rate, load, log, save
+from training import Average, Clock, agreed, arguments, average_gradients, half_precision, launch, learning_rate, load, log, restore, save
 from world import draw, random_scene
 
 PURE_NOISE = 0.06  # share of samples
@@ -29,13 +29,9 @@ def train(rank: int, args) -> None:
     model = unet()
     average = Average(model, 0.998)
     optimizer = torch.optim.AdamW(model.parameters(), args.lr, betas=(0.9, 0.99), weight_decay=0.01)
-    path, step, start, clock = args.state / "unet.pt", 0, 0, Clock(0)
-    if state := load(path):
-        model.load_state_dict(state["model"])
-        average.weights = state["average"]
-        if state["optimizer"]:
-            optimizer.load_state_dict(state["optimizer"])
-        step, start, clock = state["step"], state.get("start", 0), Clock(state["seconds"])
+    path = args.state / "unet.pt"
+    step, start, before_s = restore(path, model, average, optimizer)
+    clock = Clock(before_s)
     rng = random.Random(1000 * step + rank)
     noise_rng = torch.Generator().manual_seed(1000 * step + rank)
     parameters = list(model.parameters())

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 
 from model import autoencoder, latent_of
-from training import Average, Clock, agreed, arguments, average_gradients, half_precision, launch, learning_rate, load, log, save
+from training import Average, Clock, agreed, arguments, average_gradients, half_precision, launch, learning_rate, log, restore, save
 from world import CELL, SIZE, draw, random_scene
 
 NOISE = 0.04
@@ -50,13 +50,9 @@ def train(rank: int, args) -> None:
     model = autoencoder()
     average = Average(model, 0.995)
     optimizer = torch.optim.AdamW(model.parameters(), args.lr, betas=(0.9, 0.99), weight_decay=0.001)
-    path, step, start, clock = args.state / "vae.pt", 0, 0, Clock(0)
-    if state := load(path):
-        model.load_state_dict(state["model"])
-        average.weights = state["average"]
-        if state["optimizer"]:
-            optimizer.load_state_dict(state["optimizer"])
-        step, start, clock = state["step"], state.get("start", 0), Clock(state["seconds"])
+    path = args.state / "vae.pt"
+    step, start, before_s = restore(path, model, average, optimizer)
+    clock = Clock(before_s)
     rng = random.Random(1000 * step + rank)
     parameters = list(model.parameters())
     noise_rng = torch.Generator().manual_seed(1000 * step + rank)

@@ -103,6 +103,21 @@ def load(path: Path) -> dict | None:
     return torch.load(path, map_location="cpu", weights_only=False) if path.exists() else None
 
 
+def restore(path: Path, model: torch.nn.Module, average: Average, optimizer) -> tuple[int, int, float]:
+    """Continues from a state file, if there is one: the step, the step at which the optimizer was new, and the seconds trained.
+
+    What a file that was exported does not have (the text encoder's heads, the optimizer) stays as it is when new.
+    """
+    state = load(path)
+    if state is None:
+        return 0, 0, 0.0
+    model.load_state_dict({**model.state_dict(), **state["model"]})
+    average.weights = {**average.weights, **state["average"]}
+    if state["optimizer"]:
+        optimizer.load_state_dict(state["optimizer"])
+    return state["step"], state.get("start", 0), state["seconds"]
+
+
 class Clock:
     """Seconds of CPU time trained, over restarts, and when to save next."""
 
