@@ -381,15 +381,11 @@ impl ConvertArgs {
             )));
         };
         let wrong = |what: &str| Err(Failure::Usage(format!("{shown}: {what}")));
-        let is_single = matches!(kind, Kind::Safetensors | Kind::Ldm);
-        match ending.as_str() {
-            "npz" | "gguf" if by_name != Some(kind) => {
-                return wrong("the name says another kind than --to; leave one of them away");
-            }
-            "safetensors" if !is_single && kind != Kind::Diffusers => {
-                return wrong("the name says another kind than --to; leave one of them away");
-            }
-            _ => {}
+        let is_named = ["npz", "gguf", "safetensors"].contains(&ending.as_str());
+        let is_single = |kind| matches!(kind, Kind::Safetensors | Kind::Ldm);
+        let agrees = |by_name| kind == by_name || (is_single(kind) && is_single(by_name));
+        if is_named && kind != Kind::Diffusers && !by_name.is_some_and(agrees) {
+            return wrong("the name says another kind than --to; leave one of them away");
         }
         if let Some(align) = self
             .align
@@ -665,11 +661,10 @@ impl ConvertArgs {
             text += &format!("{family}, predicts {prediction}{pipeline}\n");
         }
         let rate = say::bytes((report.tensor_bytes as f64 / seconds.max(1e-9)) as u64);
-        let s = if report.tensor_count == 1 { "" } else { "s" };
         text += &format!(
-            "{}: {} tensor{s}, {} in {seconds:.1} s ({rate}/s)\n",
+            "{}: {}, {} in {seconds:.1} s ({rate}/s)\n",
             shown(&self.dst.to_string_lossy()),
-            report.tensor_count,
+            say::plural(report.tensor_count, "tensor"),
             say::bytes(report.tensor_bytes)
         );
         if self.to_stdout() {

@@ -4,7 +4,7 @@ use std::fmt;
 use std::path::PathBuf;
 
 use safelight_convert::ConvertError;
-use safelight_format::FormatError;
+use safelight_format::{FormatError, plural};
 use safelight_store::StoreError;
 use safelight_store::remote::{Problem, RemoteError};
 
@@ -78,16 +78,6 @@ impl Failure {
         match self {
             Failure::Partly { saved, .. } => saved,
             _ => &[],
-        }
-    }
-
-    /// The failure, with another name for a file.
-    pub(crate) fn renamed(self, file: &str, name: &str) -> Failure {
-        match self {
-            Failure::Machine(message) => Failure::Machine(message.replace(file, name)),
-            Failure::Usage(message) => Failure::Usage(message.replace(file, name)),
-            Failure::Model(message) => Failure::Model(message.replace(file, name)),
-            other => other,
         }
     }
 
@@ -210,8 +200,8 @@ impl fmt::Display for Failure {
                 write!(f, "; changed already: {changed}; as they were: {unchanged}")
             }
             Failure::Partly { failure, saved } => {
-                let s = if saved.len() == 1 { "" } else { "s" };
-                write!(f, "{failure}; {} picture{s} written before", saved.len())
+                let pictures = plural(saved.len() as u64, "picture");
+                write!(f, "{failure}; {pictures} written before")
             }
             Failure::Interrupted { saved: 0 } => f.write_str("interrupted; nothing was written"),
             Failure::Interrupted { saved } => {

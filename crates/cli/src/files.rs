@@ -11,7 +11,7 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use clap::{Arg, ArgAction, ArgMatches, Args, Subcommand, ValueHint};
-use safelight_convert::{Contents, ConvertError, LimitName, OpenOptions as ConvertOptions, Source};
+use safelight_convert::{LimitName, OpenOptions as ConvertOptions, Source};
 use safelight_store::location::{self, Location};
 use safelight_store::{
     Checkpoint, Meant, check_found, check_listed, matching, model_files, replace_file,
@@ -449,8 +449,8 @@ pub(crate) fn no_stdin(path: &Path) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Standard input as a file that can be read at any place: a temporary one, gone with what is returned.
-pub(crate) fn spooled() -> Result<tempfile::NamedTempFile, Failure> {
+/// Standard input as a file that can be read at any place: a temporary one without a name, gone when it is closed.
+pub(crate) fn spooled() -> Result<std::fs::File, Failure> {
     static READ: AtomicBool = AtomicBool::new(false);
     if READ.swap(true, Ordering::Relaxed) {
         return Err(Failure::Usage(
@@ -467,10 +467,7 @@ pub(crate) fn spooled() -> Result<tempfile::NamedTempFile, Failure> {
             "`-` is standard input, and nothing is piped into it; name a file (one of this name: ./-)".into(),
         ));
     }
-    let made = tempfile::Builder::new()
-        .prefix("safelight-stdin-")
-        .tempfile();
-    let mut file = made.map_err(failed)?;
+    let mut file = tempfile::tempfile().map_err(failed)?;
     let (mut input, mut piece) = (std::io::stdin().lock(), vec![0; 1 << 20]);
     loop {
         interrupt::check()?;
@@ -492,42 +489,8 @@ pub(crate) fn source(path: &Path, options: &ConvertOptions) -> Result<Box<dyn So
     if !is_stdin(path) {
         return Ok(safelight_convert::open_with(&one(path)?, &options)?);
     }
-    let file = spooled()?;
-    let named = file.path().to_string_lossy().into_owned();
-    let source = safelight_convert::open_with(file.path(), &options)
-        .map_err(|error| Failure::from(error).renamed(&named, STDIN))?;
-    let mut contents = source.contents().clone();
-    contents.label = STDIN.to_owned();
-    Ok(Box::new(Spooled {
-        contents,
-        source,
-        _file: file,
-    }))
-}
-
-/// A source whose file is a temporary one, and goes with it.
-struct Spooled {
-    contents: Contents,
-    source: Box<dyn Source>,
-    _file: tempfile::NamedTempFile,
-}
-
-impl Source for Spooled {
-    fn contents(&self) -> &Contents {
-        &self.contents
-    }
-
-    fn check(&self, indices: &[usize]) -> Result<(), ConvertError> {
-        self.source.check(indices)
-    }
-
-    fn read(
-        &self,
-        index: usize,
-        out: &mut dyn FnMut(&[u8]) -> Result<(), ConvertError>,
-    ) -> Result<(), ConvertError> {
-        self.source.read(index, out)
-    }
+    let file = Box::new(spooled()?);
+    Ok(safelight_convert::open_reader(STDIN, file, &options)?)
 }
 
 /// Opens a safetensors file, an index with its shards (both may be URLs), a folder or a pattern of files; tensors of unknown
@@ -539,7 +502,7 @@ pub(crate) fn open_with(path: &Path, unknown_dtypes: bool) -> Result<Checkpoint,
         ..Default::default()
     };
     if is_stdin(path) {
-        let file = spooled()?.into_file(); // without a name: it goes when it is closed
+        let file = spooled()?;
         let opened = Checkpoint::from_reader(STDIN, Box::new(file), &options);
         return Ok(opened?);
     }

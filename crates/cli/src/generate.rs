@@ -166,10 +166,9 @@ fn run(args: &GenerateArgs, job: Job) -> Result<(), Failure> {
         }));
     }
     if !args.quiet {
-        let count = saved.len();
         say::note(&format!(
-            "{count} picture{} in {}, beside {} of loading",
-            if count == 1 { "" } else { "s" },
+            "{} in {}, beside {} of loading",
+            say::plural(saved.len() as u64, "picture"),
             short_time(elapsed),
             short_time(loading)
         ));

@@ -121,8 +121,8 @@ fn folder(path: &Path, args: &InspectArgs) -> Result<Answer, Failure> {
         0 => text += "a folder without checkpoints\n",
         count => {
             text += &format!(
-                "a folder of {count} checkpoint{}\n{}",
-                if count == 1 { "" } else { "s" },
+                "a folder of {}\n{}",
+                say::plural(count as u64, "checkpoint"),
                 models::to_text(&catalog)
             )
         }

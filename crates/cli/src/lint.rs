@@ -147,11 +147,7 @@ fn to_text(path: &Path, report: &LintReport, wanted: &[&Finding], left_out: usiz
     if left_out > 0 {
         text += &format!("{file}: {left_out} more are not listed\n");
     }
-    let count = |severity, word: &str| {
-        let count = report.count(severity);
-        let s = if count == 1 { "" } else { "s" };
-        format!("{count} {word}{s}")
-    };
+    let count = |severity, word: &str| say::plural(report.count(severity) as u64, word);
     text += &format!(
         "{file}: {}, {}, {}\n",
         count(Severity::Error, "error"),

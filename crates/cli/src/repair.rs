@@ -138,7 +138,7 @@ impl RepairArgs {
     fn text(&self, repair: &Repair, output: Option<&PathBuf>) -> String {
         let file = shown_path(&self.file);
         let (count, bytes) = (repair.tensor_count(), say::bytes(repair.tensor_bytes()));
-        let s = if count == 1 { "" } else { "s" };
+        let tensors = say::plural(count as u64, "tensor");
         let mut text = String::new();
         if !repair.is_needed() && repair.doubts.is_empty() {
             text += &format!("{file}: nothing to repair\n");
@@ -170,7 +170,7 @@ impl RepairArgs {
         match output {
             Some(output) => {
                 text += &say::hanging(&format!(
-                    "{}: {count} tensor{s}, {bytes}, written",
+                    "{}: {tensors}, {bytes}, written",
                     shown_path(output)
                 ));
             }
@@ -181,7 +181,7 @@ impl RepairArgs {
             }
             None if repair.is_needed() => {
                 text += &say::hanging(&format!(
-                    "{file}: {count} tensor{s}, {bytes}, can be kept; name a file with -o, or say --in-place"
+                    "{file}: {tensors}, {bytes}, can be kept; name a file with -o, or say --in-place"
                 ));
             }
             None => {}

@@ -84,8 +84,7 @@ impl Run for ScanArgs {
         let mut wrong = None;
         for path in &self.paths {
             match found(&files::on_disk(path)?) {
-                Ok(paths) => {
-                    let mut paths = paths;
+                Ok(mut paths) => {
                     let shards = paths
                         .iter()
                         .filter(|path| is_index(path))
@@ -150,8 +149,8 @@ impl Tally {
             dangerous,
         } = self;
         let all = clean + suspicious + dangerous;
-        let s = if all == 1 { "" } else { "s" };
-        format!("{all} file{s}: {clean} clean, {suspicious} suspicious, {dangerous} dangerous\n")
+        let files = say::plural(all, "file");
+        format!("{files}: {clean} clean, {suspicious} suspicious, {dangerous} dangerous\n")
     }
 }
 
@@ -310,10 +309,9 @@ pub(crate) fn warn(path: &Path, findings: &[Finding]) -> Vec<Note> {
             finding.at_byte
         ));
     }
-    let count = findings.len();
-    let s = if count == 1 { "" } else { "s" };
+    let count = say::plural(findings.len() as u64, "finding");
     let advice = format!(
-        "{count} finding{s}: nothing of that was run, and it is not in the result; do not load the original \
+        "{count}: nothing of that was run, and it is not in the result; do not load the original \
          elsewhere before you have seen what `safelight scan` says of it"
     );
     say::note(&format!("warning: {file}: {advice}"));

@@ -104,10 +104,9 @@ impl Run for SplitArgs {
         let lines = shards.iter().zip(&names.shards).zip(&written.bytes);
         let rows: Vec<Vec<String>> = lines
             .map(|((shard, path), bytes)| {
-                let s = if shard.len() == 1 { "" } else { "s" };
                 vec![
                     shown_path(path),
-                    format!("{} tensor{s}", shard.len()),
+                    say::plural(shard.len() as u64, "tensor"),
                     say::bytes(*bytes),
                 ]
             })

@@ -6,6 +6,7 @@ use clap::Args;
 use safelight_format::{Dtype, Strictness, decode_f32_into, shown};
 use safelight_store::{
     FileVerdict, HashOptions, OpenOptions, list_label, listed_sets, location, problems_together,
+    recorded_hashes,
 };
 use serde_json::{Value, json};
 
@@ -31,8 +32,6 @@ not_finite [{tensor, nan, inf}], problems [TEXT]} (what is wrong between files w
 
 /// As many names as a text lists.
 const NAMES_MAX: usize = 12;
-/// The key of kohya's hash of the tensors in the order of the `safetensors` package.
-const SSHS_MODEL: &str = "sshs_model_hash";
 /// What is decoded at a time: whole elements of every type.
 const PIECE_BYTES: u64 = 4 * 1024 * 1024;
 
@@ -210,10 +209,10 @@ impl VerifyArgs {
         let tensor_count = file.header.as_ref().map_or(0, |header| {
             header.tensors().len() + header.opaque_tensors().len()
         });
-        let s = if tensor_count == 1 { "" } else { "s" };
+        let tensors = say::plural(tensor_count as u64, "tensor");
         if file.is_intact() {
             let size = say::bytes(file.file_bytes);
-            let text = format!("{name}: intact, {tensor_count} tensor{s}, {size}\n");
+            let text = format!("{name}: intact, {tensors}, {size}\n");
             return match self.long {
                 true => text + &self.names("intact", names_of(file, true).into_iter()),
                 false => text,
@@ -239,7 +238,7 @@ impl VerifyArgs {
         }
         let damaged: Vec<&str> = names_of(file, false);
         text += &format!(
-            "  {} of {tensor_count} tensor{s} are whole\n",
+            "  {} of {tensors} are whole\n",
             tensor_count - damaged.len()
         );
         text += &self.names("damaged", damaged.iter().copied());
@@ -293,10 +292,10 @@ impl VerifyArgs {
 /// What a file's metadata say of its hashes.
 fn recorded(path: &Path, unknown_dtypes: bool) -> Result<Vec<Compared>, Failure> {
     let checkpoint = files::open_with(path, unknown_dtypes)?;
-    let known: Vec<(&'static str, String)> = ["modelspec.hash_sha256", SSHS_MODEL]
-        .into_iter()
-        .filter_map(|key| Some((key, checkpoint.metadata()?.get(key)?.to_lowercase())))
-        .collect();
+    let known = checkpoint
+        .metadata()
+        .map(recorded_hashes)
+        .unwrap_or_default();
     if known.is_empty() {
         return Ok(Vec::new());
     }
@@ -306,13 +305,12 @@ fn recorded(path: &Path, unknown_dtypes: bool) -> Result<Vec<Compared>, Failure>
         ..HashOptions::NONE
     };
     let found = hashes(path, &options)?;
-    let compared = known.into_iter().map(|(kind, text)| {
-        let expected = text.strip_prefix("0x").unwrap_or(&text).to_owned();
-        // Both are of the tensors; other orders of them in the file change none.
-        let anew = found.sshs_model.clone();
-        let found = match anew.as_ref() == Some(&expected) || kind == SSHS_MODEL {
-            true => anew,
-            false => found.data_sha256.clone(),
+    let compared = known.into_iter().map(|(kind, expected)| {
+        // Of the tensors in the order of the `safetensors` package, or in that of the file.
+        let (anew, as_it_is) = (&found.sshs_model, &found.data_sha256);
+        let found = match as_it_is.as_ref() == Some(&expected) {
+            true => as_it_is.clone(),
+            false => anew.clone().or_else(|| as_it_is.clone()),
         };
         Compared {
             kind,

@@ -207,7 +207,7 @@ fn zip(out: &mut Vec<u8>, members: &[(&str, Vec<u8>)]) {
     let mut directory = Vec::new();
     for (name, content) in members {
         let at = out.len() as u32;
-        let crc = crc32(content).to_le_bytes();
+        let crc = crc32fast::hash(content).to_le_bytes();
         let len = (content.len() as u32).to_le_bytes();
         let common = [
             &[20, 0, 0, 0, 0, 0, 0, 0, 0, 0][..],
@@ -247,13 +247,4 @@ fn zip(out: &mut Vec<u8>, members: &[(&str, Vec<u8>)]) {
         ]
         .concat(),
     );
-}
-
-/// CRC-32 as zip has it, bit by bit.
-fn crc32(bytes: &[u8]) -> u32 {
-    !bytes.iter().fold(!0u32, |crc, &byte| {
-        (0..8).fold(crc ^ u32::from(byte), |crc, _| {
-            (crc >> 1) ^ (0xedb8_8320 & (crc & 1).wrapping_neg())
-        })
-    })
 }

@@ -68,7 +68,7 @@ pub use hdf5::Hdf5Source;
 pub use npy::npy_header;
 pub use npz::{NpzOptions, NpzSource, write_npz};
 pub use onnx::OnnxSource;
-pub use open::{OpenOptions, SharedTensors, UnknownObjects, open, open_with};
+pub use open::{OpenOptions, SharedTensors, UnknownObjects, open, open_reader, open_with};
 pub use sharded::{ShardedReport, write_sharded};
 pub use source::{
     Contents, LimitName, Limits, Note, OpaqueTensor, PIECE_BYTES, Source, refuse_opaque,

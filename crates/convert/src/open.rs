@@ -7,7 +7,7 @@ use std::path::Path;
 
 use safelight_format::{FileKind, FormatError, sniff};
 use safelight_store::location::{self, Location};
-use safelight_store::{ReadAt, StoreError, WatchedFile, matching};
+use safelight_store::{Checkpoint, ReadAt, StoreError, WatchedFile, matching};
 
 use crate::blocks::Blocks;
 use crate::bytes::read_up_to;
@@ -127,6 +127,27 @@ pub fn open_with(path: &Path, options: &OpenOptions) -> Result<Box<dyn Source>, 
     }
 }
 
+/// As [`open_with`], of a file of any kind that is read through `reader`; `label` stands for it in messages. Data in other files are
+/// refused.
+///
+/// # Errors
+/// As [`open`].
+pub fn open_reader(
+    label: &str,
+    reader: Box<dyn ReadAt>,
+    options: &OpenOptions,
+) -> Result<Box<dyn Source>, ConvertError> {
+    let start = start_of(label, &*reader)?;
+    let format = Format::of(&start, &*reader);
+    match format.map_err(ConvertError::io("read", Path::new(label)))? {
+        Format::Safetensors => {
+            let checkpoint = Checkpoint::from_reader(label, reader, &store_options(options))?;
+            Ok(Box::new(CheckpointSource::new(checkpoint)))
+        }
+        format => open_foreign(format, label, reader, options),
+    }
+}
+
 /// What files with a name like this are, if it is the name of a foreign model's.
 fn promised(path: &Path) -> Option<&'static str> {
     let ending = path.extension()?.to_string_lossy().to_ascii_lowercase();
@@ -226,13 +247,16 @@ fn open_safetensors(
     location: &OsStr,
     options: &OpenOptions,
 ) -> Result<Box<dyn Source>, ConvertError> {
-    let store_options = safelight_store::OpenOptions {
+    let checkpoint = location::open_with(location, &store_options(options))?;
+    Ok(Box::new(CheckpointSource::new(checkpoint)))
+}
+
+fn store_options(options: &OpenOptions) -> safelight_store::OpenOptions {
+    safelight_store::OpenOptions {
         limits: options.limits.header,
         opaque_dtypes: options.opaque_dtypes,
         ..Default::default()
-    };
-    let checkpoint = location::open_with(location, &store_options)?;
-    Ok(Box::new(CheckpointSource::new(checkpoint)))
+    }
 }
 
 /// Opens what is no safetensors file, from wherever it is read.

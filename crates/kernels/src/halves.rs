@@ -47,7 +47,8 @@ impl Task for Decode<'_> {
     }
 }
 
-/// Written without branches on the value so that it becomes a vector loop, and without denormal `f32`s, which are slow.
+/// Written without branches on the value so that it becomes a vector loop, and without denormal `f32`s, which are slow. (`safelight-format` has
+/// the same for readers without an engine; this crate stands by itself.)
 #[inline(always)]
 fn to_float(half: u16) -> f32 {
     let sign = u32::from(half & 0x8000) << 16;

@@ -77,9 +77,7 @@ impl Tile {
             ],
         }
     }
-}
 
-impl Tile {
     /// By position, what each of a kernel's nine numbers counts in its transform.
     fn factors(self) -> Vec<[f64; 9]> {
         let g = self.kernel();

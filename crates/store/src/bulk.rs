@@ -48,6 +48,9 @@ pub enum PageCache {
     Bypass,
 }
 
+/// A disk this fast is not worth memory, unless someone waits for it anyway.
+const FAST_BYTES_PER_SECOND: f64 = 1.5e9;
+
 /// So much is written one way before the ways are compared.
 const STRETCH_BYTES: u64 = if cfg!(test) { 2 } else { 16 } * PIECE_BYTES as u64;
 
@@ -67,21 +70,21 @@ pub(crate) fn write(
         PageCache::Bypass => true,
     };
     let whole = text.byte_count / BLOCK_BYTES as u64 * BLOCK_BYTES as u64;
-    let compares = page_cache == PageCache::Auto && !will_sync;
-    let mut pace = Pace::default();
+    let mut pace = Pace::new(match will_sync {
+        true => DIRECT_BYTES_PER_SECOND_MIN,
+        false => FAST_BYTES_PER_SECOND,
+    });
     let mut done = 0;
     while can_direct && done < whole {
-        let end = match compares {
-            true => (done + STRETCH_BYTES).min(whole),
-            false => whole,
+        let end = match page_cache {
+            PageCache::Auto => (done + STRETCH_BYTES).min(whole),
+            PageCache::Keep | PageCache::Bypass => whole,
         };
         let (start, way) = (Instant::now(), pace.way());
         match way {
             Way::Direct => {
-                let may_stop = page_cache == PageCache::Auto && !compares;
-                let written = around(file, &text, done..end, may_stop, at)?;
-                can_direct = written == end;
-                done = written;
+                can_direct = around(file, &text, done..end, at)?;
+                done = if can_direct { end } else { done };
             }
             Way::Cached => {
                 write_buffered(file, &text, done..end, at)?;
@@ -93,41 +96,26 @@ pub(crate) fn write(
     write_buffered(file, &text, done..text.byte_count, at)
 }
 
-/// As [`write_direct`]; where a file system takes the flag and not the writes, nothing was written.
-fn around(
-    file: &File,
-    text: &Text<'_>,
-    bytes: Range<u64>,
-    may_stop: bool,
-    at: &Path,
-) -> io::Result<u64> {
-    let start = bytes.start;
+/// Some bytes of it, whole blocks, around the page cache; `false` if the file system can't, or takes the flag and not the writes.
+fn around(file: &File, text: &Text<'_>, bytes: Range<u64>, at: &Path) -> io::Result<bool> {
     if !sys::set_direct(file, true, at) {
-        return Ok(start);
+        return Ok(false);
     }
-    let written = write_direct(file, text, bytes, may_stop, at);
+    let written = write_direct(file, text, bytes, at);
     let cleared = sys::set_direct(file, false, at);
     match written {
-        Ok(written) if cleared => Ok(written),
-        Err(error) if !sys::is_unsupported(&error) => Err(error),
-        _ => Ok(start),
+        Ok(()) => Ok(cleared),
+        Err(error) if sys::is_unsupported(&error) => Ok(false),
+        Err(error) => Err(error),
     }
 }
 
-/// Whole blocks, around the page cache, from several threads; up to which byte everything is
-/// written. May stop early if it is slow and `may_stop`.
-fn write_direct(
-    file: &File,
-    text: &Text<'_>,
-    bytes: Range<u64>,
-    may_stop: bool,
-    at: &Path,
-) -> io::Result<u64> {
+/// Whole blocks, from several threads.
+fn write_direct(file: &File, text: &Text<'_>, bytes: Range<u64>, at: &Path) -> io::Result<()> {
     let threads = thread::available_parallelism().map_or(1, usize::from);
     let threads = threads.clamp(2, THREADS_MAX); // one fills its buffer while another waits for the disk
     let (next, stop) = (AtomicU64::new(bytes.start), AtomicBool::new(false));
     let failed = Mutex::new(None);
-    let start = Instant::now();
     let work = || {
         let mut memory = vec![0u8; PIECE_BYTES + BLOCK_BYTES];
         let skew = memory.as_ptr().align_offset(BLOCK_BYTES);
@@ -144,11 +132,6 @@ fn write_direct(
                 let mut failed = failed.lock().unwrap_or_else(|held| held.into_inner());
                 failed.get_or_insert(error);
             }
-            let done = offset - bytes.start;
-            let slow = (done as f64) < DIRECT_BYTES_PER_SECOND_MIN * start.elapsed().as_secs_f64();
-            if may_stop && slow && done >= TRIAL_BYTES {
-                stop.store(true, Ordering::Relaxed);
-            }
         }
     };
     thread::scope(|scope| {
@@ -159,8 +142,7 @@ fn write_direct(
     });
     match failed.into_inner().unwrap_or_else(|held| held.into_inner()) {
         Some(error) => Err(error),
-        // Every piece that was taken is written.
-        None => Ok(next.into_inner().min(bytes.end)),
+        None => Ok(()),
     }
 }
 

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
 use std::thread;
 
-use safelight_format::{FormatError, Header, Limits, ParseOptions};
+use safelight_format::{FormatError, Header, Limits, Metadata, ParseOptions};
 use sha2::{Digest, Sha256};
 
 use crate::checkpoint::{OpenOptions, ShardFile};
@@ -82,6 +82,19 @@ impl HashOptions {
     fn wants_data(&self) -> bool {
         self.data_sha256 || self.sshs_model
     }
+}
+
+/// The keys of metadata under which trainers write SHA-256 of all tensors: kohya's in the order of the `safetensors` package, ModelSpec's
+/// in that of the file, which an edit may change.
+const RECORDED: [&str; 2] = ["sshs_model_hash", "modelspec.hash_sha256"];
+
+/// The checksums of all tensors that metadata say, with their keys: in lower case, without `0x`. Foreign text.
+pub fn recorded_hashes(metadata: &Metadata) -> Vec<(&'static str, String)> {
+    let said = RECORDED.into_iter().filter_map(|key| {
+        let text = metadata.get(key)?.to_lowercase();
+        Some((key, text.strip_prefix("0x").unwrap_or(&text).to_owned()))
+    });
+    said.collect()
 }
 
 /// A file's hashes in lower-case hexadecimal; `None` for what was not wanted or makes no sense.

@@ -66,7 +66,7 @@ pub use backend::Backend;
 pub use bulk::PageCache;
 pub use checkpoint::{Checkpoint, OpaquePlace, OpenOptions, Place};
 pub use error::StoreError;
-pub use hash::{HashOptions, Hashes, hash, hash_reader, sha256_hex};
+pub use hash::{HashOptions, Hashes, hash, hash_reader, recorded_hashes, sha256_hex};
 pub use lint::lint;
 pub use lint_index::lint_targets;
 pub use load::LoadOptions;

@@ -13,23 +13,31 @@ pub(crate) enum Way {
     Cached,
 }
 
-/// Disks this fast are not worth memory.
-const FAST_BYTES_PER_SECOND: f64 = 1.5e9;
-
 /// What each way gave when it was last taken.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug)]
 pub(crate) struct Pace {
+    /// A disk this fast, in bytes a second, needs no comparison.
+    fast: f64,
     /// Bytes a second.
     direct: Option<f64>,
     cached: Option<f64>,
 }
 
 impl Pace {
+    /// Nothing is known yet; a disk that gives `fast` bytes a second is good enough.
+    pub(crate) fn new(fast: f64) -> Pace {
+        Pace {
+            fast,
+            direct: None,
+            cached: None,
+        }
+    }
+
     /// The way to take next.
     pub(crate) fn way(&self) -> Way {
         match (self.direct, self.cached) {
             (None, _) => Way::Direct,
-            (Some(direct), None) if direct >= FAST_BYTES_PER_SECOND => Way::Direct,
+            (Some(direct), None) if direct >= self.fast => Way::Direct,
             (Some(_), None) => Way::Cached,
             (Some(direct), Some(cached)) if direct >= cached => Way::Direct,
             _ => Way::Cached,
@@ -52,7 +60,7 @@ mod tests {
 
     /// The ways that are taken where each gives so much, stretch by stretch, in bytes a second.
     fn ways(direct: &[f64], cached: &[f64]) -> String {
-        let (mut pace, mut said) = (Pace::default(), String::new());
+        let (mut pace, mut said) = (Pace::new(1.5e9), String::new());
         for (direct, cached) in direct.iter().zip(cached) {
             let way = pace.way();
             let (rate, letter) = match way {

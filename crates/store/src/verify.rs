@@ -211,16 +211,7 @@ pub fn verify(
     let meant = Meant::of(path)?;
     let mut index = None;
     let files: BTreeSet<PathBuf> = match &meant {
-        Meant::File(path) => {
-            there(path)?;
-            // A file that may not be opened is not damaged: nobody knows.
-            if let Err(error) = FileSource::open(path)
-                && error.is_denied()
-            {
-                return Err(error);
-            }
-            [path.clone()].into()
-        }
+        Meant::File(path) => there(path).map(|_| [path.clone()].into())?,
         Meant::Files(files) => files.iter().cloned().collect(),
         Meant::Index(path) => {
             there(path)?;
@@ -248,8 +239,17 @@ pub fn verify(
         };
         verdict.files.push(verify_file(path, options, &mut add)?);
     }
-    if let Meant::Files(files) = &meant {
-        verdict.problems = between(&path_text(path), files, &verdict.files);
+    match (&meant, &mut verdict.files[..]) {
+        (Meant::Files(files), _) => {
+            verdict.problems = between(&path_text(path), files, &verdict.files);
+        }
+        // A file that may not be opened is not damaged: nobody knows.
+        (Meant::File(_), [file]) => {
+            if let Some(error) = file.problem.take_if(|problem| problem.is_denied()) {
+                return Err(error);
+            }
+        }
+        _ => {}
     }
     Ok(verdict)
 }

@@ -239,8 +239,8 @@ pub fn rename(
             None => left_out += 1,
         }
     }
-    let s = if left_out == 1 { "" } else { "s" };
-    let note = Note::new("", format!("{left_out} tensor{s} left out, as asked"));
+    let tensors = plural(left_out, "tensor");
+    let note = Note::new("", format!("{tensors} left out, as asked"));
     let notes = if left_out > 0 { vec![note] } else { Vec::new() };
     let metadata = source.metadata().clone();
     Arranged::new(source, entries, metadata, notes, 0)?.with_opaque(opaque)

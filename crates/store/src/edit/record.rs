@@ -125,10 +125,8 @@ pub fn recover(path: &Path) -> Result<bool, StoreError> {
         return Ok(false);
     };
     let record = record_path(&target);
-    match fs::symlink_metadata(&record) {
-        Err(_) => return Ok(false),
-        Ok(found) if !found.is_file() => return Err(no_record(path, &record)),
-        Ok(_) => {}
+    if !is_there(path, &record)? {
+        return Ok(false);
     }
     match open_locked(path) {
         Ok(_) => Ok(true),
@@ -140,10 +138,17 @@ pub fn recover(path: &Path) -> Result<bool, StoreError> {
     }
 }
 
-/// What stands in a record's place and is none: opening a pipe would wait for ever, and a link leads to a stranger's file.
-fn no_record(path: &Path, record: &Path) -> StoreError {
-    let problem = "what lies there is no file (a folder, link, device or pipe) and was not made here; delete it";
-    interrupted(path, record, problem.to_owned())
+/// Whether a file has a record. What stands in its place and is no file is an error: opening a pipe would wait for ever, and a link leads
+/// to a stranger's file.
+fn is_there(path: &Path, record: &Path) -> Result<bool, StoreError> {
+    match fs::symlink_metadata(record) {
+        Err(_) => Ok(false),
+        Ok(found) if found.is_file() => Ok(true),
+        Ok(_) => {
+            let problem = "what lies there is no file (a folder, link, device or pipe) and was not made here; delete it";
+            Err(interrupted(path, record, problem.to_owned()))
+        }
+    }
 }
 
 fn interrupted(path: &Path, record: &Path, problem: String) -> StoreError {
@@ -157,10 +162,8 @@ fn interrupted(path: &Path, record: &Path, problem: String) -> StoreError {
 /// Under the lock: applies the record, if there is one.
 fn roll_back(file: &File, path: &Path, target: &Path) -> Result<(), StoreError> {
     let record_path = record_path(target);
-    match fs::symlink_metadata(&record_path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-        Ok(found) if !found.is_file() => return Err(no_record(path, &record_path)),
-        _ => {}
+    if !is_there(path, &record_path)? {
+        return Ok(());
     }
     let record = match File::open(&record_path) {
         Ok(record) => record,

@@ -156,8 +156,10 @@ impl Repair {
             None => {}
             Some((key, true)) => {
                 self.doubts.clear();
-                let what = format!("every number is as `{key}` in the metadata says");
-                self.changes.push(what);
+                if self.is_needed() {
+                    let what = format!("every number is as `{key}` in the metadata says");
+                    self.changes.push(what);
+                }
             }
             Some((key, false)) => self.doubts.push(format!(
                 "`{key}` in the metadata is the checksum of other numbers: some are wrong, or were changed on purpose since it was written"

@@ -6,11 +6,8 @@ use safelight_format::{HeaderPlan, Metadata, PlanOptions, TensorSpec};
 
 use super::Kept;
 use crate::error::StoreError;
-use crate::hash::hash_ranges;
+use crate::hash::{hash_ranges, recorded_hashes};
 use crate::source::FileSource;
-
-/// The keys of SHA-256 over all tensors: ModelSpec's in the order of the file, kohya's in that of the `safetensors` package.
-const KEYS: [&str; 2] = ["sshs_model_hash", "modelspec.hash_sha256"];
 
 /// A checksum that the metadata say, and whether it is that of the tensors that are kept.
 pub(super) fn recorded(
@@ -18,12 +15,10 @@ pub(super) fn recorded(
     kept: &[Kept],
     metadata: Option<&Metadata>,
 ) -> Result<Option<(&'static str, bool)>, StoreError> {
-    let said = |key: &'static str| Some((key, metadata?.get(key)?));
-    let Some((key, text)) = KEYS.into_iter().find_map(said) else {
+    let said = metadata.map(recorded_hashes).unwrap_or_default();
+    let Some((key, expected)) = said.into_iter().next() else {
         return Ok(None);
     };
-    let expected = text.to_lowercase();
-    let expected = expected.strip_prefix("0x").unwrap_or(&expected);
     if kept.iter().any(|kept| kept.opaque.is_some()) || expected.len() != 64 {
         return Ok(None);
     }
