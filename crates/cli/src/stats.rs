@@ -21,7 +21,8 @@ Examples:
   safelight stats merged.safetensors --fail-on nan,inf --total
 
 Any kind of file that `convert` reads, any dtype, in one pass. Range, mean and spread are of the finite numbers; a
-complex number counts as two. The histogram counts magnitudes by powers of two. Of a dtype that the format does not
+complex number counts as two. Of 64-bit integers, --json gives the range with all digits (but not of all tensors together).
+The histogram counts magnitudes by powers of two. Of a dtype that the format does not
 have (--unknown-dtypes), nothing but the bytes is known.
 
 JSON, one object a file: file, tensors [{name, dtype, shape, count, nan, inf, zero, min, max, mean, std, histogram
@@ -273,7 +274,18 @@ fn tensor_json(tensor: &TensorStats) -> Value {
     value["name"] = json!(tensor.tensor.name);
     value["dtype"] = json!(tensor.tensor.dtype.name());
     value["shape"] = json!(tensor.tensor.shape);
+    if let Some((least, greatest)) = tensor.integers {
+        (value["min"], value["max"]) = (integer_json(least), integer_json(greatest));
+    }
     value
+}
+
+/// A 64-bit integer, signed or not, with all its digits.
+fn integer_json(number: i128) -> Value {
+    match u64::try_from(number) {
+        Ok(number) => json!(number),
+        Err(_) => json!(number as i64),
+    }
 }
 
 fn numbers_json(numbers: &Numbers) -> Value {

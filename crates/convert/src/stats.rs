@@ -5,7 +5,7 @@ use std::ops::ControlFlow;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use rayon::prelude::*;
-use safelight_format::TensorSpec;
+use safelight_format::{Dtype, TensorSpec};
 
 use crate::adapt::pieces::for_each_run;
 use crate::error::ConvertError;
@@ -227,6 +227,9 @@ pub struct TensorStats {
     pub tensor: TensorSpec,
     /// Its numbers.
     pub numbers: Numbers,
+    /// The least and the greatest of 64-bit integers, which [`Numbers`] rounds beyond 2⁵³; `None` for other dtypes and for
+    /// none at all.
+    pub integers: Option<(i128, i128)>,
 }
 
 /// The numbers of every tensor of `source` that is wanted, in the source's order; several tensors at a time. Tensors of unknown
@@ -250,7 +253,7 @@ pub fn stats(
     tensors
         .into_par_iter()
         .map(|index| {
-            let numbers = numbers_of(source, index, &mut |bytes| {
+            let (numbers, integers) = numbers_of(source, index, &mut |bytes| {
                 if stopped.load(Ordering::Relaxed) || progress(bytes).is_break() {
                     stopped.store(true, Ordering::Relaxed);
                     return Err(ConvertError::Cancelled);
@@ -260,6 +263,7 @@ pub fn stats(
             Ok(TensorStats {
                 tensor: source.tensors()[index].clone(),
                 numbers,
+                integers,
             })
         })
         .collect()
@@ -277,7 +281,8 @@ pub fn tensor_stats(
     index: usize,
     progress: &dyn Fn(u64) -> ControlFlow<()>,
 ) -> Result<Numbers, ConvertError> {
-    numbers_of(source, index, &mut |bytes| goes_on(progress(bytes)))
+    let (numbers, _) = numbers_of(source, index, &mut |bytes| goes_on(progress(bytes)))?;
+    Ok(numbers)
 }
 
 /// How many finite numbers of tensor `index` lie in each of `bar_count` equal parts of `min..=max`; those outside are not
@@ -299,7 +304,7 @@ pub fn tensor_bars(
     let mut bars = vec![0; bar_count];
     let scale = bar_count as f64 / (max - min);
     let mut done = |bytes| goes_on(progress(bytes));
-    for_each_block(source, index, &mut done, &mut |values| {
+    for_each_block(source, index, &mut done, &mut |_, values| {
         for value in values.iter().filter(|value| (min..=max).contains(*value)) {
             // With one value for all, `scale` is infinite and the product NaN, which becomes 0.
             let bar = ((value - min) * scale) as usize;
@@ -320,21 +325,53 @@ fn numbers_of(
     source: &dyn Source,
     index: usize,
     done: &mut dyn FnMut(u64) -> Result<(), ConvertError>,
-) -> Result<Numbers, ConvertError> {
+) -> Result<(Numbers, Option<(i128, i128)>), ConvertError> {
     let (mut numbers, mut bins) = (Numbers::default(), Bins([[0; 2]; BINS]));
-    for_each_block(source, index, done, &mut |values| {
+    let (dtype, mut integers) = (source.tensors()[index].dtype, None);
+    for_each_block(source, index, done, &mut |bytes, values| {
         numbers.add_block(values, &mut bins);
+        integers = wider(integers, integer_range(dtype, bytes));
     })?;
     numbers.histogram = bins.histogram();
-    Ok(numbers)
+    Ok((numbers, integers))
 }
 
-/// Hands all numbers of a tensor over, decoded, [`BLOCK`] at a time.
+/// The least and the greatest of 64-bit integers.
+fn integer_range(dtype: Dtype, bytes: &[u8]) -> Option<(i128, i128)> {
+    fn range<T: Copy + Ord + Into<i128>>(
+        bytes: &[u8],
+        read: fn([u8; 8]) -> T,
+    ) -> Option<(i128, i128)> {
+        let (first, rest) = bytes.as_chunks::<8>().0.split_first()?;
+        let first = read(*first);
+        let (least, greatest) = rest
+            .iter()
+            .fold((first, first), |(least, greatest), &number| {
+                let number = read(number);
+                (least.min(number), greatest.max(number))
+            });
+        Some((least.into(), greatest.into()))
+    }
+    match dtype {
+        Dtype::I64 => range(bytes, i64::from_le_bytes),
+        Dtype::U64 => range(bytes, u64::from_le_bytes),
+        _ => None,
+    }
+}
+
+fn wider(a: Option<(i128, i128)>, b: Option<(i128, i128)>) -> Option<(i128, i128)> {
+    match (a, b) {
+        (Some(a), Some(b)) => Some((a.0.min(b.0), a.1.max(b.1))),
+        (a, b) => a.or(b),
+    }
+}
+
+/// Hands all numbers of a tensor over, as bytes and decoded, [`BLOCK`] at a time.
 fn for_each_block(
     source: &dyn Source,
     index: usize,
     done: &mut dyn FnMut(u64) -> Result<(), ConvertError>,
-    take: &mut dyn FnMut(&[f64]),
+    take: &mut dyn FnMut(&[u8], &[f64]),
 ) -> Result<(), ConvertError> {
     let tensor = &source.tensors()[index];
     let mut left = number_count(tensor.dtype, tensor.element_count().unwrap_or(u64::MAX));
@@ -349,7 +386,7 @@ fn for_each_block(
             decoded.map_err(|error| {
                 ConvertError::unsupported(source.label(), &tensor.name, error.to_string())
             })?;
-            take(&values);
+            take(block, &values);
         }
         done(run.len() as u64)
     })
@@ -359,7 +396,7 @@ fn for_each_block(
 mod tests {
     use super::*;
     use crate::testing::Memory;
-    use safelight_format::{Dtype, encode_f32};
+    use safelight_format::encode_f32;
 
     fn numbers(dtype: Dtype, shape: Vec<u64>, bytes: Vec<u8>, piece: usize) -> Numbers {
         let memory = Memory::new(vec![("t", dtype, shape, bytes)]).in_pieces(piece);
@@ -367,6 +404,27 @@ mod tests {
             .unwrap()
             .remove(0)
             .numbers
+    }
+
+    #[test]
+    fn the_range_of_64_bit_integers_is_exact() {
+        let range = |dtype, bytes: Vec<u8>, piece| {
+            let memory = Memory::new(vec![("t", dtype, vec![bytes.len() as u64 / 8], bytes)]);
+            let found = stats(&memory.in_pieces(piece), &|_| true, &|_| {
+                ControlFlow::Continue(())
+            });
+            found.unwrap().remove(0).integers
+        };
+        let signed = [(1 << 62) + 1, i64::MIN + 1, i64::MAX - 1, 0].map(i64::to_le_bytes);
+        let unsigned = [u64::MAX - 1, (1 << 53) + 1].map(u64::to_le_bytes);
+        for piece in [8, 13, 1 << 20] {
+            let most = (i128::from(i64::MIN) + 1, i128::from(i64::MAX) - 1);
+            assert_eq!(range(Dtype::I64, signed.concat(), piece), Some(most));
+            let most = ((1 << 53) + 1, i128::from(u64::MAX) - 1);
+            assert_eq!(range(Dtype::U64, unsigned.concat(), piece), Some(most));
+            assert_eq!(range(Dtype::F64, unsigned.concat(), piece), None);
+            assert_eq!(range(Dtype::I64, Vec::new(), piece), None);
+        }
     }
 
     #[test]

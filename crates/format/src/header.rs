@@ -448,7 +448,7 @@ impl<'a> Parser<'a> {
             strict: options.strictness == Strictness::Spec,
             opaque_dtypes: options.opaque_dtypes,
             limits: &options.limits,
-            table: TableBuilder::default(),
+            table: TableBuilder::with_room_for(text.len()),
             metadata: None,
             metadata_seen: false,
         }

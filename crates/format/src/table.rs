@@ -61,9 +61,11 @@ pub(crate) struct TableBuilder {
     names: Vec<u8>,
     pub(crate) dims: Vec<u64>,
     entries: Vec<Entry>,
-    /// Where the next tensor must start, while all of them stand in the order of their bytes and
-    /// are as long as they should be; `None` since one did not.
+    /// Where the next tensor must start, while all of them stand in the order of their bytes;
+    /// `None` since one did not.
     tiled_to: Option<u64>,
+    /// Whether all of them are as long as they should be.
+    right_sizes: bool,
 }
 
 impl Default for TableBuilder {
@@ -73,11 +75,21 @@ impl Default for TableBuilder {
             dims: Vec::new(),
             entries: Vec::new(),
             tiled_to: Some(0),
+            right_sizes: true,
         }
     }
 }
 
 impl TableBuilder {
+    /// With room for what a common header of that length has.
+    pub(crate) fn with_room_for(header_bytes: usize) -> TableBuilder {
+        TableBuilder {
+            names: Vec::with_capacity(header_bytes / 2),
+            dims: Vec::with_capacity(header_bytes / 64),
+            entries: Vec::with_capacity(header_bytes / 100),
+            ..TableBuilder::default()
+        }
+    }
     /// How many tensors there are so far.
     pub(crate) fn len(&self) -> usize {
         self.entries.len()
@@ -103,9 +115,11 @@ impl TableBuilder {
     #[inline]
     fn push_bytes(&mut self, name: &[u8], dtype: Dtype, dims_at: usize, data_offsets: (u64, u64)) {
         let shape = &self.dims[dims_at..];
-        if let Some(tiled_to) = self.tiled_to {
-            let fits = tiled_to == data_offsets.0 && right_size(dtype, shape, data_offsets);
-            self.tiled_to = fits.then_some(data_offsets.1);
+        self.right_sizes &= right_size(dtype, shape, data_offsets);
+        if self.tiled_to.is_some_and(|end| end == data_offsets.0) {
+            self.tiled_to = Some(data_offsets.1);
+        } else {
+            self.tiled_to = None;
         }
         self.entries.push(Entry {
             name_at: self.names.len() as u32,
@@ -126,6 +140,7 @@ impl TableBuilder {
         data_offsets: (u64, u64),
     ) {
         self.tiled_to = None;
+        self.right_sizes &= data_offsets.0 <= data_offsets.1;
         self.entries.push(Entry {
             name_at: self.names.len() as u32,
             name_len: name.len() as u32,
@@ -151,23 +166,26 @@ impl TableBuilder {
             entries: self.entries,
             opaque: Vec::new(),
         };
-        let stated = if self.tiled_to.is_none() {
-            let stated = table.entries.clone();
-            table.sort();
-            Some(stated)
-        } else {
-            None
-        };
+        let right_sizes = self.right_sizes;
         let mut twice = false;
-        let index = table.file_names(|_| twice = true);
-        if !twice {
-            if stated.is_some() {
-                table.check_tiling()?;
+        if self.tiled_to.is_some() && right_sizes {
+            let index = table.file_names(|_| twice = true);
+            if !twice {
+                return Ok((table, index));
+            }
+        } else {
+            // Sizes were compared, and names are filed, as they stand in the header: in the order of
+            // bytes, each would be a walk to distant memory.
+            let order = Order::by_offsets(&table.entries);
+            let index = table.file_names_in(&order, |_| twice = true);
+            if !twice {
+                order.apply(&mut table.entries);
+                if !(right_sizes && table.has_no_gaps()) {
+                    table.check_tiling()?;
+                }
                 return Ok(table.set_apart(index));
             }
-            return Ok((table, index));
         }
-        table.entries = stated.unwrap_or(table.entries);
         let mut overruled = Vec::new();
         table.file_names(|earlier| overruled.push(earlier));
         if let (Strictness::Spec, Some(&position)) = (strictness, overruled.first()) {
@@ -236,7 +254,7 @@ impl Table {
 
     /// Puts tensors into the order of their bytes; those without bytes stay as they stand.
     fn sort(&mut self) {
-        self.entries.sort_by_key(|entry| entry.data_offsets);
+        Order::by_offsets(&self.entries).apply(&mut self.entries);
     }
 
     /// Files every name; `on_duplicate` hears of each earlier position that a later one replaces.
@@ -249,6 +267,28 @@ impl Table {
             }
         }
         index
+    }
+
+    /// As [`Table::file_names`], under the positions that the entries will have in `order`.
+    fn file_names_in(&self, order: &Order, mut on_duplicate: impl FnMut(u32)) -> NameIndex {
+        let mut index = NameIndex::with_room_for(self.entries.len());
+        let name_of = |position: u32| self.name(order.stated[position as usize] as u32);
+        for (entry, &position) in self.entries.iter().zip(&order.positions) {
+            if let Some(earlier) = index.insert(self.name_of(entry), position as u32, name_of) {
+                on_duplicate(earlier);
+            }
+        }
+        index
+    }
+
+    /// Whether each tensor starts where the one before it ends, and the first at 0.
+    fn has_no_gaps(&self) -> bool {
+        let mut end = 0;
+        self.entries.iter().all(|entry| {
+            let follows = entry.data_offsets.0 == end;
+            end = entry.data_offsets.1;
+            follows
+        })
     }
 
     fn check_tiling(&self) -> Result<(), FormatError> {
@@ -315,4 +355,119 @@ fn right_size(dtype: Dtype, shape: &[u64], (starts_at, ends_at): (u64, u64)) -> 
     let span_bytes = ends_at.checked_sub(starts_at);
     let span_bits = span_bytes.and_then(|bytes| bytes.checked_mul(8));
     span_bits.is_some() && bit_count(dtype, shape) == span_bits
+}
+
+/// Another order of tensors than that in which they stand.
+struct Order {
+    /// Where the first one stands, the second, and so on.
+    stated: Vec<u64>,
+    /// The other way round: the position of the one that stands first, second, and so on.
+    positions: Vec<u64>,
+}
+
+impl Order {
+    /// That of their offsets; those with the same stay as they stand.
+    ///
+    /// A radix sort by the lowest digit first (Knuth, The Art of Computer Programming 3, 5.2.5,
+    /// Algorithm R) of where they start; the few that start together are compared.
+    fn by_offsets(entries: &[Entry]) -> Order {
+        const DIGIT_BITS: u32 = 11;
+        const DIGITS: usize = 1 << DIGIT_BITS;
+        let offsets = |at: u64| entries[at as usize].data_offsets;
+        let starts = || entries.iter().map(|entry| entry.data_offsets.0);
+        let bits = |number: u64| u64::BITS - number.leading_zeros();
+        // Start and place in one number.
+        let place_bits = bits(entries.len() as u64);
+        let key_bits = place_bits + bits(starts().max().unwrap_or(0));
+        let place = |key: u64| key & ((1 << place_bits) - 1);
+        if entries.len() < DIGITS / 8 || key_bits > u64::BITS {
+            let mut stated: Vec<u64> = (0..entries.len() as u64).collect();
+            stated.sort_by_key(|&at| offsets(at));
+            return Order::new(stated, vec![0; entries.len()]);
+        }
+        let keys = starts().zip(0..);
+        let mut keys: Vec<u64> = keys.map(|(start, at)| start << place_bits | at).collect();
+        let mut sorted = vec![0; keys.len()];
+        for shift in (place_bits..key_bits).step_by(DIGIT_BITS as usize) {
+            let digit = |key: u64| (key >> shift) as usize % DIGITS;
+            let mut slots = [0usize; DIGITS];
+            for &key in &keys {
+                slots[digit(key)] += 1;
+            }
+            if slots.contains(&keys.len()) {
+                continue; // they all have the same digit
+            }
+            let mut behind = 0;
+            for slot in &mut slots {
+                behind += std::mem::replace(slot, behind);
+            }
+            for &key in &keys {
+                let slot = &mut slots[digit(key)];
+                sorted[*slot] = key;
+                *slot += 1;
+            }
+            std::mem::swap(&mut keys, &mut sorted);
+        }
+        for together in keys.chunk_by_mut(|a, b| a >> place_bits == b >> place_bits) {
+            if together.len() > 1 {
+                together.sort_by_key(|&key| offsets(place(key)).1);
+            }
+        }
+        keys.iter_mut().for_each(|key| *key = place(*key));
+        Order::new(keys, sorted)
+    }
+
+    /// `positions`: as many numbers, to be written over.
+    fn new(stated: Vec<u64>, mut positions: Vec<u64>) -> Order {
+        for (position, &at) in stated.iter().enumerate() {
+            positions[at as usize] = position as u64;
+        }
+        Order { stated, positions }
+    }
+
+    /// Puts entries into this order.
+    fn apply(&self, entries: &mut Vec<Entry>) {
+        *entries = self.stated.iter().map(|&at| entries[at as usize]).collect();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn order_by_offsets_is_that_of_a_stable_sort() {
+        let mut state = 1u64;
+        let mut random = |below: u64| {
+            state ^= state << 13; // Xorshift64 (Marsaglia 2003)
+            state ^= state >> 7;
+            state ^= state << 17;
+            state % below
+        };
+        for count in [0, 1, 2, 255, 256, 3000] {
+            for most in [1, 5, 2048, 1 << 22, 1 << 40, u64::MAX] {
+                let entry = |name_at| Entry {
+                    name_at,
+                    name_len: 0,
+                    dims_at: 0,
+                    rank_dtype: 0,
+                    data_offsets: (random(most), random(3)),
+                };
+                let entries: Vec<Entry> = (0..count).map(entry).collect();
+                let mut expected = entries.clone();
+                expected.sort_by_key(|entry| entry.data_offsets);
+                let order = Order::by_offsets(&entries);
+                for (at, &position) in order.positions.iter().enumerate() {
+                    assert_eq!(order.stated[position as usize], at as u64);
+                }
+                let mut sorted = entries.clone();
+                order.apply(&mut sorted);
+                let seen = |entry: &Entry| (entry.name_at, entry.data_offsets);
+                assert!(
+                    sorted.iter().map(seen).eq(expected.iter().map(seen)),
+                    "{count} below {most}"
+                );
+            }
+        }
+    }
 }

@@ -5,6 +5,8 @@ use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use safelight_format::shown;
+
 use crate::bulk;
 use crate::error::{StoreError, path_text};
 use crate::sys;
@@ -166,7 +168,9 @@ impl Temporary {
         let mode = mode_for(old.as_ref());
         let (file, name) = match sys::create_unnamed(folder_of(&target), mode, &target) {
             Some(file) => (file, TemporaryName(PathBuf::new())),
-            None => create_named(&target, mode).map_err(StoreError::io("write", path))?,
+            None => create_named(&target, mode)
+                .map_err(|error| blame_folder(error, &target))
+                .map_err(StoreError::io("write", path))?,
         };
         Ok(Temporary {
             file,
@@ -244,6 +248,21 @@ fn under_free_name<T>(
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {} // an older process's
             Err(error) => return Err(error),
         }
+    }
+}
+
+/// The file itself may well be writable: it is its folder that is not.
+fn blame_folder(error: io::Error, target: &Path) -> io::Error {
+    match error.kind() {
+        io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => {
+            let folder = path_text(folder_of(target));
+            let message = format!(
+                "what is new is written beside the file first, and no file can be made in its folder {}: {error}",
+                shown(&folder)
+            );
+            io::Error::new(error.kind(), message)
+        }
+        _ => error,
     }
 }
 

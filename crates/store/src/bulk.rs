@@ -1,8 +1,8 @@
 //! Much memory into one file, quickly.
 //!
-//! Large files can be written around the page cache where the file system allows it: their bytes go
-//! from aligned buffers to the disk, several at a time, without first filling memory that the rest of the
-//! system wants. Whether that or the page cache is faster is found out while they are written.
+//! Large files can pass through the page cache without staying there, or be written around it, where the
+//! file system allows it: from aligned buffers to the disk, several at a time, without first filling memory
+//! that the rest of the system wants. Which way is fastest is found out while they are written.
 
 use std::fs::File;
 use std::io::{self, Write};
@@ -38,8 +38,9 @@ pub(crate) const DIRECT_BYTES_PER_SECOND_MIN: f64 = 400e6;
 /// Whether the page cache has the bytes of a file that was saved, or loaded into memory of its own.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum PageCache {
-    /// For files of 256 MiB and more: saved ones by whichever way is faster as they are written, loaded ones around it if it does not have
-    /// them yet.
+    /// For files of 256 MiB and more: saved ones by whichever way is faster as they are written (through it without staying there, around
+    /// it, or through it; their end through it, as much as may wait for the disk before writers are held up), loaded ones
+    /// around it if it does not have them yet.
     #[default]
     Auto,
     /// Through it: best if the file is read again soon.
@@ -48,11 +49,11 @@ pub enum PageCache {
     Bypass,
 }
 
-/// A disk this fast is not worth memory, unless someone waits for it anyway.
+/// As fast as this, no other way is tried.
 const FAST_BYTES_PER_SECOND: f64 = 1.5e9;
 
 /// So much is written one way before the ways are compared.
-const STRETCH_BYTES: u64 = if cfg!(test) { 2 } else { 16 } * PIECE_BYTES as u64;
+const STRETCH_BYTES: u64 = if cfg!(test) { 2 } else { 8 } * PIECE_BYTES as u64;
 
 /// Writes the concatenation of `parts` from the start of `file`, which is new. `will_sync` says that someone waits for the disk
 /// afterwards: the page cache saves no time then.
@@ -64,36 +65,41 @@ pub(crate) fn write(
     at: &Path,
 ) -> io::Result<()> {
     let text = Text::new(parts);
-    let mut can_direct = match page_cache {
-        PageCache::Auto => text.byte_count >= DIRECT_BYTES_MIN,
-        PageCache::Keep => false,
-        PageCache::Bypass => true,
+    let blocks = text.byte_count / BLOCK_BYTES as u64 * BLOCK_BYTES as u64;
+    let (ways, stretch_bytes): (&[Way], u64) = match page_cache {
+        PageCache::Auto if text.byte_count >= DIRECT_BYTES_MIN => {
+            (&[Way::Passing, Way::Direct, Way::Cached], STRETCH_BYTES)
+        }
+        PageCache::Auto | PageCache::Keep => (&[Way::Cached], u64::MAX),
+        PageCache::Bypass => (&[Way::Direct, Way::Cached], u64::MAX),
     };
-    let whole = text.byte_count / BLOCK_BYTES as u64 * BLOCK_BYTES as u64;
-    let mut pace = Pace::new(match will_sync {
+    let fast = match will_sync {
         true => DIRECT_BYTES_PER_SECOND_MIN,
         false => FAST_BYTES_PER_SECOND,
-    });
-    let mut done = 0;
-    while can_direct && done < whole {
-        let end = match page_cache {
-            PageCache::Auto => (done + STRETCH_BYTES).min(whole),
-            PageCache::Keep | PageCache::Bypass => whole,
-        };
-        let (start, way) = (Instant::now(), pace.way());
-        match way {
-            Way::Direct => {
-                can_direct = around(file, &text, done..end, at)?;
-                done = if can_direct { end } else { done };
-            }
-            Way::Cached => {
-                write_buffered(file, &text, done..end, at)?;
-                done = end;
-            }
+    };
+    let (mut pace, mut done) = (Pace::new(fast, ways), 0);
+    let mut may_wait = page_cache == PageCache::Auto && !will_sync;
+    while done < blocks {
+        if may_wait && text.byte_count - done <= sys::unwritten_room(at) {
+            pace.prefer(Way::Cached);
+            may_wait = false;
         }
-        pace.took(way, STRETCH_BYTES, start.elapsed().as_secs_f64());
+        let bytes = done..done.saturating_add(stretch_bytes).min(blocks);
+        let (start, way) = (Instant::now(), pace.way());
+        let written = match way {
+            Way::Passing => write_through(file, &text, bytes.clone(), true, at)?,
+            Way::Direct => around(file, &text, bytes.clone(), at)?,
+            Way::Cached => write_through(file, &text, bytes.clone(), false, at)?,
+        };
+        if written {
+            done = bytes.end;
+            pace.took(way, bytes.end - bytes.start, start.elapsed().as_secs_f64());
+        } else {
+            pace.cannot(way);
+        }
     }
-    write_buffered(file, &text, done..text.byte_count, at)
+    write_through(file, &text, done..text.byte_count, false, at)?;
+    Ok(())
 }
 
 /// Some bytes of it, whole blocks, around the page cache; `false` if the file system can't, or takes the flag and not the writes.
@@ -146,8 +152,19 @@ fn write_direct(file: &File, text: &Text<'_>, bytes: Range<u64>, at: &Path) -> i
     }
 }
 
-/// Some bytes of it, one after the other, which is what every file system can do.
-fn write_buffered(file: &File, text: &Text<'_>, bytes: Range<u64>, at: &Path) -> io::Result<()> {
+/// Some bytes of it, one after the other, through the page cache, which is what every file system can do; `passing`, without staying there:
+/// `false` if it can't do that.
+fn write_through(
+    file: &File,
+    text: &Text<'_>,
+    bytes: Range<u64>,
+    passing: bool,
+    at: &Path,
+) -> io::Result<bool> {
+    let put = |bytes: &[u8], offset: u64| match passing {
+        true => sys::write_passing_at(file, bytes, offset, at),
+        false => sys::write_at(file, bytes, offset, at).map(|()| true),
+    };
     let mut small = Vec::new(); // neighbours too small for a write of their own
     let mut small_at = bytes.start;
     for (part, &part_start) in text.parts.iter().zip(&text.starts) {
@@ -155,13 +172,16 @@ fn write_buffered(file: &File, text: &Text<'_>, bytes: Range<u64>, at: &Path) ->
         let (from, to) = (inside(bytes.start), inside(bytes.end));
         let (part, part_start) = (&part[from..to], part_start + from as u64);
         if small.len() + part.len() > PIECE_BYTES / 8 {
-            sys::write_at(file, &small, small_at, at)?;
+            if !put(&small, small_at)? {
+                return Ok(false);
+            }
             small.clear();
         }
         if part.len() > PIECE_BYTES / 8 {
             for (count, piece) in part.chunks(PIECE_BYTES).enumerate() {
-                let offset = part_start + (count * PIECE_BYTES) as u64;
-                sys::write_at(file, piece, offset, at)?;
+                if !put(piece, part_start + (count * PIECE_BYTES) as u64)? {
+                    return Ok(false);
+                }
             }
             continue;
         }
@@ -170,7 +190,7 @@ fn write_buffered(file: &File, text: &Text<'_>, bytes: Range<u64>, at: &Path) ->
         }
         small.extend_from_slice(part);
     }
-    sys::write_at(file, &small, small_at, at)
+    put(&small, small_at)
 }
 
 /// Lets `write` fill `file`, which is new, from its start to its end. What it hands over is
@@ -452,7 +472,7 @@ mod tests {
     use crate::sys::{Call, faults};
 
     fn parts() -> Vec<Vec<u8>> {
-        let sizes = [16, 0, 3, 9_000_000, 1, 0, 1_048_577, 12, 8_388_608, 5];
+        let sizes = [16, 0, 3, 29_000_000, 1, 0, 1_048_577, 12, 8_388_608, 5];
         let noise = |len, seed: usize| (0..len).map(move |i: usize| ((i * 31 + seed) >> 3) as u8);
         let parts = sizes.iter().enumerate();
         parts
@@ -484,6 +504,25 @@ mod tests {
         let folder = crate::testing::Folder::new("bulk");
         for page_cache in [PageCache::Auto, PageCache::Keep, PageCache::Bypass] {
             check(folder.path(), page_cache).unwrap();
+        }
+    }
+
+    #[test]
+    fn files_beyond_what_may_wait_go_the_ways_that_work() {
+        let einval = 22;
+        for refused in [
+            &[][..],
+            &[Call::Pass],
+            &[Call::Direct],
+            &[Call::Pass, Call::Direct],
+        ] {
+            let folder = crate::testing::Folder::new("bulk-ways");
+            let faults = refused.iter().chain(&[Call::Room]);
+            let faults: Vec<_> = faults
+                .map(|&call| faults::inject(folder.path(), call, 0, einval))
+                .collect();
+            check(folder.path(), PageCache::Auto).unwrap();
+            drop(faults);
         }
     }
 

@@ -26,6 +26,8 @@ pub(crate) enum Call {
     CopyRange,
     Lock,
     Direct,
+    Pass,
+    Room,
     Remove,
     SetLength,
 }
@@ -158,30 +160,108 @@ pub(crate) fn set_length(file: &File, byte_count: u64, at: &Path) -> io::Result<
 
 /// Writes all of `bytes` at `offset`; from any thread.
 pub(crate) fn write_at(file: &File, bytes: &[u8], offset: u64, at: &Path) -> io::Result<()> {
+    write_by(at, bytes, offset, |bytes| {
+        #[cfg(unix)]
+        return std::os::unix::fs::FileExt::write_all_at(file, bytes, offset);
+        #[cfg(windows)]
+        {
+            use std::os::windows::fs::FileExt as _;
+            let (mut bytes, mut offset) = (bytes, offset);
+            while !bytes.is_empty() {
+                match file.seek_write(bytes, offset) {
+                    Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+                    Ok(count) => (bytes, offset) = (&bytes[count..], offset + count as u64),
+                    Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                    Err(error) => return Err(error),
+                }
+            }
+            Ok(())
+        }
+    })
+}
+
+/// As [`write_at`], through the page cache but not to stay there: the disk gets the bytes soon, and when it has
+/// them their memory is free again (`RWF_DONTCACHE`; Linux 6.14, some file systems). `false`, and nothing is
+/// written, where there is no such thing.
+pub(crate) fn write_passing_at(
+    file: &File,
+    bytes: &[u8],
+    offset: u64,
+    at: &Path,
+) -> io::Result<bool> {
+    if fault(Call::Pass, at).is_err() {
+        return Ok(false);
+    }
+    #[cfg(target_os = "linux")]
+    {
+        use rustix::io::{Errno, ReadWriteFlags, pwritev2};
+        let dont_cache = ReadWriteFlags::from_bits_retain(0x80); // include/uapi/linux/fs.h
+        let mut can = true;
+        write_by(at, bytes, offset, |bytes| {
+            let mut done = 0;
+            while can && done < bytes.len() {
+                let rest = [io::IoSlice::new(&bytes[done..])];
+                match pwritev2(file, &rest, offset + done as u64, dont_cache) {
+                    Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+                    Ok(count) => done += count,
+                    Err(Errno::INTR) => {}
+                    Err(Errno::OPNOTSUPP | Errno::NOSYS | Errno::INVAL) if done == 0 => can = false,
+                    Err(errno) => return Err(errno.into()),
+                }
+            }
+            Ok(())
+        })?;
+        Ok(can)
+    }
+    #[cfg(not(target_os = "linux"))]
+    {
+        let _ = (file, bytes, offset);
+        Ok(false)
+    }
+}
+
+/// How many more bytes the page cache may hold for the disk before whoever writes is held up: four fifths of the way from what it
+/// holds now to the middle between the kernel's two thresholds (Linux, mm/page-writeback.c, `dirty_freerun_ceiling`).
+pub(crate) fn unwritten_room(at: &Path) -> u64 {
+    if fault(Call::Room, at).is_err() {
+        return 0;
+    }
+    #[cfg(target_os = "linux")]
+    {
+        let numbers = std::fs::read_to_string("/proc/vmstat").unwrap_or_default();
+        let pages = |name: &str| -> Option<u64> {
+            let line = numbers
+                .lines()
+                .find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+            line?.parse().ok()
+        };
+        let room = || {
+            let waiting = pages("nr_dirty")? + pages("nr_writeback")?;
+            let held_up = pages("nr_dirty_threshold")? + pages("nr_dirty_background_threshold")?;
+            Some((held_up / 2 * 4 / 5).saturating_sub(waiting))
+        };
+        let page_bytes = rustix::param::page_size() as u64;
+        room().map_or(u64::MAX, |pages| pages.saturating_mul(page_bytes))
+    }
+    #[cfg(not(target_os = "linux"))]
+    u64::MAX
+}
+
+/// What tests make of a write: an error, or half of it and the end of the process.
+fn write_by(
+    at: &Path,
+    bytes: &[u8],
+    offset: u64,
+    write: impl FnOnce(&[u8]) -> io::Result<()>,
+) -> io::Result<()> {
     fault(Call::Write, at)?;
     #[cfg(test)]
     let bytes = faults::torn(bytes, offset, at);
-    #[cfg(unix)]
-    {
-        let written = std::os::unix::fs::FileExt::write_all_at(file, bytes, offset);
-        #[cfg(test)]
-        faults::die_if_torn();
-        written
-    }
-    #[cfg(windows)]
-    {
-        use std::os::windows::fs::FileExt as _;
-        let (mut bytes, mut offset) = (bytes, offset);
-        while !bytes.is_empty() {
-            match file.seek_write(bytes, offset) {
-                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
-                Ok(count) => (bytes, offset) = (&bytes[count..], offset + count as u64),
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(error),
-            }
-        }
-        Ok(())
-    }
+    let _ = offset;
+    let written = write(bytes);
+    #[cfg(test)]
+    faults::die_if_torn();
+    written
 }
 
 /// Fills `bytes` from `offset` on.
