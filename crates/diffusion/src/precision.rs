@@ -30,6 +30,8 @@ const AT_LEAST: &[(&str, Precision)] = &[
     ("time_embedding.", Precision::F32),
     ("time_emb_proj", Precision::Bf16),
     ("conv_shortcut", Precision::Bf16),
+    // It takes in products of two numbers, the widest of a block.
+    ("ff.net.2", Precision::Bf16),
 ];
 
 /// Of the last residual block of the last level, behind which only a norm and the last convolution
