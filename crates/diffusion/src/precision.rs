@@ -23,14 +23,15 @@ use crate::load::Part;
 /// | every other | at most 0.7 % |
 ///
 /// Shortcuts take in the sum of all blocks before, of which a few channels are large, and no norm
-/// stands before them; they are a small part of the work.
+/// stands before them; they are a small part of the work. So are the second layers of feed-forward parts,
+/// which take in products of two numbers: with them in bf16, the worst picture of 51 captions is like
+/// f32's by a PSNR of 36.3 dB, not 29.6.
 const AT_LEAST: &[(&str, Precision)] = &[
     // One row, whose error every pixel of every block shares; its products cost nothing but the
     // reading of weights.
     ("time_embedding.", Precision::F32),
     ("time_emb_proj", Precision::Bf16),
     ("conv_shortcut", Precision::Bf16),
-    // It takes in products of two numbers, the widest of a block.
     ("ff.net.2", Precision::Bf16),
 ];
 
