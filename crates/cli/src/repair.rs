@@ -71,11 +71,7 @@ impl Run for RepairArgs {
             true => repair.is_needed().then_some(&file),
             false => self.output.as_ref(),
         };
-        if target.is_some()
-            && repair.tensor_count() == 0
-            && !repair.dropped.is_empty()
-            && !self.force
-        {
+        if target.is_some() && is_in_vain(&repair) && !self.force {
             return Err(nothing_left(&repair));
         }
         if target.is_some() && !repair.doubts.is_empty() && !self.force {
@@ -104,11 +100,13 @@ impl Run for RepairArgs {
         } else {
             say::answer(&self.text(&repair, output))?;
         }
-        // What was forced was told to be doubtful.
-        Ok(match repair.doubts.is_empty() || output.is_some() {
-            true => Outcome::Clean,
-            false => Outcome::Found,
-        })
+        // What was forced was told to be doubtful, or to be nothing.
+        Ok(
+            match !is_in_vain(&repair) && repair.doubts.is_empty() || output.is_some() {
+                true => Outcome::Clean,
+                false => Outcome::Found,
+            },
+        )
     }
 }
 
@@ -119,6 +117,11 @@ fn doubtful(repair: &Repair) -> Failure {
         shown_path(repair.path()),
         repair.doubts.join("; ")
     ))
+}
+
+/// Whether nothing of what was there can be kept.
+fn is_in_vain(repair: &Repair) -> bool {
+    repair.tensor_count() == 0 && !repair.dropped.is_empty()
 }
 
 /// A file without tensors in the place of a damaged one helps nobody, and hides that there was something.
@@ -177,6 +180,11 @@ impl RepairArgs {
             None if !repair.doubts.is_empty() => {
                 text += &say::hanging(&format!(
                     "{file}: no repair is sure; --force with -o or --in-place writes what the header says"
+                ));
+            }
+            None if is_in_vain(repair) => {
+                text += &say::hanging(&format!(
+                    "{file}: no tensor can be kept; --force with -o or --in-place writes a file without tensors"
                 ));
             }
             None if repair.is_needed() => {

@@ -21,7 +21,8 @@ Examples:
   safelight stats merged.safetensors --fail-on nan,inf --total
 
 Any kind of file that `convert` reads, any dtype, in one pass. Range, mean and spread are of the finite numbers; a
-complex number counts as two. Of 64-bit integers, --json gives the range with all digits (but not of all tensors together).
+complex number counts as two. Of 64-bit integers, --json gives the range with all digits (but not of all tensors together);
+mean, spread and histogram are those of the nearest f64.
 The histogram counts magnitudes by powers of two. Of a dtype that the format does not
 have (--unknown-dtypes), nothing but the bytes is known.
 

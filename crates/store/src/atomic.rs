@@ -251,19 +251,20 @@ fn under_free_name<T>(
     }
 }
 
-/// The file itself may well be writable: it is its folder that is not.
+/// The file itself may well be writable: it is its folder that is not, or is not there.
 fn blame_folder(error: io::Error, target: &Path) -> io::Error {
-    match error.kind() {
-        io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => {
-            let folder = path_text(folder_of(target));
-            let message = format!(
-                "what is new is written beside the file first, and no file can be made in its folder {}: {error}",
-                shown(&folder)
-            );
-            io::Error::new(error.kind(), message)
+    let folder = path_text(folder_of(target));
+    let folder = shown(&folder);
+    let message = match error.kind() {
+        io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => format!(
+            "what is new is written beside the file first, and no file can be made in its folder {folder}: {error}"
+        ),
+        io::ErrorKind::NotFound if !folder_of(target).exists() => {
+            format!("its folder {folder} does not exist; make it first, or write elsewhere")
         }
-        _ => error,
-    }
+        _ => return error,
+    };
+    io::Error::new(error.kind(), message)
 }
 
 /// Creates a file that was not there before.

@@ -120,6 +120,18 @@ pub(crate) fn rename(from: &Path, to: &Path) -> io::Result<()> {
     fs::rename(from, to)
 }
 
+/// What to do where there is no room.
+fn advice(kind: io::ErrorKind) -> Option<&'static str> {
+    match kind {
+        io::ErrorKind::StorageFull => Some("free some space there, or write elsewhere"),
+        io::ErrorKind::FileTooLarge => Some(
+            "raise the limit on the size of files (`ulimit -f`), or write to a file system that takes larger ones",
+        ),
+        io::ErrorKind::QuotaExceeded => Some("free some of your quota, or write elsewhere"),
+        _ => None,
+    }
+}
+
 /// Reserves room for a file of `byte_count` bytes, so that a full disk shows before the first byte
 /// is written and the blocks lie together. Where that cannot be done nothing happens.
 pub(crate) fn allocate(file: &File, byte_count: u64, at: &Path) -> io::Result<()> {
@@ -138,12 +150,13 @@ pub(crate) fn allocate(file: &File, byte_count: u64, at: &Path) -> io::Result<()
     };
     match done {
         Err(error) if is_unsupported(&error) => Ok(()),
-        Err(error) if error.kind() == io::ErrorKind::StorageFull => {
-            let what = format!(
-                "{error}: {byte_count} bytes are needed; free some space there, or write elsewhere"
-            );
-            Err(io::Error::new(error.kind(), what))
-        }
+        Err(error) => Err(match advice(error.kind()) {
+            Some(advice) => {
+                let what = format!("{error}: {byte_count} bytes are needed; {advice}");
+                io::Error::new(error.kind(), what)
+            }
+            None => error,
+        }),
         done => done,
     }
 }

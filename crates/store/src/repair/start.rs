@@ -97,7 +97,8 @@ impl Evidence {
     }
 
     fn is_aligned(&self, at: u64) -> bool {
-        (at - self.header_start).is_multiple_of(UNIT)
+        let behind = at.checked_sub(self.header_start);
+        behind.is_some_and(|bytes| bytes.is_multiple_of(UNIT))
     }
 
     /// The size says that tensors start where a header may end; the prefix names a less likely place.
