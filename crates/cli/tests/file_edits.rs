@@ -332,7 +332,13 @@ fn repair_keeps_what_readers_accept_and_never_everything_away() {
     let json = r#"{"a":{"dtype":"U8","shape":[4],"data_offsets":[0,4]},"b":{"dtype":"U8","shape":[4],"data_offsets":[4,8]}}"#;
     let path = raw(&place, "cut.safetensors", json, b"");
     let before = fs::read(&path).unwrap();
-    place.works(&["repair", "cut.safetensors"]);
+    let ran = place.run(&["repair", "cut.safetensors"]);
+    assert_eq!(ran.code, Some(3), "{}", ran.stderr);
+    assert!(
+        ran.stdout.contains("no tensor can be kept"),
+        "{}",
+        ran.stdout
+    );
     let words = [
         "cut.safetensors: no tensor",
         "a: it ends at byte",

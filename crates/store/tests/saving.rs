@@ -277,8 +277,9 @@ fn where_nothing_can_be_written() {
     assert_eq!(
         error,
         format!(
-            "cannot write {}: No such file or directory (os error 2)",
-            missing.display()
+            "cannot write {}: its folder {} does not exist; make it first, or write elsewhere",
+            missing.display(),
+            folder.join("missing").display()
         )
     );
     let error = save(folder.path(), &[], None, &SaveOptions::default())
