@@ -101,12 +101,11 @@ impl Run for RepairArgs {
             say::answer(&self.text(&repair, output))?;
         }
         // What was forced was told to be doubtful, or to be nothing.
-        Ok(
-            match !is_in_vain(&repair) && repair.doubts.is_empty() || output.is_some() {
-                true => Outcome::Clean,
-                false => Outcome::Found,
-            },
-        )
+        let is_found = is_in_vain(&repair) || !repair.doubts.is_empty();
+        Ok(match output {
+            None if is_found => Outcome::Found,
+            _ => Outcome::Clean,
+        })
     }
 }
 

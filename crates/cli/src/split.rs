@@ -19,8 +19,8 @@ use crate::say;
 
 pub(crate) const HELP: &str = "\
 With --by-layer or --by-regex tensors that belong together stay together: one shard for each group, or with --size or
---count as many groups as fit. What belongs to no group comes first. With --force, shards whose plain names are in use by an earlier
-set are named STEM-r2-00001-of-0000N.safetensors, so that the old set stays whole until the new index is there.
+--count as many groups as fit. What belongs to no group comes first. With --force, shards whose plain names an earlier
+set has are named STEM-r2-00001-of-0000N.safetensors: the old set stays whole until the new index is there.
 
 Examples:
   safelight split model.safetensors --size 5GB -o shards

@@ -21,10 +21,9 @@ Examples:
   safelight stats merged.safetensors --fail-on nan,inf --total
 
 Any kind of file that `convert` reads, any dtype, in one pass. Range, mean and spread are of the finite numbers; a
-complex number counts as two. Of 64-bit integers, --json gives the range with all digits (but not of all tensors together);
-mean, spread and histogram are those of the nearest f64.
-The histogram counts magnitudes by powers of two. Of a dtype that the format does not
-have (--unknown-dtypes), nothing but the bytes is known.
+complex number counts as two. The histogram counts magnitudes by powers of two. 64-bit integers count as the nearest
+f64; only their range has all digits, in --json, tensor by tensor. Of a dtype that the format does not have
+(--unknown-dtypes), nothing but the bytes is known.
 
 JSON, one object a file: file, tensors [{name, dtype, shape, count, nan, inf, zero, min, max, mean, std, histogram
 [{exponent, negative, positive}]}], total (the same of all), failed_on [kind]; with --unknown-dtypes also unknown_dtypes

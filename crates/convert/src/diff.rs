@@ -9,7 +9,7 @@ use safelight_format::{Dtype, TensorSpec};
 
 use crate::adapt::pieces::side_by_side;
 use crate::error::ConvertError;
-use crate::numbers::{Decoder, number_count, numbers_in, ordinal};
+use crate::numbers::{Decoder, number_count, numbers_in, ordinal, wide_integer};
 use crate::source::{OpaqueTensor, Source};
 
 /// What counts as equal: `|a - b| <= absolute + relative * |b|`, as `numpy.isclose` has it. By default nothing but
@@ -358,16 +358,13 @@ impl Sums {
             return None;
         }
         let whole = |side: usize| {
-            let eight = |run: &[u8]| run.as_chunks().0.get(index).copied();
-            match (self.dtypes[side], eight(runs[side])) {
-                (Dtype::I64, Some(bytes)) => Some(i128::from(i64::from_le_bytes(bytes))),
-                (Dtype::U64, Some(bytes)) => Some(i128::from(u64::from_le_bytes(bytes))),
-                _ => {
-                    let value = values[side];
-                    let fits = value.fract() == 0.0 && value.abs() < (1u128 << 100) as f64;
-                    fits.then_some(value as i128)
-                }
-            }
+            let eight = runs[side].as_chunks().0.get(index);
+            let integer = eight.and_then(|bytes| wide_integer(self.dtypes[side], *bytes));
+            integer.or_else(|| {
+                let value = values[side];
+                let fits = value.fract() == 0.0 && value.abs() < (1u128 << 100) as f64;
+                fits.then_some(value as i128)
+            })
         };
         Some(whole(0)?.abs_diff(whole(1)?) as f64)
     }

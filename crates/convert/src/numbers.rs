@@ -7,6 +7,15 @@ pub(crate) fn eight_bytes(dtype: Dtype) -> usize {
     dtype.bits() as usize
 }
 
+/// A 64-bit integer with all its digits, which an f64 may not have; `None` for other dtypes.
+pub(crate) fn wide_integer(dtype: Dtype, bytes: [u8; 8]) -> Option<i128> {
+    match dtype {
+        Dtype::I64 => Some(i64::from_le_bytes(bytes).into()),
+        Dtype::U64 => Some(u64::from_le_bytes(bytes).into()),
+        _ => None,
+    }
+}
+
 /// Turns bytes into f64s, a run at a time; keeps its memory.
 #[derive(Default)]
 pub(crate) struct Decoder {

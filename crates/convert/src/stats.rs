@@ -5,11 +5,11 @@ use std::ops::ControlFlow;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use rayon::prelude::*;
-use safelight_format::{Dtype, TensorSpec};
+use safelight_format::TensorSpec;
 
 use crate::adapt::pieces::for_each_run;
 use crate::error::ConvertError;
-use crate::numbers::{Decoder, eight_bytes, number_count, numbers_in};
+use crate::numbers::{Decoder, eight_bytes, number_count, numbers_in, wide_integer};
 use crate::source::Source;
 
 /// The largest power of two a histogram tells apart; beyond it everything falls into the last bin.
@@ -330,40 +330,16 @@ fn numbers_of(
     let (dtype, mut integers) = (source.tensors()[index].dtype, None);
     for_each_block(source, index, done, &mut |bytes, values| {
         numbers.add_block(values, &mut bins);
-        integers = wider(integers, integer_range(dtype, bytes));
+        for number in bytes.as_chunks().0 {
+            let Some(number) = wide_integer(dtype, *number) else {
+                break;
+            };
+            let (least, greatest) = integers.unwrap_or((number, number));
+            integers = Some((number.min(least), number.max(greatest)));
+        }
     })?;
     numbers.histogram = bins.histogram();
     Ok((numbers, integers))
-}
-
-/// The least and the greatest of 64-bit integers.
-fn integer_range(dtype: Dtype, bytes: &[u8]) -> Option<(i128, i128)> {
-    fn range<T: Copy + Ord + Into<i128>>(
-        bytes: &[u8],
-        read: fn([u8; 8]) -> T,
-    ) -> Option<(i128, i128)> {
-        let (first, rest) = bytes.as_chunks::<8>().0.split_first()?;
-        let first = read(*first);
-        let (least, greatest) = rest
-            .iter()
-            .fold((first, first), |(least, greatest), &number| {
-                let number = read(number);
-                (least.min(number), greatest.max(number))
-            });
-        Some((least.into(), greatest.into()))
-    }
-    match dtype {
-        Dtype::I64 => range(bytes, i64::from_le_bytes),
-        Dtype::U64 => range(bytes, u64::from_le_bytes),
-        _ => None,
-    }
-}
-
-fn wider(a: Option<(i128, i128)>, b: Option<(i128, i128)>) -> Option<(i128, i128)> {
-    match (a, b) {
-        (Some(a), Some(b)) => Some((a.0.min(b.0), a.1.max(b.1))),
-        (a, b) => a.or(b),
-    }
 }
 
 /// Hands all numbers of a tensor over, as bytes and decoded, [`BLOCK`] at a time.
@@ -396,7 +372,7 @@ fn for_each_block(
 mod tests {
     use super::*;
     use crate::testing::Memory;
-    use safelight_format::encode_f32;
+    use safelight_format::{Dtype, encode_f32};
 
     fn numbers(dtype: Dtype, shape: Vec<u64>, bytes: Vec<u8>, piece: usize) -> Numbers {
         let memory = Memory::new(vec![("t", dtype, shape, bytes)]).in_pieces(piece);

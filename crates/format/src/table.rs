@@ -81,15 +81,17 @@ impl Default for TableBuilder {
 }
 
 impl TableBuilder {
-    /// With room for what a common header of that length has.
+    /// With room for what a common header of that length has; longer than the longest of them, it grows.
     pub(crate) fn with_room_for(header_bytes: usize) -> TableBuilder {
+        let likely_bytes = header_bytes.min(32 << 20);
         TableBuilder {
-            names: Vec::with_capacity(header_bytes / 2),
-            dims: Vec::with_capacity(header_bytes / 64),
-            entries: Vec::with_capacity(header_bytes / 100),
+            names: Vec::with_capacity(likely_bytes / 2),
+            dims: Vec::with_capacity(likely_bytes / 64),
+            entries: Vec::with_capacity(likely_bytes / 100),
             ..TableBuilder::default()
         }
     }
+
     /// How many tensors there are so far.
     pub(crate) fn len(&self) -> usize {
         self.entries.len()
@@ -116,11 +118,8 @@ impl TableBuilder {
     fn push_bytes(&mut self, name: &[u8], dtype: Dtype, dims_at: usize, data_offsets: (u64, u64)) {
         let shape = &self.dims[dims_at..];
         self.right_sizes &= right_size(dtype, shape, data_offsets);
-        if self.tiled_to.is_some_and(|end| end == data_offsets.0) {
-            self.tiled_to = Some(data_offsets.1);
-        } else {
-            self.tiled_to = None;
-        }
+        let follows = self.tiled_to == Some(data_offsets.0);
+        self.tiled_to = follows.then_some(data_offsets.1);
         self.entries.push(Entry {
             name_at: self.names.len() as u32,
             name_len: name.len() as u32,
@@ -180,9 +179,7 @@ impl TableBuilder {
             let index = table.file_names_in(&order, |_| twice = true);
             if !twice {
                 order.apply(&mut table.entries);
-                if !(right_sizes && table.has_no_gaps()) {
-                    table.check_tiling()?;
-                }
+                table.check_tiling(right_sizes)?;
                 return Ok(table.set_apart(index));
             }
         }
@@ -200,7 +197,7 @@ impl TableBuilder {
             overruled.binary_search(&(position - 1)).is_err()
         });
         table.sort();
-        table.check_tiling()?;
+        table.check_tiling(right_sizes)?;
         let index = table.file_names(|_| ());
         Ok(table.set_apart(index))
     }
@@ -258,47 +255,43 @@ impl Table {
     }
 
     /// Files every name; `on_duplicate` hears of each earlier position that a later one replaces.
-    fn file_names(&self, mut on_duplicate: impl FnMut(u32)) -> NameIndex {
-        let mut index = NameIndex::with_room_for(self.entries.len());
-        let name_of = |position: u32| self.name(position);
-        for (position, entry) in self.entries.iter().enumerate() {
-            if let Some(earlier) = index.insert(self.name_of(entry), position as u32, name_of) {
-                on_duplicate(earlier);
-            }
-        }
-        index
+    fn file_names(&self, on_duplicate: impl FnMut(u32)) -> NameIndex {
+        let positions = 0..self.entries.len() as u32;
+        self.file(positions, |position| self.name(position), on_duplicate)
     }
 
     /// As [`Table::file_names`], under the positions that the entries will have in `order`.
-    fn file_names_in(&self, order: &Order, mut on_duplicate: impl FnMut(u32)) -> NameIndex {
-        let mut index = NameIndex::with_room_for(self.entries.len());
+    fn file_names_in(&self, order: &Order, on_duplicate: impl FnMut(u32)) -> NameIndex {
+        let positions = order.positions.iter().map(|&position| position as u32);
         let name_of = |position: u32| self.name(order.stated[position as usize] as u32);
-        for (entry, &position) in self.entries.iter().zip(&order.positions) {
-            if let Some(earlier) = index.insert(self.name_of(entry), position as u32, name_of) {
+        self.file(positions, name_of, on_duplicate)
+    }
+
+    /// Files the entries as they stand under `positions`, where `name_of` finds their names.
+    fn file<'a>(
+        &'a self,
+        positions: impl Iterator<Item = u32>,
+        name_of: impl Fn(u32) -> &'a str + Copy,
+        mut on_duplicate: impl FnMut(u32),
+    ) -> NameIndex {
+        let mut index = NameIndex::with_room_for(self.entries.len());
+        for (entry, position) in self.entries.iter().zip(positions) {
+            if let Some(earlier) = index.insert(self.name_of(entry), position, name_of) {
                 on_duplicate(earlier);
             }
         }
         index
     }
 
-    /// Whether each tensor starts where the one before it ends, and the first at 0.
-    fn has_no_gaps(&self) -> bool {
-        let mut end = 0;
-        self.entries.iter().all(|entry| {
-            let follows = entry.data_offsets.0 == end;
-            end = entry.data_offsets.1;
-            follows
-        })
-    }
-
-    fn check_tiling(&self) -> Result<(), FormatError> {
+    /// `right_sizes`: it is known that all tensors are as long as they should be.
+    fn check_tiling(&self, right_sizes: bool) -> Result<(), FormatError> {
         let mut expected_at = 0;
         for entry in &self.entries {
-            let right_size = match entry.is_opaque() {
+            let right_size = || match entry.is_opaque() {
                 true => entry.data_offsets.0 <= entry.data_offsets.1,
                 false => right_size(entry.dtype(), self.shape_of(entry), entry.data_offsets),
             };
-            let fits = entry.data_offsets.0 == expected_at && right_size;
+            let fits = entry.data_offsets.0 == expected_at && (right_sizes || right_size());
             if !fits {
                 return Err(self.complain(entry, expected_at));
             }

@@ -87,9 +87,10 @@ pub(crate) fn write(
         let bytes = done..done.saturating_add(stretch_bytes).min(blocks);
         let (start, way) = (Instant::now(), pace.way());
         let written = match way {
-            Way::Passing => write_through(file, &text, bytes.clone(), true, at)?,
             Way::Direct => around(file, &text, bytes.clone(), at)?,
-            Way::Cached => write_through(file, &text, bytes.clone(), false, at)?,
+            Way::Passing | Way::Cached => {
+                write_through(file, &text, bytes.clone(), way == Way::Passing, at)?
+            }
         };
         if written {
             done = bytes.end;

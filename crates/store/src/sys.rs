@@ -171,6 +171,23 @@ pub(crate) fn set_length(file: &File, byte_count: u64, at: &Path) -> io::Result<
     file.set_len(byte_count)
 }
 
+/// What tests make of a write: an error, or half of it and the end of the process.
+fn write_by(
+    at: &Path,
+    bytes: &[u8],
+    offset: u64,
+    write: impl FnOnce(&[u8]) -> io::Result<()>,
+) -> io::Result<()> {
+    fault(Call::Write, at)?;
+    #[cfg(test)]
+    let bytes = faults::torn(bytes, offset, at);
+    let _ = offset;
+    let written = write(bytes);
+    #[cfg(test)]
+    faults::die_if_torn();
+    written
+}
+
 /// Writes all of `bytes` at `offset`; from any thread.
 pub(crate) fn write_at(file: &File, bytes: &[u8], offset: u64, at: &Path) -> io::Result<()> {
     write_by(at, bytes, offset, |bytes| {
@@ -233,8 +250,8 @@ pub(crate) fn write_passing_at(
     }
 }
 
-/// How many more bytes the page cache may hold for the disk before whoever writes is held up: four fifths of the way from what it
-/// holds now to the middle between the kernel's two thresholds (Linux, mm/page-writeback.c, `dirty_freerun_ceiling`).
+/// How many more bytes the page cache may hold for the disk before whoever writes is held up: four fifths of the middle between the
+/// kernel's two thresholds (Linux, mm/page-writeback.c, `dirty_freerun_ceiling`), less what it holds now. No limit where nobody says.
 pub(crate) fn unwritten_room(at: &Path) -> u64 {
     if fault(Call::Room, at).is_err() {
         return 0;
@@ -258,23 +275,6 @@ pub(crate) fn unwritten_room(at: &Path) -> u64 {
     }
     #[cfg(not(target_os = "linux"))]
     u64::MAX
-}
-
-/// What tests make of a write: an error, or half of it and the end of the process.
-fn write_by(
-    at: &Path,
-    bytes: &[u8],
-    offset: u64,
-    write: impl FnOnce(&[u8]) -> io::Result<()>,
-) -> io::Result<()> {
-    fault(Call::Write, at)?;
-    #[cfg(test)]
-    let bytes = faults::torn(bytes, offset, at);
-    let _ = offset;
-    let written = write(bytes);
-    #[cfg(test)]
-    faults::die_if_torn();
-    written
 }
 
 /// Fills `bytes` from `offset` on.
