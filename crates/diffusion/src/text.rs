@@ -247,7 +247,7 @@ impl Layer {
         let normed = ops::layer_norm(&x, &self.layer_norm1);
         let [query, key, value] = [&self.q_proj, &self.k_proj, &self.v_proj]
             .map(|layer| ops::linear(&normed, layer, Epilogue::default()));
-        let found = ops::attention(&query, &key, &value, config.heads, true);
+        let found = ops::attention([&query, &key, &value], config.heads, true, Precision::F32);
         let x = ops::linear(
             &found,
             &self.out_proj,

@@ -475,7 +475,7 @@ impl Attention {
         let normed = ops::group_norm(&x, self.norm_num_groups, &self.group_norm, false);
         let [query, key, value] = [&self.to_q, &self.to_k, &self.to_v]
             .map(|layer| ops::linear(&normed, layer, Epilogue::default()));
-        let found = ops::attention(&query, &key, &value, 1, false);
+        let found = ops::attention([&query, &key, &value], 1, false, self.to_q.precision());
         ops::linear(
             &found,
             &self.to_out,

@@ -92,8 +92,11 @@ fn main() {
                     bench.conv((level, precision), peak, shape, algorithm);
                 }
             }
+            if precision != Precision::Int8 {
+                ops::run_attention(&bench, (level, precision), peak);
+            }
             if precision == Precision::F32 {
-                ops::run(&bench, level, peak);
+                ops::run(&bench, level);
             }
         }
     }

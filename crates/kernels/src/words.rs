@@ -289,12 +289,18 @@ impl Task for ToHalves<'_> {
         } = *self.parts;
         let rows = self.words.chunks_exact_mut(run_words);
         for (words, x) in rows.zip(self.x.chunks_exact(channels)) {
-            for (words, x) in words.chunks_mut(S::LANES).zip(x.chunks(2 * S::LANES)) {
-                let (low, high) = x.split_at(S::LANES.min(x.len()));
-                let both = simd.to_bf16(simd.load_partial(low), simd.load_partial(high));
-                simd.store_partial(both, words);
-            }
+            to_halves(simd, x, words);
         }
+    }
+}
+
+/// Floats as words of bf16; an odd number's last has 0 beside it.
+#[inline(always)]
+pub(crate) fn to_halves<S: Simd>(simd: S, x: &[f32], words: &mut [f32]) {
+    for (words, x) in words.chunks_mut(S::LANES).zip(x.chunks(2 * S::LANES)) {
+        let (low, high) = x.split_at(S::LANES.min(x.len()));
+        let both = simd.to_bf16(simd.load_partial(low), simd.load_partial(high));
+        simd.store_partial(both, words);
     }
 }
 

@@ -2,7 +2,7 @@
 
 use safelight_kernels::attention::{AttentionShape, StridedRows};
 use safelight_kernels::norm::GroupShape;
-use safelight_kernels::{self as kernels, Activation, Extent};
+use safelight_kernels::{self as kernels, Activation, Extent, Precision};
 
 use crate::layers::{Conv2d, Linear, Norm};
 use crate::profile::{Kind, timed};
@@ -158,13 +158,19 @@ pub fn layer_norm(x: &Tensor, norm: &Norm) -> Tensor {
 
 /// `softmax(q·kᵀ/√d)·v` for each head: `q` `[B, Tq, heads·d]`, `k` and `v` `[B, Tk, heads·d]`, result as `q`.
 ///
-/// With `causal`, query `i` sees keys `0..=i` only.
+/// With `causal`, query `i` sees keys `0..=i` only. In which `precision` products are taken is
+/// [`kernels::attention::attention`]'s to say.
 ///
 /// Source: Vaswani et al. 2017, arXiv:1706.03762, equation 1.
 ///
 /// # Panics
 /// If the shapes do not fit, `heads` does not divide the width, or there are no keys.
-pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, heads: usize, causal: bool) -> Tensor {
+pub fn attention(
+    [q, k, v]: [&Tensor; 3],
+    heads: usize,
+    causal: bool,
+    precision: Precision,
+) -> Tensor {
     let (&[b, queries, width], &[k_b, keys, k_width]) = (q.shape(), k.shape()) else {
         panic!(
             "attention: q and k must be [B, T, D], got {:?} and {:?}",
@@ -202,7 +208,7 @@ pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, heads: usize, causal: bool)
     // Scores and their product with the values, for each query and key; causal ones are half of it.
     let flops = 4 * b * width * queries * keys / if causal { 2 } else { 1 };
     timed(Kind::Attention, flops, || {
-        kernels::attention::attention(&shape, q, k, v, y.data_mut());
+        kernels::attention::attention(&shape, precision, q, k, v, y.data_mut());
     });
     y
 }
@@ -405,7 +411,7 @@ fn activated(activation: Activation, x: &Tensor) -> Tensor {
 mod tests {
     use super::*;
     use crate::{Fetch, InMemory};
-    use safelight_kernels::{Padding, Precision};
+    use safelight_kernels::Padding;
 
     #[test]
     fn a_convolution_by_hand() {
@@ -450,8 +456,14 @@ mod tests {
         let q = Tensor::from_vec(&[1, 2, 2], vec![1., 2., 3., 4.]);
         let k = Tensor::zeros(&[1, 2, 2]);
         let v = Tensor::from_vec(&[1, 2, 2], vec![1., 10., 3., 20.]);
-        assert_eq!(attention(&q, &k, &v, 2, false).data(), [2., 15., 2., 15.]);
-        assert_eq!(attention(&q, &k, &v, 1, true).data(), [1., 10., 2., 15.]);
+        assert_eq!(
+            attention([&q, &k, &v], 2, false, Precision::F32).data(),
+            [2., 15., 2., 15.]
+        );
+        assert_eq!(
+            attention([&q, &k, &v], 1, true, Precision::F32).data(),
+            [1., 10., 2., 15.]
+        );
     }
 
     #[test]
@@ -579,6 +591,6 @@ mod tests {
     #[should_panic(expected = "attention: q [1, 2, 4] against k [1, 2, 6]")]
     fn wrong_keys_are_named() {
         let (q, k) = (Tensor::zeros(&[1, 2, 4]), Tensor::zeros(&[1, 2, 6]));
-        attention(&q, &k, &k, 2, false);
+        attention([&q, &k, &k], 2, false, Precision::F32);
     }
 }

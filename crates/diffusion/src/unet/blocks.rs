@@ -292,7 +292,12 @@ impl Attention {
     /// Attention from `x` to `seen`, added to `residual`.
     fn forward(&self, x: &Tensor, seen: &KeyValue, residual: Option<Tensor>) -> Tensor {
         let query = ops::linear(x, &self.to_q, Epilogue::default());
-        let found = ops::attention(&query, &seen.key, &seen.value, self.heads, false);
+        let found = ops::attention(
+            [&query, &seen.key, &seen.value],
+            self.heads,
+            false,
+            self.to_q.precision(),
+        );
         ops::linear(
             &found,
             &self.to_out,

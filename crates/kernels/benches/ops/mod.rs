@@ -5,7 +5,7 @@ use safelight_kernels::attention::{AttentionShape, StridedRows, attention_at};
 use safelight_kernels::elementwise::{add, concat_channels};
 use safelight_kernels::norm::{Affine, GroupShape, group_norm_at, layer_norm_at};
 use safelight_kernels::testing::Rng;
-use safelight_kernels::{Level, activation::activate_at};
+use safelight_kernels::{Level, Precision, activation::activate_at};
 
 use super::{Activation, Bench};
 
@@ -27,11 +27,15 @@ const GROUPS: &[(usize, usize)] = &[(4096, 320), (1024, 640), (256, 1280), (512 
 /// (tokens, width) of layer norms, sums and concatenations.
 const ROWS: &[(usize, usize)] = &[(4096, 320), (1024, 640), (256, 1280)];
 
-/// Runs the lines of one level.
-pub(super) fn run(bench: &Bench, level: Level, peak: f64) {
+/// Runs the lines of attention at one level; int8's are those of bf16.
+pub(super) fn run_attention(bench: &Bench, way: (Level, Precision), peak: f64) {
     for &shape in ATTENTION {
-        attention(bench, level, peak, shape);
+        attention(bench, way, peak, shape);
     }
+}
+
+/// Runs the lines of one level that memory limits.
+pub(super) fn run(bench: &Bench, level: Level) {
     for &shape in GROUPS {
         groups(bench, level, shape);
     }
@@ -42,11 +46,11 @@ pub(super) fn run(bench: &Bench, level: Level, peak: f64) {
 
 fn attention(
     bench: &Bench,
-    level: Level,
+    (level, precision): (Level, Precision),
     peak: f64,
     (heads, head_width, queries, keys): (usize, usize, usize, usize),
 ) {
-    let name = format!("attention/{queries}x{keys}x{heads}x{head_width}/f32/{level}");
+    let name = format!("attention/{queries}x{keys}x{heads}x{head_width}/{precision}/{level}");
     let width = heads * head_width;
     bench.line(&name, (4 * queries * keys * width) as f64, peak, || {
         let shape = AttentionShape {
@@ -62,7 +66,7 @@ fn attention(
         let mut out = vec![0.0; queries * width];
         move || {
             let [q, k, v] = [&q, &k, &v].map(|data| StridedRows::dense(data, width));
-            attention_at(level, &shape, q, k, v, &mut out);
+            attention_at(level, &shape, precision, q, k, v, &mut out);
         }
     });
 }

@@ -106,6 +106,8 @@ pub(crate) trait Simd: Copy + Send + Sync {
     fn dot_i8(self, a: Self::V, b: Self::V, c: Self::V) -> Self::V;
     /// Words of bf16, each float rounded to nearest even: first all of `a`, then all of `b`.
     fn to_bf16(self, a: Self::V, b: Self::V) -> Self::V;
+    /// Words of two bf16, lane by lane: `low` rounded to nearest even in the lower half, `high` in the upper.
+    fn join_bf16(self, low: Self::V, high: Self::V) -> Self::V;
     /// Words of int8, each float, of magnitude at most 127, rounded to nearest even and
     /// [`Simd::BYTE_OFFSET`] added: first all of `x[0]`, then all of `x[1]`, ...
     fn to_i8(self, x: [Self::V; 4]) -> Self::V;
@@ -303,6 +305,10 @@ impl Simd for Scalar {
     #[inline(always)]
     fn to_bf16(self, a: f32, b: f32) -> f32 {
         f32::from_bits(bf16_bits(b) << 16 | bf16_bits(a))
+    }
+    #[inline(always)]
+    fn join_bf16(self, low: f32, high: f32) -> f32 {
+        self.to_bf16(low, high)
     }
     #[inline(always)]
     fn to_i8(self, x: [f32; 4]) -> f32 {

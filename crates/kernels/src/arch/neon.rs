@@ -29,6 +29,19 @@ fn zip(a: Pair, b: Pair, f: impl Fn(float32x4_t, float32x4_t) -> float32x4_t) ->
     (f(a.0, b.0), f(a.1, b.1))
 }
 
+/// Each float rounded to bf16, nearest even, as a whole number.
+#[inline(always)]
+fn upper_halves(x: float32x4_t) -> uint32x4_t {
+    // SAFETY: NEON is part of the architecture.
+    unsafe {
+        let bits = vreinterpretq_u32_f32(x);
+        let odd = vandq_u32(vshrq_n_u32::<16>(bits), vdupq_n_u32(1));
+        let up = vaddq_u32(odd, vdupq_n_u32(0x7FFF));
+        let rounded = vshrq_n_u32::<16>(vaddq_u32(bits, up));
+        vbslq_u32(vceqq_f32(x, x), rounded, vdupq_n_u32(0x7FC0))
+    }
+}
+
 impl Simd for Neon {
     const LANES: usize = 8;
     type V = Pair;
@@ -147,17 +160,19 @@ impl Simd for Neon {
     #[inline(always)]
     fn to_bf16(self, a: Pair, b: Pair) -> Pair {
         // SAFETY: NEON is part of the architecture.
-        let halves = |x: float32x4_t| unsafe {
-            let bits = vreinterpretq_u32_f32(x);
-            let odd = vandq_u32(vshrq_n_u32::<16>(bits), vdupq_n_u32(1));
-            let up = vaddq_u32(odd, vdupq_n_u32(0x7FFF));
-            let rounded = vshrq_n_u32::<16>(vaddq_u32(bits, up));
-            vmovn_u32(vbslq_u32(vceqq_f32(x, x), rounded, vdupq_n_u32(0x7FC0)))
-        };
+        let halves = |x| unsafe { vmovn_u32(upper_halves(x)) };
         // SAFETY: NEON is part of the architecture.
         let words =
             |x: Pair| unsafe { vreinterpretq_f32_u16(vcombine_u16(halves(x.0), halves(x.1))) };
         (words(a), words(b))
+    }
+    #[inline(always)]
+    fn join_bf16(self, low: Pair, high: Pair) -> Pair {
+        // SAFETY: NEON is part of the architecture.
+        zip(low, high, |low, high| unsafe {
+            let high = vshlq_n_u32::<16>(upper_halves(high));
+            vreinterpretq_f32_u32(vorrq_u32(upper_halves(low), high))
+        })
     }
     #[inline(always)]
     fn to_i8(self, [a, b, c, d]: [Pair; 4]) -> Pair {

@@ -75,6 +75,22 @@ pub(super) unsafe fn run_avx512_bf16<T: Task>(task: T) -> T::Output {
 #[derive(Clone, Copy)]
 pub(crate) struct Avx2(());
 
+impl Avx2 {
+    /// Each float rounded to bf16, nearest even, as a whole number.
+    #[inline(always)]
+    fn upper_halves(self, x: __m256) -> __m256i {
+        // SAFETY: `self` proves the instructions.
+        unsafe {
+            let bits = _mm256_castps_si256(x);
+            let odd = _mm256_and_si256(_mm256_srli_epi32::<16>(bits), _mm256_set1_epi32(1));
+            let up = _mm256_add_epi32(odd, _mm256_set1_epi32(0x7FFF));
+            let rounded = _mm256_srli_epi32::<16>(_mm256_add_epi32(bits, up));
+            let nan = _mm256_castps_si256(_mm256_cmp_ps::<_CMP_UNORD_Q>(x, x));
+            _mm256_blendv_epi8(rounded, _mm256_set1_epi32(0x7FC0), nan)
+        }
+    }
+}
+
 impl Simd for Avx2 {
     const LANES: usize = 8;
     type V = __m256;
@@ -193,16 +209,16 @@ impl Simd for Avx2 {
     fn to_bf16(self, a: __m256, b: __m256) -> __m256 {
         // SAFETY: `self` proves the instructions.
         unsafe {
-            let halves = |x: __m256| {
-                let bits = _mm256_castps_si256(x);
-                let odd = _mm256_and_si256(_mm256_srli_epi32::<16>(bits), _mm256_set1_epi32(1));
-                let up = _mm256_add_epi32(odd, _mm256_set1_epi32(0x7FFF));
-                let rounded = _mm256_srli_epi32::<16>(_mm256_add_epi32(bits, up));
-                let nan = _mm256_castps_si256(_mm256_cmp_ps::<_CMP_UNORD_Q>(x, x));
-                _mm256_blendv_epi8(rounded, _mm256_set1_epi32(0x7FC0), nan)
-            };
-            let words = _mm256_packus_epi32(halves(a), halves(b));
+            let words = _mm256_packus_epi32(self.upper_halves(a), self.upper_halves(b));
             _mm256_castsi256_ps(_mm256_permute4x64_epi64::<0b11_01_10_00>(words))
+        }
+    }
+    #[inline(always)]
+    fn join_bf16(self, low: __m256, high: __m256) -> __m256 {
+        // SAFETY: `self` proves the instructions.
+        unsafe {
+            let high = _mm256_slli_epi32::<16>(self.upper_halves(high));
+            _mm256_castsi256_ps(_mm256_or_si256(self.upper_halves(low), high))
         }
     }
     #[inline(always)]
@@ -268,6 +284,33 @@ impl Simd for Avx2 {
 /// [`run_avx512_vnni`] and [`run_avx512_bf16`], whose callers vouch for the CPU.
 #[derive(Clone, Copy)]
 pub(crate) struct Avx512<const VNNI: bool, const BF16: bool>(());
+
+impl<const VNNI: bool, const BF16: bool> Avx512<VNNI, BF16> {
+    /// Each float rounded to bf16, nearest even, as a whole number.
+    #[inline(always)]
+    fn upper_halves(self, x: __m512) -> __m512i {
+        // SAFETY: `self` proves the instructions.
+        unsafe {
+            let bits = _mm512_castps_si512(x);
+            let odd = _mm512_and_si512(_mm512_srli_epi32::<16>(bits), _mm512_set1_epi32(1));
+            let up = _mm512_add_epi32(odd, _mm512_set1_epi32(0x7FFF));
+            let rounded = _mm512_srli_epi32::<16>(_mm512_add_epi32(bits, up));
+            let nan = _mm512_cmp_ps_mask::<_CMP_UNORD_Q>(x, x);
+            _mm512_mask_set1_epi32(rounded, nan, 0x7FC0)
+        }
+    }
+}
+
+/// 0, 16, 1, 17, 2, 18, ...
+const IN_TURN: [u16; 32] = {
+    let mut order = [0; 32];
+    let mut idx = 0;
+    while idx < 32 {
+        order[idx] = (idx / 2 + idx % 2 * 16) as u16;
+        idx += 1;
+    }
+    order
+};
 
 impl<const VNNI: bool, const BF16: bool> Simd for Avx512<VNNI, BF16> {
     const LANES: usize = 16;
@@ -425,17 +468,25 @@ impl<const VNNI: bool, const BF16: bool> Simd for Avx512<VNNI, BF16> {
     fn to_bf16(self, a: __m512, b: __m512) -> __m512 {
         // SAFETY: `self` proves the instructions.
         unsafe {
-            let halves = |x: __m512| {
-                let bits = _mm512_castps_si512(x);
-                let odd = _mm512_and_si512(_mm512_srli_epi32::<16>(bits), _mm512_set1_epi32(1));
-                let up = _mm512_add_epi32(odd, _mm512_set1_epi32(0x7FFF));
-                let rounded = _mm512_srli_epi32::<16>(_mm512_add_epi32(bits, up));
-                let nan = _mm512_cmp_ps_mask::<_CMP_UNORD_Q>(x, x);
-                let halves = _mm512_mask_set1_epi32(rounded, nan, 0x7FC0);
-                _mm512_cvtepi32_epi16(halves)
-            };
+            if BF16 {
+                return transmute::<__m512bh, __m512>(_mm512_cvtne2ps_pbh(b, a));
+            }
+            let halves = |x| _mm512_cvtepi32_epi16(self.upper_halves(x));
             let words = _mm512_castsi256_si512(halves(a));
             _mm512_castsi512_ps(_mm512_inserti64x4::<1>(words, halves(b)))
+        }
+    }
+    #[inline(always)]
+    fn join_bf16(self, low: __m512, high: __m512) -> __m512 {
+        // SAFETY: `self` proves the instructions.
+        unsafe {
+            if BF16 {
+                let apart = transmute::<__m512bh, __m512i>(_mm512_cvtne2ps_pbh(high, low));
+                let order = transmute::<[u16; 32], __m512i>(IN_TURN);
+                return _mm512_castsi512_ps(_mm512_permutexvar_epi16(order, apart));
+            }
+            let high = _mm512_slli_epi32::<16>(self.upper_halves(high));
+            _mm512_castsi512_ps(_mm512_or_si512(self.upper_halves(low), high))
         }
     }
     #[inline(always)]
