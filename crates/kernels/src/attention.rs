@@ -828,20 +828,33 @@ impl<S: Simd, const C: usize> Softmax<S, C> {
         let mut sum = [simd.splat(0.0); C];
         let ones = W::join(simd, [simd.splat(1.0); COUNT_MAX]);
         let keys = scores.len() / lanes;
-        let words = keys.div_ceil(W::COUNT);
-        for word in 0..words {
+        for word in 0..keys / W::COUNT {
+            let rows = &scores[word * W::COUNT * lanes..][..W::COUNT * lanes];
+            let mut weights = [simd.splat(0.0); C];
             for c in 0..C {
-                // The last of an odd number of keys has 0 beside it.
                 let mut numbers = [simd.splat(0.0); COUNT_MAX];
-                let first = word * W::COUNT;
-                for (number, key) in numbers.iter_mut().zip(first..keys.min(first + W::COUNT)) {
-                    let score = simd.load(&scores[key * lanes + c * S::LANES..]);
-                    *number = W::exp2(simd, simd.sub(score, highest[c]));
+                for idx in 0..W::COUNT {
+                    let score = simd.load(&rows[idx * lanes + c * S::LANES..]);
+                    numbers[idx] = W::exp2(simd, simd.sub(score, highest[c]));
                 }
-                let weights = W::join(simd, numbers);
+                weights[c] = W::join(simd, numbers);
                 // What was rounded is added up, so that the weights of one query make 1.
+                sum[c] = W::dot(simd, |_| ones, W::right(simd, weights[c]), sum[c]);
+            }
+            let words = &mut scores[word * lanes..][..lanes];
+            for c in 0..C {
+                simd.store(weights[c], &mut words[c * S::LANES..]);
+            }
+        }
+        let words = keys.div_ceil(W::COUNT);
+        if words * W::COUNT > keys {
+            // The last of an odd number of keys has 0 beside it.
+            for c in 0..C {
+                let score = simd.load(&scores[(keys - 1) * lanes + c * S::LANES..]);
+                let number = W::exp2(simd, simd.sub(score, highest[c]));
+                let weights = W::join(simd, [number, simd.splat(0.0)]);
                 sum[c] = W::dot(simd, |_| ones, W::right(simd, weights), sum[c]);
-                simd.store(weights, &mut scores[word * lanes + c * S::LANES..]);
+                simd.store(weights, &mut scores[(words - 1) * lanes + c * S::LANES..]);
             }
         }
         for c in 0..C {
