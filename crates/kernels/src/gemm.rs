@@ -71,15 +71,13 @@ fn product_of<R: Rows, W: Words>(
             finish,
             out,
         };
-        let mut kept = KEPT.take().unwrap_or_default();
-        match level {
+        Kept::lend(|kept| match level {
             Level::Scalar => piece.plain(),
-            Level::Neon | Level::Avx2 => arch::run(level, Blocked::<_, _, 6>(piece, &mut kept)),
+            Level::Neon | Level::Avx2 => arch::run(level, Blocked::<_, _, 6>(piece, kept)),
             Level::Avx512 | Level::Avx512Vnni | Level::Avx512Bf16 => {
-                arch::run(level, Blocked::<_, _, 8>(piece, &mut kept));
+                arch::run(level, Blocked::<_, _, 8>(piece, kept));
             }
-        }
-        KEPT.set(Some(kept));
+        });
     });
 }
 
@@ -89,15 +87,22 @@ thread_local! {
 
 /// What a thread keeps from one piece to the next, some 100 KiB, so that no piece allocates.
 #[derive(Default)]
-struct Kept {
-    zeros: Vec<f32>,
-    runs: RunsMemory,
-    sums: Option<Aligned>,
+pub(crate) struct Kept {
+    pub(crate) zeros: Vec<f32>,
+    pub(crate) runs: RunsMemory,
+    pub(crate) sums: Option<Aligned>,
 }
 
 impl Kept {
+    /// Runs `work` with what this thread keeps.
+    pub(crate) fn lend(work: impl FnOnce(&mut Kept)) {
+        let mut kept = KEPT.take().unwrap_or_default();
+        work(&mut kept);
+        KEPT.set(Some(kept));
+    }
+
     /// At least `len` floats, whatever they are, on a cache line.
-    fn sums(sums: &mut Option<Aligned>, len: usize) -> &mut [f32] {
+    pub(crate) fn sums(sums: &mut Option<Aligned>, len: usize) -> &mut [f32] {
         if sums.as_ref().is_none_or(|sums| sums.as_slice().len() < len) {
             *sums = Some(Aligned::zeros(len));
         }

@@ -5,30 +5,34 @@
 //! matrix product for each of the (m+2)² positions: 4 multiplications an output instead of 9 (m = 2), or 2.25 (m = 4).
 //! The transforms add rounding errors: about 1e-6 of the output's size for m = 2, 4e-6 for m = 4.
 //!
-//! Leaves the products to `gemm`, the choice between this and a direct convolution to `conv`.
+//! Some hundred tiles at a time are transformed, into the words that are multiplied, and stay in a cache that all threads
+//! reach. A thread multiplies a few dozen of them with a few panels at every position and restores the outputs at once:
+//! those products never leave its own cache. The choice between this and a direct convolution is `conv`'s.
 
 #![expect(
     clippy::needless_range_loop,
     reason = "small matrices are written as the formulas have them"
 )]
 
+use std::marker::PhantomData;
+
 use rayon::prelude::*;
 
-use crate::arch::{self, OUTSIDE, PANEL, Rectangle, Simd, Task, rectangles};
+use crate::arch::{
+    self, Bf16, F32, HalfBf16, Multiply, OUTSIDE, PANEL, Part, Rectangle, Runs, Simd, Task, Words,
+    rectangles,
+};
 use crate::epilogue::{Epilogue, Finish};
-use crate::gemm::{Contiguous, Panels, product};
+use crate::gemm::Kept;
 use crate::level::{Level, level};
 use crate::packing::{Room, Rows, Turned, round_to_halves, turned_at_once};
 use crate::precision::Precision;
 use crate::scratch::Scratch;
 use crate::source::Source;
-use crate::words::{Left, channels_in_a_word};
+use crate::words::{Panels, channels_in_a_word};
 
 /// The largest tile of inputs, a side.
 const SIDE_MAX: usize = 6;
-
-/// Transformed inputs and products of one pass, in floats: they should stay in the last-level cache.
-const PASS_FLOATS: usize = 5 << 20;
 
 /// How large the tiles are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -56,6 +60,23 @@ impl Tile {
     /// Matrix products of a convolution.
     const fn positions(self) -> usize {
         self.inputs() * self.inputs()
+    }
+
+    /// How many tiles and panels a thread multiplies before it restores their outputs, as measured. More tiles read the
+    /// weights less often, more panels the transformed inputs; all products, half a MiB, should stay in a thread's cache.
+    const fn block(self) -> (usize, usize) {
+        match self {
+            Tile::Two => (64, 4),
+            Tile::Four => (112, 1),
+        }
+    }
+
+    /// Transformed inputs of one pass, in words, as measured: they should stay in the last-level cache.
+    const fn pass_words(self) -> usize {
+        match self {
+            Tile::Two => 2 << 20,
+            Tile::Four => 4 << 20,
+        }
     }
 
     /// G: what becomes of a kernel's row or column.
@@ -388,117 +409,171 @@ impl<'a, const FOUR: bool> Passes<'a, FOUR> {
         }
     }
 
-    fn run(&self, level: Level, mut out: &mut [f32]) {
-        let channels = self.input.channels;
+    fn run(&self, level: Level, out: &mut [f32]) {
+        match self.weights.precision() {
+            Precision::F32 => self.run_in::<F32>(level, out),
+            Precision::Bf16 if level == Level::Avx512Bf16 => self.run_in::<Bf16>(level, out),
+            Precision::Bf16 => self.run_in::<HalfBf16>(level, out),
+            Precision::Int8 => unreachable!("not packed"),
+        }
+    }
+
+    fn run_in<W: Words>(&self, level: Level, out: &mut [f32]) {
+        match level {
+            Level::Neon | Level::Avx2 => self.run_tiled::<W, 6>(level, out),
+            Level::Scalar | Level::Avx512 | Level::Avx512Vnni | Level::Avx512Bf16 => {
+                self.run_tiled::<W, 8>(level, out);
+            }
+        }
+    }
+
+    fn run_tiled<W: Words, const ROWS: usize>(&self, level: Level, mut out: &mut [f32]) {
+        let words = self.weights.positions[0].left_words(level);
         let positions = Self::TILE.positions();
-        let row_floats = positions * self.tiles * (channels + self.outputs);
-        let passes = self
-            .all_tile_rows
-            .div_ceil((PASS_FLOATS / row_floats).max(1))
-            .max(1);
-        let rows_max = self.all_tile_rows.div_ceil(passes).max(1);
-        let tiles_max = rows_max * self.tiles;
-        let mut transformed = Scratch::take(positions * tiles_max * channels);
-        let mut products = Scratch::take(positions * tiles_max * self.outputs);
+        let row_words = positions * self.tiles * words;
+        let (tiles_max, panels_max) = Self::TILE.block();
+        let (down, across) = match tiles_max / self.tiles {
+            0 => {
+                let parts = self.tiles.div_ceil(tiles_max);
+                (1, self.tiles.div_ceil(parts).next_multiple_of(ROWS))
+            }
+            down => (down, self.tiles),
+        };
+        // Whole blocks, and about as many in every pass.
+        let all_blocks = self.all_tile_rows.div_ceil(down);
+        let passes = all_blocks.div_ceil((Self::TILE.pass_words() / (down * row_words)).max(1));
+        let rows_max = all_blocks.div_ceil(passes.max(1)).max(1) * down;
+        let mut transformed = Scratch::take(rows_max.min(self.all_tile_rows) * row_words);
         for first in (0..self.all_tile_rows).step_by(rows_max) {
             let rows = rows_max.min(self.all_tile_rows - first);
             let tiles = rows * self.tiles;
-            let transformed = &mut transformed[..positions * tiles * channels];
-            let products = &mut products[..positions * tiles * self.outputs];
-            rectangles(
-                transformed,
-                tiles * channels,
-                positions,
-                TILES_AT_ONCE * channels,
-            )
-            .into_par_iter()
-            .for_each(|out| {
-                arch::run(
-                    level,
-                    Transform::<FOUR> {
-                        passes: self,
-                        first,
-                        out,
-                    },
-                )
-            });
-            (transformed.par_chunks_exact(tiles * channels))
-                .zip(products.par_chunks_exact_mut(tiles * self.outputs))
-                .zip(&self.weights.positions)
-                .for_each(|((x, out), panels)| {
-                    let words = panels.left_words(level);
-                    let left = Left::new(level, x, panels);
-                    let (rows, epilogue) = (Contiguous { words }, Epilogue::default());
-                    product(level, &left, &rows, panels, &epilogue, out);
-                });
-            let products = &*products;
-            self.split(first, rows, &mut out)
+            let transformed = &mut transformed[..positions * tiles * words];
+            rectangles(transformed, tiles * words, positions, TILES_AT_ONCE * words)
                 .into_par_iter()
-                .for_each(|(row, out)| {
-                    let tile = (row - first) * self.tiles;
+                .for_each(|out| {
                     arch::run(
                         level,
-                        Restore::<FOUR> {
+                        Transform::<W, FOUR> {
+                            kind: PhantomData,
                             passes: self,
-                            row,
-                            products,
-                            tile,
-                            tiles,
+                            first,
+                            words,
                             out,
                         },
                     );
                 });
+            let transformed = &*transformed;
+            self.blocks((first, rows), &mut out, (down, across), panels_max)
+                .into_par_iter()
+                .with_max_len(1)
+                .for_each(|block| {
+                    Kept::lend(|kept| {
+                        arch::run(
+                            level,
+                            Outputs::<W, FOUR, ROWS> {
+                                kind: PhantomData,
+                                passes: self,
+                                transformed,
+                                words,
+                                first,
+                                tiles,
+                                block,
+                                kept,
+                            },
+                        );
+                    });
+                });
         }
     }
 
-    /// The outputs of `rows` rows of tiles from `first` on, each with its index, off the front of `out`.
-    fn split<'o>(
+    /// The outputs of `rows` rows of tiles from `first` on, taken off the front of `out`: blocks of `down` rows of tiles and
+    /// `across` tiles in each, by as many output channels as `panels_max` has.
+    fn blocks<'o>(
         &self,
-        first: usize,
-        rows: usize,
+        (first, rows): (usize, usize),
         out: &mut &'o mut [f32],
-    ) -> Vec<(usize, &'o mut [f32])> {
+        (down, across): (usize, usize),
+        panels_max: usize,
+    ) -> Vec<Block<'o>> {
         let side = Self::TILE.outputs();
-        let mut all = Vec::with_capacity(rows);
-        for row in first..first + rows {
-            let lines = side.min(self.height - row % self.tile_rows * side);
-            let (of_row, after) =
-                std::mem::take(out).split_at_mut(lines * self.width * self.outputs);
-            *out = after;
-            all.push((row, of_row));
+        let mut all = Vec::new();
+        for row in (first..first + rows).step_by(down) {
+            let before = all.len();
+            let rows = down.min(first + rows - row);
+            for tile in (0..self.tiles).step_by(across) {
+                for _ in (0..self.outputs).step_by(panels_max * PANEL) {
+                    all.push(Block {
+                        rows: (row, rows),
+                        tiles: (tile, across.min(self.tiles - tile)),
+                        lines: Vec::with_capacity(rows * side),
+                    });
+                }
+            }
+            for row in row..row + rows {
+                for _ in 0..self.lines_of(row) {
+                    let (line, after) = std::mem::take(out).split_at_mut(self.width * self.outputs);
+                    *out = after;
+                    let parts = rectangles(line, self.outputs, across * side, panels_max * PANEL);
+                    for (block, part) in all[before..].iter_mut().zip(parts) {
+                        block.lines.push(part);
+                    }
+                }
+            }
         }
         all
     }
+
+    /// How many lines of the output a row of tiles makes.
+    #[inline(always)]
+    fn lines_of(&self, row: usize) -> usize {
+        let side = Self::TILE.outputs();
+        side.min(self.height - row % self.tile_rows * side)
+    }
+}
+
+/// Some tiles and some panels: what a thread makes at a time.
+struct Block<'a> {
+    /// The first row of tiles, counted over the batch, and how many.
+    rows: (usize, usize),
+    /// The first tile in each, and how many.
+    tiles: (usize, usize),
+    /// The outputs, line by line, pixel by pixel.
+    lines: Vec<Rectangle<'a>>,
 }
 
 /// Tiles that one thread transforms at a time.
 const TILES_AT_ONCE: usize = 4;
 
-/// Inputs of some tiles, transformed: `out` is `[positions][some tiles · channels]`.
-struct Transform<'a, const FOUR: bool> {
+/// Inputs of some tiles, transformed and made words: `out` is `[positions][some tiles · words]`.
+struct Transform<'a, W, const FOUR: bool> {
+    kind: PhantomData<W>,
     passes: &'a Passes<'a, FOUR>,
+    /// The pass's first row of tiles.
     first: usize,
+    words: usize,
     out: Rectangle<'a>,
 }
 
-impl<const FOUR: bool> Task for Transform<'_, FOUR> {
+impl<W: Words, const FOUR: bool> Task for Transform<'_, W, FOUR> {
     type Output = ();
+    const PRECISION: Precision = W::PRECISION;
 
     #[inline(always)]
     fn run<S: Simd>(mut self, simd: S) {
         let passes = self.passes;
-        let channels = passes.input.channels;
-        for idx in 0..self.out.column_count / channels {
-            let tile = self.out.column / channels + idx;
+        for idx in 0..self.out.column_count / self.words {
+            let tile = self.out.column / self.words + idx;
             let row = self.first + tile / passes.tiles;
             let starts = passes.starts(row, tile % passes.tiles);
-            for channel in (0..channels).step_by(S::LANES) {
-                simd.apart(TransformOne::<FOUR> {
+            for word in (0..self.words).step_by(S::LANES) {
+                simd.apart(TransformOne::<W, FOUR> {
+                    kind: PhantomData,
                     x: passes.input.x,
                     starts: &starts,
-                    channels: (channel, S::LANES.min(channels - channel)),
+                    channels: passes.input.channels,
+                    words: (word, S::LANES.min(self.words - word)),
                     out: &mut self.out,
-                    at: idx * channels + channel,
+                    at: idx * self.words + word,
                 });
             }
         }
@@ -525,23 +600,56 @@ impl<const FOUR: bool> Passes<'_, FOUR> {
     }
 }
 
-/// One vector of channels of one tile.
-struct TransformOne<'a, 'o, const FOUR: bool> {
+/// One vector of words of one tile.
+struct TransformOne<'a, 'o, W, const FOUR: bool> {
+    kind: PhantomData<W>,
     x: &'a [f32],
     starts: &'a [[usize; SIDE_MAX]; SIDE_MAX],
+    channels: usize,
     /// First, and how many.
-    channels: (usize, usize),
+    words: (usize, usize),
     out: &'a mut Rectangle<'o>,
     at: usize,
 }
 
-impl<const FOUR: bool> Task for TransformOne<'_, '_, FOUR> {
+impl<W: Words, const FOUR: bool> Task for TransformOne<'_, '_, W, FOUR> {
     type Output = ();
+    const PRECISION: Precision = W::PRECISION;
 
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
         let wide = if FOUR { 6 } else { 4 };
-        let (channel, count) = self.channels;
+        let (word, count) = self.words;
+        let halves = matches!(W::PRECISION, Precision::Bf16);
+        let channel = if halves { 2 * word } else { word };
+        let first = self.transformed(simd, channel);
+        // Words of bf16 hold the channels of two vectors.
+        let second = if halves {
+            self.transformed(simd, channel + S::LANES)
+        } else {
+            first
+        };
+        for i in 0..wide {
+            for j in 0..wide {
+                let words = if halves {
+                    simd.to_bf16(first[i][j], second[i][j])
+                } else {
+                    first[i][j]
+                };
+                let row = self.out.row_mut(i * wide + j);
+                simd.store_partial(words, &mut row[self.at..][..count]);
+            }
+        }
+    }
+}
+
+impl<W: Words, const FOUR: bool> TransformOne<'_, '_, W, FOUR> {
+    /// Bᵀ d B of a vector of channels from `channel` on; zeros past the last.
+    #[inline(always)]
+    fn transformed<S: Simd>(&self, simd: S, channel: usize) -> [[S::V; SIDE_MAX]; SIDE_MAX] {
+        let wide = if FOUR { 6 } else { 4 };
+        let channel = channel.min(self.channels);
+        let count = S::LANES.min(self.channels - channel);
         let zero = simd.splat(0.0);
         // By columns first: half[i][j] is row i of Bᵀ times column j of the inputs.
         let mut half = [[zero; SIDE_MAX]; SIDE_MAX];
@@ -559,61 +667,152 @@ impl<const FOUR: bool> Task for TransformOne<'_, '_, FOUR> {
                 half[i][j] = t[i];
             }
         }
-        for i in 0..wide {
-            let t = inputs::<S, FOUR>(simd, half[i]);
-            for j in 0..wide {
-                simd.store_partial(
-                    t[j],
-                    &mut self.out.row_mut(i * wide + j)[self.at..][..count],
-                );
-            }
+        for half in &mut half[..wide] {
+            *half = inputs::<S, FOUR>(simd, *half);
         }
+        half
     }
 }
 
-/// The outputs of one row of tiles.
-struct Restore<'a, const FOUR: bool> {
+/// The outputs of one block.
+struct Outputs<'a, W, const FOUR: bool, const ROWS: usize> {
+    kind: PhantomData<W>,
     passes: &'a Passes<'a, FOUR>,
-    row: usize,
-    /// `[positions][tiles][output channels]`
-    products: &'a [f32],
-    /// The row's first, of so many.
-    tile: usize,
+    /// `[positions][tiles][words]`
+    transformed: &'a [f32],
+    words: usize,
+    /// The first row of tiles in `transformed`, and how many tiles there are.
+    first: usize,
     tiles: usize,
-    /// `[lines][width][output channels]`
-    out: &'a mut [f32],
+    block: Block<'a>,
+    kept: &'a mut Kept,
 }
 
-impl<const FOUR: bool> Task for Restore<'_, FOUR> {
+impl<W: Words, const FOUR: bool, const ROWS: usize> Task for Outputs<'_, W, FOUR, ROWS> {
     type Output = ();
+    const PRECISION: Precision = W::PRECISION;
 
     #[inline(always)]
-    fn run<S: Simd>(self, simd: S) {
+    fn run<S: Simd>(mut self, simd: S) {
         let passes = self.passes;
-        let (outputs, width, side) = (passes.outputs, passes.width, Passes::<FOUR>::TILE.outputs());
-        let lines = self.out.len() / (width * outputs);
-        let first_line =
-            self.row / passes.tile_rows * passes.height + self.row % passes.tile_rows * side;
-        let panel = |column| passes.finish.panel(column, PANEL.min(outputs - column));
-        let panels: Vec<_> = (0..outputs).step_by(PANEL).map(panel).collect();
-        // Panels innermost: so the products of each position are read straight on.
-        for tile in 0..passes.tiles {
-            for (column, finish) in (0..outputs).step_by(PANEL).zip(&panels) {
-                let count = PANEL.min(outputs - column);
-                let mut restored = [[0.0; PANEL]; 16];
-                simd.apart(RestoreOne::<FOUR> {
-                    products: self.products,
-                    stride: self.tiles * outputs,
-                    start: (self.tile + tile) * outputs + column,
-                    count,
-                    out: &mut restored,
-                });
-                for line in 0..lines {
-                    for x in 0..side.min(width - tile * side) {
-                        let pixel = line * width + tile * side + x;
-                        let out = &mut self.out[pixel * outputs + column..][..count];
-                        let row = first_line * width + pixel;
-                        finish.pixel(simd, &restored[line * 4 + x], row, out);
+        let positions = Passes::<FOUR>::TILE.positions();
+        let (first_row, rows) = self.block.rows;
+        let (first_tile, tiles) = self.block.tiles;
+        let (count, words) = (rows * tiles, self.words);
+        let Kept { zeros, runs, sums } = self.kept;
+        if zeros.len() < words {
+            zeros.resize(words, 0.0);
+        }
+        let memory = std::mem::take(runs);
+        // A row for each tile, a tap for each position.
+        let mut left = Runs::new(
+            self.transformed,
+            zeros,
+            (positions, words),
+            ROWS,
+            count,
+            memory,
+        );
+        for idx in 0..count {
+            let row = first_row - self.first + idx / tiles;
+            let tile = row * passes.tiles + first_tile + idx % tiles;
+            for position in 0..positions {
+                let start = (position * self.tiles + tile) * words;
+                left.set((idx / ROWS, idx % ROWS), position, start);
+            }
+        }
+        let (column, columns) = (self.block.lines[0].column, self.block.lines[0].column_count);
+        let panels = columns.div_ceil(PANEL);
+        let of_panel = left.tiles() * ROWS * PANEL;
+        // A line more, so that the products of one tile at all positions do not compete for a few lines of the cache.
+        let of_position = panels * of_panel + 16;
+        let sums = Kept::sums(sums, positions * of_position);
+        for (position, weights) in passes.weights.positions.iter().enumerate() {
+            let sums = sums[position * of_position..].chunks_exact_mut(of_panel);
+            for (panel, sums) in sums.take(panels).enumerate() {
+                let width = PANEL.min(columns - panel * PANEL);
+                let mut rest = weights.panels_from(column / PANEL + panel);
+                let next_position = passes.weights.positions.get(position + 1);
+                let parts = weights.parts();
+                for (idx, &part) in parts.parts.iter().enumerate() {
+                    let (weights, after) = rest.split_at(parts.panel_rows(part) * PANEL);
+                    rest = after;
+                    let soon = match next_position {
+                        Some(next) if idx + 1 == parts.parts.len() && panel + 1 == panels => {
+                            next.panels_from(column / PANEL)
+                        }
+                        _ => after,
+                    };
+                    let multiply = Multiply {
+                        runs: &left,
+                        part: Part {
+                            tap: position,
+                            ..part
+                        },
+                        weights,
+                        next_weights: &soon[..soon.len().min(weights.len())],
+                        fresh: idx == 0,
+                    };
+                    let whole = count / ROWS;
+                    let (wholes, last) = sums.split_at_mut(whole * ROWS * PANEL);
+                    multiply.tiles::<W, S, ROWS>(simd, 0, (ROWS, width), wholes);
+                    multiply.tiles::<W, S, ROWS>(simd, whole, (count % ROWS, width), last);
+                }
+            }
+        }
+        *runs = left.into_memory();
+        self.restore(simd, (of_panel, of_position));
+    }
+}
+
+impl<W: Words, const FOUR: bool, const ROWS: usize> Outputs<'_, W, FOUR, ROWS> {
+    /// Makes outputs of the products: `of_panel` floats for each panel, `of_position` for each position.
+    #[inline(always)]
+    fn restore<S: Simd>(&mut self, simd: S, (of_panel, of_position): (usize, usize)) {
+        let passes = self.passes;
+        let (side, positions) = (
+            Passes::<FOUR>::TILE.outputs(),
+            Passes::<FOUR>::TILE.positions(),
+        );
+        let (first_row, rows) = self.block.rows;
+        let (first_tile, tiles) = self.block.tiles;
+        let (column, columns) = (self.block.lines[0].column, self.block.lines[0].column_count);
+        let sums = Kept::sums(&mut self.kept.sums, positions * of_position);
+        let panels = (0..columns).step_by(PANEL);
+        for (panel, at) in panels.enumerate() {
+            let width = PANEL.min(columns - at);
+            let finish = passes.finish.panel(column + at, width);
+            let mut lines_before = 0;
+            for row in 0..rows {
+                let row_of_all = first_row + row;
+                let y = row_of_all / passes.tile_rows * passes.height
+                    + row_of_all % passes.tile_rows * side;
+                let lines = &mut self.block.lines[lines_before..][..passes.lines_of(row_of_all)];
+                lines_before += lines.len();
+                for tile in 0..tiles {
+                    let mut restored = [[0.0; PANEL]; 16];
+                    simd.apart(RestoreOne::<FOUR> {
+                        products: sums,
+                        stride: of_position,
+                        start: panel * of_panel + (row * tiles + tile) * PANEL,
+                        out: &mut restored,
+                    });
+                    // The next tile's place in the output, so that writing there does not wait for memory.
+                    for out in lines.iter_mut() {
+                        for pixel in (tile + 1) * side..((tile + 2) * side).min(out.row_count) {
+                            let next = &out.row_mut(pixel)[at..][..width];
+                            for line in (0..width).step_by(16) {
+                                simd.prefetch(next[line..].as_ptr());
+                            }
+                        }
+                    }
+                    let x = (first_tile + tile) * side;
+                    for (line, out) in lines.iter_mut().enumerate() {
+                        for dx in 0..side.min(passes.width - x) {
+                            let out = &mut out.row_mut(tile * side + dx)[at..][..width];
+                            let pixel = (y + line) * passes.width + x + dx;
+                            finish.pixel(simd, &restored[line * 4 + dx], pixel, out);
+                        }
                     }
                 }
             }
@@ -621,13 +820,12 @@ impl<const FOUR: bool> Task for Restore<'_, FOUR> {
     }
 }
 
-/// A tile's outputs, [line · 4 + column], of up to a panel of channels.
+/// A tile's outputs, [line · 4 + column], of a panel of channels.
 struct RestoreOne<'a, const FOUR: bool> {
     products: &'a [f32],
     /// Floats from one position to the next.
     stride: usize,
     start: usize,
-    count: usize,
     out: &'a mut [[f32; PANEL]; 16],
 }
 
@@ -637,15 +835,14 @@ impl<const FOUR: bool> Task for RestoreOne<'_, FOUR> {
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
         let (wide, side) = if FOUR { (6, 4) } else { (4, 2) };
-        for at in (0..self.count).step_by(S::LANES) {
-            let count = S::LANES.min(self.count - at);
+        for at in (0..PANEL).step_by(S::LANES) {
             let zero = simd.splat(0.0);
             let mut half = [[zero; SIDE_MAX]; 4];
             for j in 0..wide {
                 let mut m = [zero; SIDE_MAX];
                 for i in 0..wide {
                     let start = self.start + (i * wide + j) * self.stride + at;
-                    m[i] = simd.load_partial(&self.products[start..][..count]);
+                    m[i] = simd.load(&self.products[start..]);
                 }
                 let t = outputs::<S, FOUR>(simd, m);
                 for i in 0..side {

@@ -29,7 +29,7 @@ impl Aligned {
     /// thread.
     pub(crate) fn zeros(len: usize) -> Self {
         let bytes = len * size_of::<f32>();
-        let pages = (bytes >= MAPPED_BYTES_MIN).then(|| MmapMut::map_anon(bytes).ok());
+        let pages = (bytes >= MAPPED_BYTES_MIN).then(|| pages(bytes));
         let store = pages
             .flatten()
             .map_or_else(|| Store::heap(len), Store::Pages);
@@ -62,6 +62,16 @@ impl Aligned {
             }
         }
     }
+}
+
+/// Zeros on pages of their own, large ones (2 MiB on x86-64) where Linux has them: fewer faults while they are
+/// first written, fewer misses of the translation buffers ever after.
+fn pages(bytes: usize) -> Option<MmapMut> {
+    let pages = MmapMut::map_anon(bytes).ok()?;
+    #[cfg(target_os = "linux")]
+    // What a kernel was built without it refuses, and small pages serve as well.
+    let _ = pages.advise(memmap2::Advice::HugePage);
+    Some(pages)
 }
 
 impl Store {
