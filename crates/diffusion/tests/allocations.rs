@@ -16,7 +16,7 @@ use safelight_store::Checkpoint;
 use safelight_tensor::{Tensor, pool};
 
 #[global_allocator]
-static COUNTED: CountingAllocator = CountingAllocator::new();
+static COUNTED: CountingAllocator = CountingAllocator;
 
 /// One test at a time: all count with the same counter.
 static TURN: Mutex<()> = Mutex::new(());

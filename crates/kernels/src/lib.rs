@@ -28,6 +28,7 @@ pub mod testing;
 mod winograd;
 mod words;
 
+pub use arch::Aligned;
 pub use conv::{Algorithm, ConvShape, Extent, PackedConv, Padding, conv2d, conv2d_upsampled};
 pub use epilogue::{Activation, Epilogue};
 pub use gemm::{PackedLinear, linear};

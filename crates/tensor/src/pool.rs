@@ -9,6 +9,8 @@
 use std::collections::BTreeMap;
 use std::sync::Mutex;
 
+use safelight_kernels::Aligned;
+
 /// Buffers below this many floats are not kept.
 const POOLED_FLOATS_MIN: usize = 4096;
 
@@ -42,19 +44,19 @@ pub fn idle_bytes() -> usize {
 }
 
 /// A buffer of at least `count` floats whose contents are whatever they were; every one must be overwritten.
-pub(crate) fn take(count: usize) -> Vec<f32> {
+pub(crate) fn take(count: usize) -> Aligned {
     if count < POOLED_FLOATS_MIN {
-        return vec![0.0; count];
+        return Aligned::zeros(count);
     }
     let (found, freed) = locked(|pool| pool.take(count));
     drop(freed);
     // A fresh one comes zeroed from the operating system, page by page, as it is first touched.
-    found.unwrap_or_else(|| vec![0.0; count])
+    found.unwrap_or_else(|| Aligned::zeros(count))
 }
 
 /// Gives a buffer back.
-pub(crate) fn give(buffer: Vec<f32>) {
-    if buffer.len() < POOLED_FLOATS_MIN {
+pub(crate) fn give(buffer: Aligned) {
+    if buffer.as_slice().len() < POOLED_FLOATS_MIN {
         return;
     }
     let freed = locked(|pool| pool.give(buffer));
@@ -68,7 +70,7 @@ fn locked<R>(body: impl FnOnce(&mut Pool) -> R) -> R {
 
 /// Idle buffers by their length.
 struct Pool {
-    idle: BTreeMap<usize, Vec<Vec<f32>>>,
+    idle: BTreeMap<usize, Vec<Aligned>>,
     idle_bytes: usize,
     cap_bytes: usize,
 }
@@ -83,7 +85,7 @@ impl Pool {
     }
 
     /// A buffer of at least `count` floats, or none and what goes instead, to be freed outside the lock.
-    fn take(&mut self, count: usize) -> (Option<Vec<f32>>, Option<Vec<f32>>) {
+    fn take(&mut self, count: usize) -> (Option<Aligned>, Option<Aligned>) {
         let serves = count..=count.saturating_mul(OVERSIZE_MAX);
         let len = self.idle.range(serves).next().map(|(&len, _)| len);
         if let Some(len) = len {
@@ -94,7 +96,7 @@ impl Pool {
     }
 
     /// Takes out a buffer of `len` floats.
-    fn remove(&mut self, len: usize) -> Option<Vec<f32>> {
+    fn remove(&mut self, len: usize) -> Option<Aligned> {
         let same = self.idle.get_mut(&len)?;
         let buffer = same.pop()?;
         if same.is_empty() {
@@ -105,19 +107,22 @@ impl Pool {
     }
 
     /// Keeps `buffer`; returns what had to go for it, to be freed outside the lock.
-    fn give(&mut self, buffer: Vec<f32>) -> Vec<Vec<f32>> {
+    fn give(&mut self, buffer: Aligned) -> Vec<Aligned> {
         let bytes = kept_bytes(&buffer);
         if bytes > self.cap_bytes {
             return vec![buffer];
         }
         let freed = self.shrink_to(self.cap_bytes - bytes);
         self.idle_bytes += bytes;
-        self.idle.entry(buffer.len()).or_default().push(buffer);
+        self.idle
+            .entry(buffer.as_slice().len())
+            .or_default()
+            .push(buffer);
         freed
     }
 
     /// Takes out buffers, largest first, until at most `bytes` are kept.
-    fn shrink_to(&mut self, bytes: usize) -> Vec<Vec<f32>> {
+    fn shrink_to(&mut self, bytes: usize) -> Vec<Aligned> {
         let mut freed = Vec::new();
         while self.idle_bytes > bytes {
             let largest = self.idle.last_key_value().map(|(&len, _)| len);
@@ -130,9 +135,9 @@ impl Pool {
     }
 }
 
-/// What a buffer really occupies.
-fn kept_bytes(buffer: &Vec<f32>) -> usize {
-    buffer.capacity() * size_of::<f32>()
+/// What a buffer occupies.
+fn kept_bytes(buffer: &Aligned) -> usize {
+    size_of_val(buffer.as_slice())
 }
 
 #[cfg(test)]
@@ -143,11 +148,11 @@ mod tests {
     fn the_smallest_that_is_large_enough_serves() {
         let mut pool = Pool::new(1 << 30);
         for len in [10_000, 50_000, 20_000] {
-            assert!(pool.give(vec![0.0; len]).is_empty());
+            assert!(pool.give(Aligned::zeros(len)).is_empty());
         }
         let mut taken = |count| {
             let (found, freed) = pool.take(count);
-            let len = |buffer: Option<Vec<f32>>| buffer.map(|buffer| buffer.len());
+            let len = |buffer: Option<Aligned>| buffer.map(|buffer| buffer.as_slice().len());
             (len(found), len(freed))
         };
         assert_eq!(taken(15_000), (Some(20_000), None));
@@ -162,21 +167,21 @@ mod tests {
     #[test]
     fn a_buffer_returns_and_the_cap_holds() {
         let mut pool = Pool::new(100_000);
-        assert!(pool.give(vec![0.0; 8192]).is_empty());
+        assert!(pool.give(Aligned::zeros(8192)).is_empty());
         assert_eq!(pool.idle_bytes, 32_768);
         let (found, freed) = pool.take(8192);
         assert_eq!(
-            (found.map(|buffer| buffer.len()), freed),
-            (Some(8192), None)
+            (found.map(|buffer| buffer.as_slice().len()), freed.is_none()),
+            (Some(8192), true)
         );
         assert_eq!(pool.idle_bytes, 0);
 
         for _ in 0..10 {
-            pool.give(vec![0.0; 8192]);
+            pool.give(Aligned::zeros(8192));
             assert!(pool.idle_bytes <= pool.cap_bytes);
         }
         assert_eq!(pool.idle_bytes, 3 * 32_768);
-        let freed = pool.give(vec![0.0; 32_768]);
+        let freed = pool.give(Aligned::zeros(32_768));
         assert_eq!(freed.len(), 1, "larger than the cap: freed at once");
         assert_eq!(pool.shrink_to(0).len(), 3);
         assert_eq!(pool.idle_bytes, 0);
@@ -193,11 +198,11 @@ mod tests {
                 for times in [3, 1, 1, 8, 2, 4] {
                     let count = 48_000 * times / level;
                     let (found, freed) = pool.take(count);
-                    all -= freed.map_or(0, |buffer| buffer.len());
+                    all -= freed.map_or(0, |buffer| buffer.as_slice().len());
                     held.push(found.unwrap_or_else(|| {
                         fresh += 1;
                         all += count;
-                        vec![0.0; count]
+                        Aligned::zeros(count)
                     }));
                     most = most.max(all);
                 }
@@ -219,8 +224,13 @@ mod tests {
                 scope.spawn(move || {
                     for round in 0..200 {
                         let mut buffer = take(5000 + 97 * round);
-                        buffer.fill(thread as f32);
-                        assert!(buffer.iter().all(|&value| value == thread as f32));
+                        buffer.as_mut_slice().fill(thread as f32);
+                        assert!(
+                            buffer
+                                .as_slice()
+                                .iter()
+                                .all(|&value| value == thread as f32)
+                        );
                         give(buffer);
                     }
                 });

@@ -1,5 +1,6 @@
 //! The tensor itself: a shape of at most four dimensions over a recycled buffer of floats.
 
+use safelight_kernels::Aligned;
 use std::fmt;
 
 use crate::pool;
@@ -26,7 +27,7 @@ pub struct Tensor {
     /// The product of the dimensions.
     count: usize,
     /// At least `count` floats, of which the first `count` are the tensor.
-    buffer: Vec<f32>,
+    buffer: Aligned,
 }
 
 impl Tensor {
@@ -40,27 +41,15 @@ impl Tensor {
         tensor
     }
 
-    /// A tensor of `shape` over `data`, which is not copied.
+    /// A tensor of `shape` with the values of `data`.
     ///
     /// # Panics
     /// If the length of `data` is not the product of `shape`, or `shape` has no dimension or more than four.
     pub fn from_vec(shape: &[usize], data: Vec<f32>) -> Self {
-        let (dims, rank, count) = checked(shape);
-        assert_eq!(
-            data.len(),
-            count,
-            "from_vec: shape {shape:?} takes {count} values, got {}",
-            data.len()
-        );
-        Tensor {
-            dims,
-            rank,
-            count,
-            buffer: data,
-        }
+        Self::from_slice(shape, &data)
     }
 
-    /// A tensor of `shape` with a copy of `data`.
+    /// A tensor of `shape` with the values of `data`.
     ///
     /// # Panics
     /// As [`Tensor::from_vec`].
@@ -69,7 +58,8 @@ impl Tensor {
         assert_eq!(
             data.len(),
             tensor.count,
-            "from_slice: shape {shape:?}, got {} values",
+            "shape {shape:?} takes {} values, got {}",
+            tensor.count,
             data.len()
         );
         tensor.data_mut().copy_from_slice(data);
@@ -150,12 +140,12 @@ impl Tensor {
 
     /// The values, last dimension fastest.
     pub fn data(&self) -> &[f32] {
-        &self.buffer[..self.count]
+        &self.buffer.as_slice()[..self.count]
     }
 
     /// The values, to be changed in place.
     pub fn data_mut(&mut self) -> &mut [f32] {
-        &mut self.buffer[..self.count]
+        &mut self.buffer.as_mut_slice()[..self.count]
     }
 
     /// The same values under another shape; nothing moves.
@@ -175,18 +165,15 @@ impl Tensor {
         self
     }
 
-    /// The values as a vector, taken out of the tensor without a copy.
-    pub fn into_vec(mut self) -> Vec<f32> {
-        let mut data = std::mem::take(&mut self.buffer);
-        data.truncate(self.count);
-        self.count = 0;
-        data
+    /// The values as a vector.
+    pub fn into_vec(self) -> Vec<f32> {
+        self.data().to_vec()
     }
 }
 
 impl Drop for Tensor {
     fn drop(&mut self) {
-        pool::give(std::mem::take(&mut self.buffer));
+        pool::give(std::mem::replace(&mut self.buffer, Aligned::zeros(0)));
     }
 }
 

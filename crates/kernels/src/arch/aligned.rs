@@ -2,6 +2,8 @@
 
 use memmap2::MmapMut;
 
+use super::counting;
+
 /// A cache line, in floats.
 const LINE: usize = 16;
 
@@ -11,7 +13,7 @@ const MAPPED_BYTES_MIN: usize = 1 << 20;
 
 /// A fixed number of floats, zeros at first, on a 64-byte boundary.
 #[derive(Debug)]
-pub(crate) struct Aligned {
+pub struct Aligned {
     store: Store,
     len: usize,
 }
@@ -21,15 +23,19 @@ enum Store {
     /// Never grows, so its floats stay where they are; the first on a boundary is at `start`.
     Heap { floats: Vec<f32>, start: usize },
     /// Of `len` floats at least; a page's start is a boundary.
-    Pages(MmapMut),
+    Pages(Pages),
 }
+
+/// Memory of its own.
+#[derive(Debug)]
+struct Pages(MmapMut);
 
 impl Aligned {
     /// `len` zeros. Of a big one the system gives pages as they are first written, by whichever
-    /// thread.
-    pub(crate) fn zeros(len: usize) -> Self {
+    /// thread, and large ones where it can.
+    pub fn zeros(len: usize) -> Self {
         let bytes = len * size_of::<f32>();
-        let pages = (bytes >= MAPPED_BYTES_MIN).then(|| pages(bytes));
+        let pages = (bytes >= MAPPED_BYTES_MIN).then(|| Pages::zeros(bytes));
         let store = pages
             .flatten()
             .map_or_else(|| Store::heap(len), Store::Pages);
@@ -38,10 +44,10 @@ impl Aligned {
 
     /// The floats.
     #[inline(always)]
-    pub(crate) fn as_slice(&self) -> &[f32] {
+    pub fn as_slice(&self) -> &[f32] {
         match &self.store {
             Store::Heap { floats, start } => &floats[*start..][..self.len],
-            Store::Pages(pages) => {
+            Store::Pages(Pages(pages)) => {
                 assert!(pages.len() >= self.len * size_of::<f32>());
                 // SAFETY: an anonymous map starts on a page, is initialized (zeros, then floats), and holds `len` floats
                 // as was just checked; it is ours alone and lives as long as `self`.
@@ -52,10 +58,10 @@ impl Aligned {
 
     /// The floats, to change.
     #[inline(always)]
-    pub(crate) fn as_mut_slice(&mut self) -> &mut [f32] {
+    pub fn as_mut_slice(&mut self) -> &mut [f32] {
         match &mut self.store {
             Store::Heap { floats, start } => &mut floats[*start..][..self.len],
-            Store::Pages(pages) => {
+            Store::Pages(Pages(pages)) => {
                 assert!(pages.len() >= self.len * size_of::<f32>());
                 // SAFETY: as in `as_slice`, and `self` is borrowed for as long.
                 unsafe { std::slice::from_raw_parts_mut(pages.as_mut_ptr().cast(), self.len) }
@@ -64,18 +70,31 @@ impl Aligned {
     }
 }
 
-/// Zeros on pages of their own, large ones (2 MiB on x86-64) where Linux has them: fewer faults while they are
-/// first written, fewer misses of the translation buffers ever after.
-fn pages(bytes: usize) -> Option<MmapMut> {
-    let pages = MmapMut::map_anon(bytes).ok()?;
-    #[cfg(target_os = "linux")]
-    // What a kernel was built without it refuses, and small pages serve as well.
-    let _ = pages.advise(memmap2::Advice::HugePage);
-    Some(pages)
+impl Pages {
+    /// Zeros, on large pages (2 MiB on x86-64) where Linux has them: fewer faults while they are first written, fewer
+    /// misses of the translation buffers ever after.
+    fn zeros(bytes: usize) -> Option<Pages> {
+        let pages = MmapMut::map_anon(bytes).ok()?;
+        #[cfg(target_os = "linux")]
+        // A kernel that was built without them refuses, and small pages serve as well.
+        let _ = pages.advise(memmap2::Advice::HugePage);
+        counting::took(bytes);
+        Some(Pages(pages))
+    }
+}
+
+impl Drop for Pages {
+    fn drop(&mut self) {
+        counting::gave(self.0.len());
+    }
 }
 
 impl Store {
     fn heap(len: usize) -> Store {
+        if len == 0 {
+            let (floats, start) = (Vec::new(), 0);
+            return Store::Heap { floats, start };
+        }
         let floats = vec![0.0f32; len + LINE];
         let start = floats.as_ptr().align_offset(LINE * size_of::<f32>());
         assert!(start < LINE, "a float's address is a multiple of 4");
@@ -104,7 +123,7 @@ mod tests {
 
     #[test]
     fn starts_on_a_line_and_has_its_length() {
-        for len in [0, 1, 15, 16, 17, 160, MAPPED_BYTES_MIN / 4, 1_000_001] {
+        for len in [1, 15, 16, 17, 160, MAPPED_BYTES_MIN / 4, 1_000_001] {
             let mut floats = Aligned::zeros(len);
             assert_eq!(floats.as_slice(), vec![0.0; len]);
             floats.as_mut_slice().fill(1.0);
@@ -113,5 +132,6 @@ mod tests {
                 assert_eq!(floats.as_slice().as_ptr() as usize % 64, 0);
             }
         }
+        assert!(Aligned::zeros(0).as_slice().is_empty());
     }
 }

@@ -14,7 +14,7 @@ mod words;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 
-pub(crate) use aligned::Aligned;
+pub use aligned::Aligned;
 pub use counting::CountingAllocator;
 pub(crate) use rectangles::{Rectangle, rectangles};
 pub(crate) use tile::{Multiply, OUTSIDE, Part, Runs, RunsMemory};
