@@ -16,7 +16,7 @@ use crate::level::{Level, level};
 use crate::precision::Precision;
 use crate::source::{InMemory, Source};
 pub(crate) use crate::words::Panels;
-use crate::words::{Left, Parts};
+use crate::words::{Left, Parts, Place};
 
 /// Where the rows of the left matrix lie in memory: row `row` is `taps` runs of `words` words.
 pub(crate) trait Rows: Sync {
@@ -91,6 +91,7 @@ pub(crate) struct Kept {
     pub(crate) zeros: Vec<f32>,
     pub(crate) runs: RunsMemory,
     pub(crate) sums: Option<Aligned>,
+    outliers: Vec<Outlier>,
 }
 
 impl Kept {
@@ -156,6 +157,7 @@ impl<R: Rows, W: Words, const TILE: usize> Task for Blocked<'_, R, W, TILE> {
             zeros,
             runs: memory,
             sums,
+            outliers,
         } = self.1;
         if zeros.len() < words {
             zeros.resize(words, 0.0);
@@ -168,10 +170,15 @@ impl<R: Rows, W: Words, const TILE: usize> Task for Blocked<'_, R, W, TILE> {
             out.row_count,
             std::mem::take(memory),
         );
+        outliers.clear();
         for row in 0..out.row_count {
             let mut tap = 0;
             rows.starts(out.row + row, |start| {
                 runs.set((row / TILE, row % TILE), tap, start);
+                if W::SCALED && start != OUTSIDE {
+                    let run = &x[start..][..words];
+                    outliers.extend(Outlier::of(panels.parts(), run, (row, tap)));
+                }
                 tap += 1;
             });
         }
@@ -179,6 +186,7 @@ impl<R: Rows, W: Words, const TILE: usize> Task for Blocked<'_, R, W, TILE> {
         let sums = Kept::sums(sums, runs.tiles() * TILE * PANEL);
         for column in (0..out.column_count).step_by(PANEL) {
             let width = PANEL.min(out.column_count - column);
+            let whole_panel = panels.panel((out.column + column) / PANEL);
             let mut panel = panels.panels_from((out.column + column) / PANEL);
             for (idx, &part) in parts.iter().enumerate() {
                 let (weights, after) = panel.split_at(panels.parts().panel_rows(part) * PANEL);
@@ -203,8 +211,12 @@ impl<R: Rows, W: Words, const TILE: usize> Task for Blocked<'_, R, W, TILE> {
                     multiply.tiles::<W, S, TILE>(simd, tile, (TILE, width), wholes);
                     multiply.tiles::<W, S, TILE>(simd, tile + whole, (count % TILE, width), rest);
                     if last {
-                        let sums = &sums[..count.min(GROUP * TILE) * PANEL];
+                        let rows = count.min(GROUP * TILE);
+                        let sums = &mut sums[..rows * PANEL];
+                        let before = |row| outliers.partition_point(|other| other.row < row);
                         simd.apart(Write {
+                            panel: whole_panel,
+                            outliers: &outliers[before(row)..before(row + rows)],
                             finish: &finish,
                             sums,
                             out: &mut out,
@@ -223,10 +235,53 @@ impl<R: Rows, W: Words, const TILE: usize> Task for Blocked<'_, R, W, TILE> {
 /// Tiles whose sums are finished together, while they are in the first-level cache.
 const GROUP: usize = 8;
 
-/// [`Finish::rows`] as a function of its own.
+/// A number of an int8 left row that is multiplied as it is.
+struct Outlier {
+    /// Counted from the piece's first.
+    row: usize,
+    place: Place,
+    value: f32,
+}
+
+impl Outlier {
+    /// Those of one left run, which lies under `tap` of `row`.
+    #[inline(always)]
+    fn of(parts: &Parts, run: &[f32], (row, tap): (usize, usize)) -> impl Iterator<Item = Outlier> {
+        parts.outliers(run).map(move |(channel, value)| Outlier {
+            row,
+            place: parts.place(tap, channel),
+            value,
+        })
+    }
+
+    /// Adds its products with the weights of `panel` to the sums of its row.
+    #[inline(always)]
+    fn add<S: Simd>(&self, simd: S, panel: &[f32], sums: &mut [f32; PANEL]) {
+        let Place { word, byte, scale } = self.place;
+        // 1 in that byte: so a dot product is the weight itself.
+        let byte = simd.splat(f32::from_bits(1 << (8 * byte)));
+        let words = &panel[word * PANEL..][..PANEL];
+        let scales = &panel[scale * PANEL..][..PANEL];
+        for at in (0..PANEL).step_by(S::LANES) {
+            let whole = simd.dot_i8(byte, simd.load(&words[at..]), simd.splat(0.0));
+            let weight = simd.mul(simd.whole_to_float(whole), simd.load(&scales[at..]));
+            let sums = &mut sums[at..];
+            simd.store(
+                simd.mul_add(simd.splat(self.value), weight, simd.load(sums)),
+                sums,
+            );
+        }
+    }
+}
+
+/// What outliers add, and [`Finish::rows`], as a function of its own.
 struct Write<'a, 'b> {
+    /// The weights of these columns.
+    panel: &'a [f32],
+    /// Those of these rows.
+    outliers: &'a [Outlier],
     finish: &'a Finish<'b>,
-    sums: &'a [f32],
+    sums: &'a mut [f32],
     out: &'a mut Rectangle<'b>,
     row: usize,
     column: usize,
@@ -238,6 +293,10 @@ impl Task for Write<'_, '_> {
 
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
+        let rows = self.sums.as_chunks_mut::<PANEL>().0;
+        for outlier in self.outliers {
+            outlier.add(simd, self.panel, &mut rows[outlier.row - self.row]);
+        }
         self.finish.rows(
             simd,
             self.sums,
@@ -269,6 +328,7 @@ impl<R: Rows, W: Words> Piece<'_, R, W> {
         self.rows.starts(row, |start| starts.push(start));
         let mut weights = self.panels.panel(panel_idx).as_chunks::<PANEL>().0;
         let mut sums = [0.0; PANEL];
+        let panel = self.panels.panel(panel_idx);
         for part in parts {
             for &start in &starts[part.tap..][..part.taps] {
                 let (run, after) = weights.split_at(self.panels.parts().run_rows(*part));
@@ -276,6 +336,14 @@ impl<R: Rows, W: Words> Piece<'_, R, W> {
                 if start != OUTSIDE {
                     let x = &self.x[start + W::LEFT * part.skip..];
                     add_run::<W>(x, run, part.len, &mut sums);
+                }
+            }
+        }
+        for (tap, &start) in starts.iter().enumerate() {
+            if W::SCALED && start != OUTSIDE {
+                let run = &self.x[start..][..self.rows.words()];
+                for outlier in Outlier::of(self.panels.parts(), run, (row, tap)) {
+                    outlier.add(Scalar, panel, &mut sums);
                 }
             }
         }

@@ -9,7 +9,8 @@ pub enum Precision {
     /// 8 bits, −127 to 127 times a scale. Weights have one scale for each output channel and up to
     /// 320 neighbouring input channels, rounded once at load. Left rows have one for each row (a
     /// pixel, a token) and as many channels, found anew in every call: the largest magnitude
-    /// becomes 127.
+    /// becomes 127. But for outliers: up to three of those numbers that are larger than five times their root mean square
+    /// are not rounded, the largest first.
     Int8,
     /// The upper half of an `f32`: 8 bits of mantissa, rounded to nearest even. Left rows are rounded
     /// only at [`Level::Avx512Bf16`](crate::Level::Avx512Bf16), elsewhere they stay as they are.

@@ -699,7 +699,9 @@ impl<W: Words, const FOUR: bool, const ROWS: usize> Task for Outputs<'_, W, FOUR
         let (first_row, rows) = self.block.rows;
         let (first_tile, tiles) = self.block.tiles;
         let (count, words) = (rows * tiles, self.words);
-        let Kept { zeros, runs, sums } = self.kept;
+        let Kept {
+            zeros, runs, sums, ..
+        } = self.kept;
         if zeros.len() < words {
             zeros.resize(words, 0.0);
         }

@@ -23,6 +23,13 @@ const SCALED_RUN: usize = 80;
 /// Magnitudes below this are 0 in int8, so that their inverse is a number.
 pub(crate) const SCALED_MIN: f32 = 1e-30;
 
+/// So many numbers of a part of an int8 left row at most are kept as they are, the largest first: outliers. A scale that
+/// has to reach them would leave little of all others.
+const OUTLIERS_MAX: usize = 3;
+
+/// An outlier is larger than so many root mean squares of its part: of Gaussian numbers one in two millions is.
+const OUTLIER_FROM: f32 = 5.0;
+
 /// How a sum over taps and channels is cut into parts, and what of it lies where.
 #[derive(Clone, Debug)]
 pub(crate) struct Parts {
@@ -92,7 +99,35 @@ impl Parts {
         match self.precision {
             // Floats, two to each word of weights.
             Precision::Bf16 if level != Level::Avx512Bf16 => 2 * self.run_words,
-            _ => self.run_words,
+            // Behind the parts, how many outliers there are, and of each its channel and value.
+            Precision::Int8 => self.run_words + 1 + 2 * OUTLIERS_MAX * self.of_a_run().count(),
+            Precision::Bf16 | Precision::F32 => self.run_words,
+        }
+    }
+
+    /// The outliers of the int8 left run `run`, by channel in each part: (channel, value).
+    #[inline(always)]
+    pub(crate) fn outliers<'a>(&self, run: &'a [f32]) -> impl Iterator<Item = (usize, f32)> + 'a {
+        let (count, pairs) = run[self.run_words..]
+            .split_first()
+            .expect("left_words has it");
+        let pairs = pairs
+            .as_chunks::<2>()
+            .0
+            .iter()
+            .take(count.to_bits() as usize);
+        pairs.map(|[channel, value]| (channel.to_bits() as usize, *value))
+    }
+
+    /// Where an int8 panel has the weights of `channel` under `tap`.
+    pub(crate) fn place(&self, tap: usize, channel: usize) -> Place {
+        let (len, words) = (self.parts[0].len, self.channels.div_ceil(4));
+        let (part, at) = (channel / 4 / len, channel / 4 % len);
+        let start = tap * (words + 2 * words.div_ceil(len)) + part * (len + 2);
+        Place {
+            word: start + at,
+            byte: channel % 4,
+            scale: start + len.min(words - part * len),
         }
     }
 
@@ -100,6 +135,17 @@ impl Parts {
     pub(crate) fn of_a_run(&self) -> impl Iterator<Item = Part> + '_ {
         self.parts.iter().copied().take_while(|part| part.tap == 0)
     }
+}
+
+/// Where weights of one channel are in an int8 panel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Place {
+    /// The panel row of their words.
+    pub(crate) word: usize,
+    /// Which byte of each word, from the lowest.
+    pub(crate) byte: usize,
+    /// The panel row of their scales.
+    pub(crate) scale: usize,
 }
 
 /// Channels that a word holds.
@@ -322,33 +368,100 @@ impl Task for ToBytes<'_> {
             run_words,
             ..
         } = *self.parts;
-        let rows = self.words.chunks_exact_mut(run_words);
+        // Any level's: they are the same.
+        let left_words = self.parts.left_words(Level::Scalar);
+        let rows = self.words.chunks_exact_mut(left_words);
         for (words, x) in rows.zip(self.x.chunks_exact(channels)) {
-            let mut x = x;
+            let (words, behind) = words.split_at_mut(run_words);
+            let (count, pairs) = behind.split_first_mut().expect("left_words has it");
+            let mut outliers = Outliers {
+                pairs: pairs.as_chunks_mut().0,
+                count: 0,
+            };
+            let mut first = 0;
             for part in self.parts.of_a_run() {
-                let here;
-                (here, x) = x.split_at(x.len().min(4 * part.len));
+                let here = &x[first..channels.min(first + 4 * part.len)];
                 let words = &mut words[part.skip..][..part.len + 1];
-                to_bytes(simd, here, words);
+                to_bytes(simd, here, words, first, &mut outliers);
+                first += here.len();
             }
+            *count = f32::from_bits(outliers.count as u32);
         }
     }
 }
 
-/// One part of a row. NaN and infinity make its scale NaN or infinite, and so every product.
+/// The outliers of a row, while it becomes words.
+struct Outliers<'a> {
+    pairs: &'a mut [[f32; 2]],
+    count: usize,
+}
+
+impl Outliers<'_> {
+    /// Takes the largest of `x`, the part from channel `first` on, out of it: zeros stay in their place. `limit` is what
+    /// an outlier is larger than.
+    #[inline(never)]
+    fn take(&mut self, x: &mut [f32], first: usize, limit: f32) {
+        // From the largest on; of equals the first.
+        let mut found = [(0, 0.0f32); OUTLIERS_MAX];
+        let mut count = 0;
+        for (idx, value) in x.iter().enumerate() {
+            let size = value.abs();
+            if size > limit && (count < OUTLIERS_MAX || size > found[OUTLIERS_MAX - 1].1) {
+                count = OUTLIERS_MAX.min(count + 1);
+                let at = found[..count - 1]
+                    .iter()
+                    .rposition(|(_, other)| *other >= size);
+                let at = at.map_or(0, |at| at + 1);
+                found[at..count].rotate_right(1);
+                found[at] = (idx, size);
+            }
+        }
+        found[..count].sort_unstable_by_key(|(idx, _)| *idx);
+        for &(idx, _) in &found[..count] {
+            let channel = f32::from_bits((first + idx) as u32);
+            self.pairs[self.count] = [channel, x[idx]];
+            self.count += 1;
+            x[idx] = 0.0;
+        }
+    }
+}
+
+/// One part of a row, from channel `first` on. NaN and infinity make its scale NaN or infinite, and so every product.
 #[inline(always)]
-fn to_bytes<S: Simd>(simd: S, x: &[f32], words: &mut [f32]) {
+fn to_bytes<S: Simd>(
+    simd: S,
+    x: &[f32],
+    words: &mut [f32],
+    first: usize,
+    outliers: &mut Outliers<'_>,
+) {
     let (words, scale) = words.split_at_mut(words.len() - 1);
     let (mut largest, mut poison) = (simd.splat(0.0), simd.splat(0.0));
+    let mut squares = simd.splat(0.0);
     for x in x.chunks(S::LANES) {
         let x = simd.load_partial(x);
+        squares = simd.mul_add(x, x, squares);
         largest = simd.max(simd.abs(x), largest);
         // 0 for numbers.
         poison = simd.mul_add(x, simd.splat(0.0), poison);
     }
     let mut lanes = [0.0; 16];
     simd.store(largest, &mut lanes);
-    let largest = lanes.iter().fold(0.0f32, |largest, x| largest.max(*x));
+    let mut largest = lanes.iter().fold(0.0f32, |largest, x| largest.max(*x));
+    let limit = OUTLIER_FROM * (simd.reduce_add(squares) / x.len() as f32).sqrt();
+    let mut inliers = [0.0; 4 * SCALED_RUN];
+    // Never where something is no number or infinite, for the limit is neither.
+    let x = if largest > limit {
+        let inliers = &mut inliers[..x.len()];
+        inliers.copy_from_slice(x);
+        outliers.take(inliers, first, limit);
+        largest = inliers
+            .iter()
+            .fold(0.0f32, |largest, x| largest.max(x.abs()));
+        &*inliers
+    } else {
+        x
+    };
     let some = largest >= SCALED_MIN;
     scale[0] = if some { largest / 127.0 } else { 0.0 } + simd.reduce_add(poison);
     let inverse = simd.splat(if some { 127.0 / largest } else { 0.0 });

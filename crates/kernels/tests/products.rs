@@ -101,7 +101,7 @@ impl Case {
             Precision::Bf16 if level != Level::Avx512Bf16 => Precision::F32,
             precision => precision,
         };
-        let x = rounded(&self.x, in_channels, part_len, of_left);
+        let x = rounded(&self.x, in_channels, part_len, of_left, true);
         let weight: Vec<f32> = (0..out_channels * taps)
             .flat_map(|at| {
                 let (channel, tap) = (at / taps, at % taps);
@@ -109,7 +109,7 @@ impl Case {
                 (0..in_channels).map(move |i| self.weight[at(i)])
             })
             .collect();
-        let weight = rounded(&weight, in_channels, part_len, self.precision);
+        let weight = rounded(&weight, in_channels, part_len, self.precision, false);
         let mut value = Vec::new();
         let mut magnitude = Vec::new();
         for (image, row, column, channel) in indices(self.output(), out_channels) {
@@ -119,14 +119,28 @@ impl Case {
                 let Some(pixel) = self.pixel(image, row, column, ky, kx) else {
                     continue;
                 };
+                let original = &self.x[pixel * in_channels..][..in_channels];
                 let x = &x[pixel * in_channels..][..in_channels];
                 let weight = &weight[(channel * taps + tap) * in_channels..][..in_channels];
-                for (x, weight) in x.chunks(part_len).zip(weight.chunks(part_len)) {
-                    let products = x.iter().zip(weight).map(|(x, weight)| x * weight);
-                    let part: f64 = products.clone().sum();
-                    sum += part;
-                    // A millionth of the terms' magnitudes for what f64 rounds here.
-                    sum_abs += part.abs() + 1e-6 * products.map(f64::abs).sum::<f64>();
+                let parts = x.chunks(part_len).zip(original.chunks(part_len));
+                for ((x, original), weight) in parts.zip(weight.chunks(part_len)) {
+                    let outliers = match self.precision {
+                        Precision::Int8 => outliers(original),
+                        _ => vec![false; original.len()],
+                    };
+                    let (mut part, mut apart) = (0.0, 0.0);
+                    for ((x, outlier), weight) in x.iter().zip(outliers).zip(weight) {
+                        let product = x * weight;
+                        sum += product;
+                        // A millionth of the terms' magnitudes for what f64 rounds here.
+                        sum_abs += 1e-6 * product.abs();
+                        if outlier {
+                            apart += product.abs();
+                        } else {
+                            part += product;
+                        }
+                    }
+                    sum_abs += part.abs() + apart;
                 }
             }
             value.push(sum);
@@ -135,8 +149,14 @@ impl Case {
         Expected {
             value,
             magnitude,
-            // Scaling a part rounds twice more.
-            terms: 2 + in_channels.div_ceil(part_len) * taps,
+            // Scaling a part rounds twice more; up to three outliers are terms of their own.
+            terms: 2 + in_channels.div_ceil(part_len)
+                * taps
+                * if self.precision == Precision::Int8 {
+                    4
+                } else {
+                    1
+                },
         }
     }
 
@@ -180,34 +200,98 @@ fn part_len(precision: Precision, channels: usize) -> usize {
     }
 }
 
-/// What the precision leaves of rows of `channels` floats.
-fn rounded(x: &[f32], channels: usize, part_len: usize, precision: Precision) -> Vec<f64> {
+/// Which numbers of a left row's part are not rounded to int8, as the documentation of `Precision` says; of equals the first.
+fn outliers(part: &[f32]) -> Vec<bool> {
+    let square: f64 = part.iter().map(|&x| f64::from(x).powi(2)).sum();
+    let limit = 5.0 * (square / part.len() as f64).sqrt();
+    let mut largest: Vec<usize> = (0..part.len()).collect();
+    largest.sort_by(|&a, &b| part[b].abs().total_cmp(&part[a].abs()));
+    let mut outliers = vec![false; part.len()];
+    for &idx in largest
+        .iter()
+        .take(3)
+        .filter(|&&idx| f64::from(part[idx].abs()) > limit)
+    {
+        outliers[idx] = true;
+    }
+    outliers
+}
+
+/// What the precision leaves of rows of `channels` floats; `left` says whose.
+fn rounded(
+    x: &[f32],
+    channels: usize,
+    part_len: usize,
+    precision: Precision,
+    left: bool,
+) -> Vec<f64> {
     let parts = x.chunks(channels).flat_map(|row| row.chunks(part_len));
     parts
         .flat_map(|part| {
-            let largest = part.iter().fold(0.0f32, |largest, x| largest.max(x.abs()));
-            part.iter().map(move |&x| match precision {
-                Precision::F32 => f64::from(x),
-                Precision::Bf16 => {
-                    // The neighbours below and above in magnitude; of a tie the even one.
-                    let bits = x.to_bits() & 0xFFFF_0000;
-                    let (below, above) = (f32::from_bits(bits), f32::from_bits(bits + 0x1_0000));
-                    let (down, up) = ((x - below).abs(), (above - x).abs());
-                    let odd = bits & 0x1_0000 != 0;
-                    f64::from(if up < down || (up == down && odd) {
-                        above
-                    } else {
-                        below
-                    })
-                }
-                Precision::Int8 if largest == 0.0 => 0.0,
-                Precision::Int8 => {
-                    let whole = (x * (127.0 / largest)).round_ties_even();
-                    f64::from(whole) * f64::from(largest / 127.0)
-                }
-            })
+            let outliers = if left {
+                outliers(part)
+            } else {
+                vec![false; part.len()]
+            };
+            let sizes = part.iter().zip(&outliers).filter(|(_, outlier)| !**outlier);
+            let largest = sizes.fold(0.0f32, |largest, (x, _)| largest.max(x.abs()));
+            part.iter()
+                .zip(outliers)
+                .map(move |(&x, outlier)| match precision {
+                    Precision::Int8 if outlier => f64::from(x),
+                    Precision::F32 => f64::from(x),
+                    Precision::Bf16 => {
+                        // The neighbours below and above in magnitude; of a tie the even one.
+                        let bits = x.to_bits() & 0xFFFF_0000;
+                        let (below, above) =
+                            (f32::from_bits(bits), f32::from_bits(bits + 0x1_0000));
+                        let (down, up) = ((x - below).abs(), (above - x).abs());
+                        let odd = bits & 0x1_0000 != 0;
+                        f64::from(if up < down || (up == down && odd) {
+                            above
+                        } else {
+                            below
+                        })
+                    }
+                    Precision::Int8 if largest == 0.0 => 0.0,
+                    Precision::Int8 => {
+                        let whole = (x * (127.0 / largest)).round_ties_even();
+                        f64::from(whole) * f64::from(largest / 127.0)
+                    }
+                })
         })
         .collect()
+}
+
+#[test]
+fn outliers_are_multiplied_as_they_are() {
+    let mut rng = Rng::seeded(77);
+    for (kernel, channels, out) in [
+        ((1, 1), 320, 33),
+        ((3, 3), 40, 20),
+        ((3, 3), 330, 64),
+        ((1, 1), 1287, 5),
+    ] {
+        let shape = conv(out, channels, kernel, 1, Padding::all(kernel.0 / 2));
+        let extent = Extent {
+            batch: 1,
+            height: 5,
+            width: 9,
+        };
+        let mut case = Case::new(78, extent, (5, 9), shape, Precision::Int8);
+        // In every pixel none, one, three or five, alike or not, the first and last channel among them.
+        for (pixel, x) in case.x.chunks_exact_mut(channels).enumerate() {
+            for idx in 0..[0, 1, 3, 5][pixel % 4] {
+                let at = if idx < 2 {
+                    idx * (channels - 1)
+                } else {
+                    rng.below(channels)
+                };
+                x[at] = [40.0, -40.0, 55.0, 40.0, -70.0][(idx + pixel / 4) % 5];
+            }
+        }
+        check_one(&case);
+    }
 }
 
 /// Image, row, column and channel of every output element, in memory order.

@@ -295,6 +295,25 @@ fn odd_sizes_channels_and_paddings_agree() {
 }
 
 #[test]
+fn wide_maps_and_many_outputs_agree() {
+    // More tiles in a row than a thread takes at a time (64 and 112), more panels than it takes (4 and 1).
+    for (seed, (height, width), channels) in [
+        (11, (3, 139), (5, 150)),
+        (12, (5, 463), (4, 40)),
+        (13, (7, 129), (3, 129)),
+    ] {
+        let extent = (1, height, width);
+        check(&Case::new(
+            seed,
+            extent,
+            (height, width),
+            channels,
+            Padding::all(1),
+        ));
+    }
+}
+
+#[test]
 fn resized_inputs_agree() {
     for (seed, size) in [(1, (10, 14)), (2, (9, 13)), (3, (3, 4))] {
         check(&Case::new(seed, (2, 5, 7), size, (9, 20), Padding::all(1)));
