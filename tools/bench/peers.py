@@ -18,14 +18,13 @@ openvino-f32, openvino-bf16. They need the packages torch and diffusers, transfo
 import argparse
 import json
 import os
-import platform
 import resource
-import statistics
 import subprocess
 import sys
 import time
-from importlib.metadata import version
 from pathlib import Path
+
+from report import report
 
 LIMITS = {
     "avx2": {"SAFELIGHT_CPU": "avx2", "ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2"},
@@ -205,27 +204,9 @@ def main():
     for _ in range(arguments.rounds):
         for contender in contenders:
             contender.round(arguments.runs)
-    print(f"{arguments.part}, latent {arguments.latent}, batch {arguments.batch}, {arguments.threads} threads, "
-          f"{arguments.cpu or 'all instructions'}; how many times as long as ours:")
-    print(" " * 40 + "".join(f"{own.name.removeprefix('safelight-'):>8}" for own in ours))
-    rows = []
-    for contender in contenders:
-        middle = statistics.median(contender.seconds)
-        ratios = {own.name: middle / statistics.median(own.seconds) for own in ours}
-        rows.append(dict(name=contender.name, median_s=middle, seconds=contender.seconds,
-                         peak_memory_bytes=contender.memory, ratios=ratios))
-        print(f"{contender.name:16} {middle:8.3f} s   {contender.memory / 1e9:5.2f} GB  "
-              + "".join(f"{ratio:7.2f}x" for ratio in ratios.values()))
-    if arguments.json:
-        packages = {}
-        for package in ("torch", "diffusers", "transformers", "openvino"):
-            try:
-                packages[package] = version(package)
-            except ImportError:
-                pass
-        machine = dict(cpu=platform.processor() or platform.machine(), threads=arguments.threads, versions=packages)
-        settings = {key: getattr(arguments, key) for key in ("part", "latent", "batch", "precision", "cpu")}
-        arguments.json.write_text(json.dumps(dict(machine=machine, settings=settings, rows=rows), indent=1))
+    settings = {key: getattr(arguments, key) for key in ("part", "latent", "batch", "precision", "cpu", "threads")}
+    report(f"{arguments.part}, latent {arguments.latent}, batch {arguments.batch}, {arguments.threads} threads, "
+           f"{arguments.cpu or 'all instructions'}", contenders, ours, settings, arguments.json)
 
 
 if __name__ == "__main__":

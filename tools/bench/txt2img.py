@@ -6,23 +6,23 @@
 MODEL is a single-file checkpoint of SD 1.5, f16 as people have it; random weights do as well (`cargo run --release -p
 safelight-diffusion --example big_sd15 -- MODEL.safetensors` writes some). All draw 512×512 with DPM++ 2M, Karras' schedule,
 guidance 7 and the same prompt. diffusers loads the same weights in bf16 from a folder that `safelight convert` makes of MODEL
-once, before anything is timed; `--sd-cpp` names the program of stable-diffusion.cpp, which reads MODEL itself and is run
-once with each of its flag sets that may be the fastest, then in turns with the best of them. The file is read once before, so that it is in memory for all.
+once, before anything is timed; `--sd-cpp` names the program of stable-diffusion.cpp, which reads MODEL itself. One step
+with each set of its flags that may be the fastest tells which is; with that it draws once, in the first round, for it takes long. The file is
+read before, so that it is in memory for all.
 
 Printed are the medians of the wall-clock seconds, the peak memory of each process and how many times as long as Safelight each
 takes; `--json FILE` keeps everything, with versions. `bf16-low` is bf16 with `--low-memory`.
 """
 
 import argparse
-import json
 import os
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from importlib.metadata import version
 from pathlib import Path
+
+from report import report
 
 PROMPT = "a lighthouse on a cliff above the sea, evening light, detailed oil painting"
 NEGATIVE = "blurry, text"
@@ -115,28 +115,11 @@ def main():
                 pass
         for turn in range(arguments.rounds):
             for contender in contenders:
-                # The slowest is run once.
                 if turn == 0 or contender.name != "stable-diffusion.cpp":
                     contender.run()
-    print(f"512×512, {steps} steps of DPM++ 2M Karras, guidance 7, {threads} threads, from the start to the PNG; how many times as long as ours:")
-    print(" " * 43 + "".join(f"{own.name.removeprefix('safelight-'):>9}" for own in ours))
-    rows = []
-    for contender in contenders:
-        middle = statistics.median(contender.seconds)
-        ratios = {own.name: middle / statistics.median(own.seconds) for own in ours}
-        rows.append(dict(name=contender.name, median_s=middle, seconds=contender.seconds,
-                         peak_memory_bytes=contender.memory, ratios=ratios))
-        print(f"{contender.name:21} {middle:7.2f} s   {contender.memory / 1e9:5.2f} GB  "
-              + "".join(f"{ratio:8.2f}x" for ratio in ratios.values()))
-    if arguments.json:
-        packages = {}
-        for package in ("torch", "diffusers", "transformers"):
-            try:
-                packages[package] = version(package)
-            except ImportError:
-                pass
-        settings = dict(steps=arguments.steps, threads=arguments.threads, flags_tried=tried, versions=packages)
-        arguments.json.write_text(json.dumps(dict(settings=settings, rows=rows), indent=1))
+    settings = dict(steps=arguments.steps, threads=arguments.threads, flags_tried=tried)
+    report(f"512×512, {steps} steps of DPM++ 2M Karras, guidance 7, {threads} threads, from the start to the PNG",
+           contenders, ours, settings, arguments.json)
 
 
 if __name__ == "__main__":

@@ -275,7 +275,7 @@ fn pass(
         BenchPart::Unet => {
             let one = text();
             let shape = [batch, one.dim(1), one.dim(2)];
-            let context = Tensor::from_vec(&shape, one.data().repeat(batch));
+            let context = Tensor::from_slice(&shape, &one.data().repeat(batch));
             let latent = wave(&[batch, height, width, model.unet.config().in_channels]);
             let times = vec![500.0; batch];
             Box::new(move || drop(model.unet.forward(&latent, &times, &context)))
@@ -348,9 +348,9 @@ fn measurements(model: &Model, (height, width): (usize, usize)) -> Vec<Measureme
         let channels = model.unet.config().in_channels;
         (
             wave(&[count, height, width, channels]),
-            Tensor::from_vec(
+            Tensor::from_slice(
                 &[count, context.dim(1), context.dim(2)],
-                context.data().repeat(count),
+                &context.data().repeat(count),
             ),
         )
     };
@@ -385,10 +385,10 @@ fn measurements(model: &Model, (height, width): (usize, usize)) -> Vec<Measureme
 /// Values between −1 and 1 that are not all alike.
 fn wave(shape: &[usize]) -> Tensor {
     let count = shape.iter().product();
-    Tensor::from_vec(
+    Tensor::from_slice(
         shape,
-        (0..count)
+        &(0..count)
             .map(|idx: usize| (idx as f32 * 0.7).sin())
-            .collect(),
+            .collect::<Vec<f32>>(),
     )
 }

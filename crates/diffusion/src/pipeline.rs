@@ -365,9 +365,9 @@ impl<'a> Session<'a> {
         let (on_progress, request) = (&mut *self.on_progress, self.request);
         let mut loading = |part| tell(on_progress, request, idx, Phase::Load(part));
         let vae = self.networks.vae(false, &mut loading)?;
-        let moments = vae.encode(&Tensor::from_vec(
+        let moments = vae.encode(&Tensor::from_slice(
             &[1, self.canvas.height, self.canvas.width, 3],
-            values,
+            &values,
         ));
         let mut all = moments
             .mean
@@ -503,8 +503,8 @@ impl<'a> Session<'a> {
         let decoded = match self.networks.tiny() {
             Some(tiny) => tiny.decode(&latent),
             None => {
-                let unscaled = latent.data().iter().map(|value| value / scale).collect();
-                let unscaled = Tensor::from_vec(latent.shape(), unscaled);
+                let unscaled: Vec<f32> = latent.data().iter().map(|value| value / scale).collect();
+                let unscaled = Tensor::from_slice(latent.shape(), &unscaled);
                 let vae = self.networks.vae(last, &mut |_| Ok(()))?;
                 vae.decode(&unscaled)
             }

@@ -173,9 +173,9 @@ impl TextEncoder {
             );
             self.token_embedding.row(id as usize)
         };
-        Tensor::from_vec(
+        Tensor::from_slice(
             &[1, count, self.config.width],
-            ids.iter().flat_map(row).collect(),
+            &ids.iter().flat_map(row).collect::<Vec<f32>>(),
         )
     }
 
@@ -304,7 +304,7 @@ mod tests {
     #[test]
     fn clip_skip_counts_from_the_end() {
         let encoder = encoder();
-        let run = |clip_skip| encoder.forward(&[49406, 7, 49407], clip_skip).into_vec();
+        let run = |clip_skip| encoder.forward(&[49406, 7, 49407], clip_skip).to_vec();
         assert_eq!(run(0), run(1));
         assert_ne!(run(1), run(2));
         assert_ne!(run(2), run(3));

@@ -133,7 +133,7 @@ impl TinyDecoder {
     /// Latents `[B, h, w, latent_channels]` as the UNet has them to pictures `[B, H, W, 3]`, nominally in −1 to 1.
     pub fn decode(&self, latent: &Tensor) -> Tensor {
         let squeezed = latent.data().iter().map(|x| (x / 3.0).tanh() * 3.0);
-        let squeezed = Tensor::from_vec(latent.shape(), squeezed.collect());
+        let squeezed = Tensor::from_slice(latent.shape(), &squeezed.collect::<Vec<f32>>());
         let mut x = ops::conv2d(&squeezed, &self.conv_in, RELU);
         let last = self.levels.len() - 1;
         for (idx, level) in self.levels.iter().enumerate() {

@@ -322,10 +322,12 @@ fn split_moments(x: &Tensor) -> Moments {
             .flat_map(move |row| &row[from..][..latent])
     };
     Moments {
-        mean: Tensor::from_vec(&shape, half(0).copied().collect()),
-        log_variance: Tensor::from_vec(
+        mean: Tensor::from_slice(&shape, &half(0).copied().collect::<Vec<f32>>()),
+        log_variance: Tensor::from_slice(
             &shape,
-            half(latent).map(|x| x.clamp(-30.0, 20.0)).collect(),
+            &half(latent)
+                .map(|x| x.clamp(-30.0, 20.0))
+                .collect::<Vec<f32>>(),
         ),
     }
 }
@@ -494,7 +496,7 @@ mod tests {
 
     #[test]
     fn moments_are_halves_of_the_channels_and_bounded() {
-        let x = Tensor::from_vec(&[1, 1, 2, 4], vec![1., 2., -99., 3., 4., 5., 6., 99.]);
+        let x = Tensor::from_slice(&[1, 1, 2, 4], &[1., 2., -99., 3., 4., 5., 6., 99.]);
         let Moments { mean, log_variance } = split_moments(&x);
         assert_eq!(mean.data(), [1., 2., 4., 5.]);
         assert_eq!(log_variance.data(), [-30., 3., 6., 20.]);

@@ -52,8 +52,8 @@ fn a_step_after_the_first_allocates_no_activation() {
     for precision in Precision::ALL {
         let unet = UNet::load_in(&RandomWeights { seed: 1 }, config.clone(), precision).unwrap();
         alone(|| {
-            let latent = Tensor::from_vec(&[2, 16, 12, 4], vec![0.5; 2 * 16 * 12 * 4]);
-            let text = Tensor::from_vec(&[2, 77, 48], vec![0.25; 2 * 77 * 48]);
+            let latent = Tensor::from_slice(&[2, 16, 12, 4], &[0.5; 2 * 16 * 12 * 4]);
+            let text = Tensor::from_slice(&[2, 77, 48], &[0.25; 2 * 77 * 48]);
             let text = unet.prepare(&text);
             let mut trace = safelight_diffusion::nn::Trace::off();
             let mut step = || unet.forward_prepared(&latent, &[500.0; 2], &text, &mut trace);

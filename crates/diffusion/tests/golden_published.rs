@@ -84,7 +84,7 @@ fn draw(rng: &mut TorchRng, shape: &[usize]) -> Tensor {
     rng.randn(&mut values);
     match *shape {
         [b, c, h, w] => Tensor::from_nchw(&[b, c, h, w], &values),
-        _ => Tensor::from_vec(shape, values),
+        _ => Tensor::from_slice(shape, &values),
     }
 }
 

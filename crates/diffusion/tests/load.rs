@@ -33,10 +33,10 @@ fn checkpoint(
 }
 
 fn latent(channels: usize) -> Tensor {
-    let values = (0..7 * 9 * channels)
+    let values: Vec<f32> = (0..7 * 9 * channels)
         .map(|i| (i as f32 * 0.7).sin())
         .collect();
-    Tensor::from_vec(&[1, 7, 9, channels], values)
+    Tensor::from_slice(&[1, 7, 9, channels], &values)
 }
 
 fn problems(checkpoint: &Checkpoint) -> Vec<Problem> {
@@ -69,7 +69,7 @@ fn a_single_file_and_its_folder_are_the_same_model() {
         let text = model.text.forward(&[49406, 320, 1125, 49407], 1);
         let noise = model.unet.forward(&latent(4), &[500.0], &text);
         let moments = model.vae.encode(&model.vae.decode(&noise));
-        [text, noise, moments.mean, moments.log_variance].map(Tensor::into_vec)
+        [text, noise, moments.mean, moments.log_variance].map(|tensor| tensor.to_vec())
     };
     assert_eq!(draw(&file), draw(&folder));
 }
@@ -580,11 +580,11 @@ fn every_float_dtype_loads() {
         assert_eq!(info.part(Part::UNet).unwrap().dtypes[0].0, dtype);
         let unet = load::load_unet(&checkpoint).unwrap_or_else(|error| panic!("{dtype}: {error}"));
         let context = Tensor::zeros(&[1, 5, unet.config().context_channels]);
-        let out = unet.forward(&latent(4), &[10.0], &context).into_vec();
+        let out = unet.forward(&latent(4), &[10.0], &context).to_vec();
         assert!(out.iter().all(|x| x.is_finite()), "{dtype}");
         if dtype == Dtype::F64 {
             let same = load::load_unet(&checkpoint_of("unet_s1")).unwrap();
-            assert_eq!(out, same.forward(&latent(4), &[10.0], &context).into_vec());
+            assert_eq!(out, same.forward(&latent(4), &[10.0], &context).to_vec());
         }
     }
 }

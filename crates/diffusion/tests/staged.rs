@@ -164,7 +164,12 @@ fn fetched_weights_make_the_same_unet_and_say_when_they_are_lost() {
     };
     let wave = |shape: &[usize]| {
         let count = shape.iter().product::<usize>();
-        Tensor::from_vec(shape, (0..count).map(|i| (i as f32 * 0.37).sin()).collect())
+        Tensor::from_slice(
+            shape,
+            &(0..count)
+                .map(|i| (i as f32 * 0.37).sin())
+                .collect::<Vec<f32>>(),
+        )
     };
     let (latent, text) = (wave(&[1, 5, 3, 4]), wave(&[1, 6, 16]));
     for precision in Precision::ALL {

@@ -186,8 +186,8 @@ impl<R: Rows, W: Words, const TILE: usize> Task for Blocked<'_, R, W, TILE> {
         let sums = Kept::sums(sums, runs.tiles() * TILE * PANEL);
         for column in (0..out.column_count).step_by(PANEL) {
             let width = PANEL.min(out.column_count - column);
-            let whole_panel = panels.panel((out.column + column) / PANEL);
-            let mut panel = panels.panels_from((out.column + column) / PANEL);
+            let panel_idx = (out.column + column) / PANEL;
+            let mut panel = panels.panels_from(panel_idx);
             for (idx, &part) in parts.iter().enumerate() {
                 let (weights, after) = panel.split_at(panels.parts().panel_rows(part) * PANEL);
                 panel = after;
@@ -204,18 +204,13 @@ impl<R: Rows, W: Words, const TILE: usize> Task for Blocked<'_, R, W, TILE> {
                 let groups = sums.chunks_mut(GROUP * TILE * PANEL);
                 for (group, sums) in groups.enumerate() {
                     let row = group * GROUP * TILE;
-                    let count = out.row_count - row;
-                    let whole = (count / TILE).min(GROUP);
-                    let (wholes, rest) = sums.split_at_mut(whole * TILE * PANEL);
-                    let tile = group * GROUP;
-                    multiply.tiles::<W, S, TILE>(simd, tile, (TILE, width), wholes);
-                    multiply.tiles::<W, S, TILE>(simd, tile + whole, (count % TILE, width), rest);
+                    let rows = (out.row_count - row).min(GROUP * TILE);
+                    multiply.rows::<W, S, TILE>(simd, group * GROUP, (rows, width), sums);
                     if last {
-                        let rows = count.min(GROUP * TILE);
                         let sums = &mut sums[..rows * PANEL];
                         let before = |row| outliers.partition_point(|other| other.row < row);
                         simd.apart(Write {
-                            panel: whole_panel,
+                            panel: panels.panel(panel_idx),
                             outliers: &outliers[before(row)..before(row + rows)],
                             finish: &finish,
                             sums,
@@ -326,9 +321,9 @@ impl<R: Rows, W: Words> Piece<'_, R, W> {
         let Parts { parts, .. } = self.panels.parts();
         let mut starts = Vec::with_capacity(self.rows.taps());
         self.rows.starts(row, |start| starts.push(start));
-        let mut weights = self.panels.panel(panel_idx).as_chunks::<PANEL>().0;
-        let mut sums = [0.0; PANEL];
         let panel = self.panels.panel(panel_idx);
+        let mut weights = panel.as_chunks::<PANEL>().0;
+        let mut sums = [0.0; PANEL];
         for part in parts {
             for &start in &starts[part.tap..][..part.taps] {
                 let (run, after) = weights.split_at(self.panels.parts().run_rows(*part));

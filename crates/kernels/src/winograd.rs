@@ -755,10 +755,7 @@ impl<W: Words, const FOUR: bool, const ROWS: usize> Task for Outputs<'_, W, FOUR
                         next_weights: &soon[..soon.len().min(weights.len())],
                         fresh: idx == 0,
                     };
-                    let whole = count / ROWS;
-                    let (wholes, last) = sums.split_at_mut(whole * ROWS * PANEL);
-                    multiply.tiles::<W, S, ROWS>(simd, 0, (ROWS, width), wholes);
-                    multiply.tiles::<W, S, ROWS>(simd, whole, (count % ROWS, width), last);
+                    multiply.rows::<W, S, ROWS>(simd, 0, (count, width), sums);
                 }
             }
         }

@@ -101,7 +101,16 @@ impl Case {
             Precision::Bf16 if level != Level::Avx512Bf16 => Precision::F32,
             precision => precision,
         };
-        let x = rounded(&self.x, in_channels, part_len, of_left, true);
+        let outliers: Vec<bool> = match self.precision {
+            Precision::Int8 => {
+                let rows = self.x.chunks(in_channels);
+                rows.flat_map(|row| row.chunks(part_len))
+                    .flat_map(outliers)
+                    .collect()
+            }
+            Precision::Bf16 | Precision::F32 => vec![false; self.x.len()],
+        };
+        let x = rounded(&self.x, &outliers, in_channels, part_len, of_left);
         let weight: Vec<f32> = (0..out_channels * taps)
             .flat_map(|at| {
                 let (channel, tap) = (at / taps, at % taps);
@@ -109,33 +118,33 @@ impl Case {
                 (0..in_channels).map(move |i| self.weight[at(i)])
             })
             .collect();
-        let weight = rounded(&weight, in_channels, part_len, self.precision, false);
+        let none = vec![false; weight.len()];
+        let weight = rounded(&weight, &none, in_channels, part_len, self.precision);
         let mut value = Vec::new();
         let mut magnitude = Vec::new();
+        // Outliers are terms of their own.
+        let mut apart_max = 0;
         for (image, row, column, channel) in indices(self.output(), out_channels) {
-            let (mut sum, mut sum_abs) = (0.0, 0.0);
+            let (mut sum, mut sum_abs, mut apart_count) = (0.0, 0.0, 0);
             for tap in 0..taps {
                 let (ky, kx) = (tap / kernel_width, tap % kernel_width);
                 let Some(pixel) = self.pixel(image, row, column, ky, kx) else {
                     continue;
                 };
-                let original = &self.x[pixel * in_channels..][..in_channels];
+                let outliers = &outliers[pixel * in_channels..][..in_channels];
                 let x = &x[pixel * in_channels..][..in_channels];
                 let weight = &weight[(channel * taps + tap) * in_channels..][..in_channels];
-                let parts = x.chunks(part_len).zip(original.chunks(part_len));
-                for ((x, original), weight) in parts.zip(weight.chunks(part_len)) {
-                    let outliers = match self.precision {
-                        Precision::Int8 => outliers(original),
-                        _ => vec![false; original.len()],
-                    };
+                let parts = x.chunks(part_len).zip(outliers.chunks(part_len));
+                for ((x, outliers), weight) in parts.zip(weight.chunks(part_len)) {
                     let (mut part, mut apart) = (0.0, 0.0);
                     for ((x, outlier), weight) in x.iter().zip(outliers).zip(weight) {
                         let product = x * weight;
                         sum += product;
                         // A millionth of the terms' magnitudes for what f64 rounds here.
                         sum_abs += 1e-6 * product.abs();
-                        if outlier {
+                        if *outlier {
                             apart += product.abs();
+                            apart_count += 1;
                         } else {
                             part += product;
                         }
@@ -145,18 +154,13 @@ impl Case {
             }
             value.push(sum);
             magnitude.push(sum_abs);
+            apart_max = apart_max.max(apart_count);
         }
         Expected {
             value,
             magnitude,
-            // Scaling a part rounds twice more; up to three outliers are terms of their own.
-            terms: 2 + in_channels.div_ceil(part_len)
-                * taps
-                * if self.precision == Precision::Int8 {
-                    4
-                } else {
-                    1
-                },
+            // Scaling a part rounds twice more.
+            terms: 2 + in_channels.div_ceil(part_len) * taps + apart_max,
         }
     }
 
@@ -217,28 +221,27 @@ fn outliers(part: &[f32]) -> Vec<bool> {
     outliers
 }
 
-/// What the precision leaves of rows of `channels` floats; `left` says whose.
+/// What the precision leaves of rows of `channels` floats.
 fn rounded(
     x: &[f32],
+    outliers: &[bool],
     channels: usize,
     part_len: usize,
     precision: Precision,
-    left: bool,
 ) -> Vec<f64> {
     let parts = x.chunks(channels).flat_map(|row| row.chunks(part_len));
+    let outliers = outliers
+        .chunks(channels)
+        .flat_map(|row| row.chunks(part_len));
     parts
-        .flat_map(|part| {
-            let outliers = if left {
-                outliers(part)
-            } else {
-                vec![false; part.len()]
-            };
-            let sizes = part.iter().zip(&outliers).filter(|(_, outlier)| !**outlier);
+        .zip(outliers)
+        .flat_map(|(part, outliers)| {
+            let sizes = part.iter().zip(outliers).filter(|(_, outlier)| !**outlier);
             let largest = sizes.fold(0.0f32, |largest, (x, _)| largest.max(x.abs()));
             part.iter()
                 .zip(outliers)
                 .map(move |(&x, outlier)| match precision {
-                    Precision::Int8 if outlier => f64::from(x),
+                    Precision::Int8 if *outlier => f64::from(x),
                     Precision::F32 => f64::from(x),
                     Precision::Bf16 => {
                         // The neighbours below and above in magnitude; of a tie the even one.

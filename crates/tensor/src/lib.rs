@@ -7,7 +7,7 @@
 //! ```
 //! use safelight_tensor::{Epilogue, Linear, Tensor, ops};
 //!
-//! let x = Tensor::from_vec(&[1, 2, 2], vec![1., 2., 3., 4.]);
+//! let x = Tensor::from_slice(&[1, 2, 2], &[1., 2., 3., 4.]);
 //! let layer = Linear::new(&[1., 1., 1., -1.], 2, 2, Some(&[0.5, 0.]));
 //! let y = ops::linear(&x, &layer, Epilogue { residual: Some(&x), ..Epilogue::default() });
 //! assert_eq!(y.data(), [1. + 3.5, 2. - 1., 3. + 7.5, 4. - 1.]);

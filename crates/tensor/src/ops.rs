@@ -415,7 +415,7 @@ mod tests {
 
     #[test]
     fn a_convolution_by_hand() {
-        let x = Tensor::from_vec(&[1, 2, 2, 1], vec![1., 2., 3., 4.]);
+        let x = Tensor::from_slice(&[1, 2, 2, 1], &[1., 2., 3., 4.]);
         let layer = Conv2d::new(&[1.; 9], [1, 1, 3, 3], Some(&[0.5]), 1, Padding::all(1));
         assert_eq!(conv2d(&x, &layer, Epilogue::default()).data(), [10.5; 4]);
         let up = conv2d_upsampled(&x, &layer, 3, 4);
@@ -429,7 +429,7 @@ mod tests {
             |count: usize| -> Vec<f32> { (0..count).map(|idx| (idx as f32 * 0.7).sin()).collect() };
         let (bias, x) = (
             values(48),
-            Tensor::from_vec(&[1, 5, 4, 64], values(5 * 4 * 64)),
+            Tensor::from_slice(&[1, 5, 4, 64], &values(5 * 4 * 64)),
         );
         for precision in Precision::ALL {
             let here = Linear::with_precision(&values(48 * 64), 48, 64, Some(&bias), precision);
@@ -453,9 +453,9 @@ mod tests {
 
     #[test]
     fn attention_of_equal_keys_is_the_mean() {
-        let q = Tensor::from_vec(&[1, 2, 2], vec![1., 2., 3., 4.]);
+        let q = Tensor::from_slice(&[1, 2, 2], &[1., 2., 3., 4.]);
         let k = Tensor::zeros(&[1, 2, 2]);
-        let v = Tensor::from_vec(&[1, 2, 2], vec![1., 10., 3., 20.]);
+        let v = Tensor::from_slice(&[1, 2, 2], &[1., 10., 3., 20.]);
         assert_eq!(
             attention([&q, &k, &v], 2, false, Precision::F32).data(),
             [2., 15., 2., 15.]
@@ -468,10 +468,10 @@ mod tests {
 
     #[test]
     fn the_epilogue_by_hand() {
-        let x = Tensor::from_vec(&[2, 1, 1], vec![1., 2.]);
+        let x = Tensor::from_slice(&[2, 1, 1], &[1., 2.]);
         let layer = Linear::new(&[1., -1.], 2, 1, Some(&[10., 10.]));
-        let image_bias = Tensor::from_vec(&[2, 2], vec![0., 100., 200., 300.]);
-        let residual = Tensor::from_vec(&[2, 1, 2], vec![0.5; 4]);
+        let image_bias = Tensor::from_slice(&[2, 2], &[0., 100., 200., 300.]);
+        let residual = Tensor::from_slice(&[2, 1, 2], &[0.5; 4]);
         let epilogue = Epilogue {
             image_bias: Some(&image_bias),
             residual: Some(&residual),
@@ -494,13 +494,16 @@ mod tests {
     }
 
     fn residual_of(value: f32) -> Tensor {
-        Tensor::from_vec(&[2, 2], vec![value; 4])
+        Tensor::from_slice(&[2, 2], &[value; 4])
     }
 
     #[test]
     fn stride_and_one_sided_padding_by_hand() {
         // The VAE encoder's way down: a column and a row of zeros at the right and the bottom, stride 2.
-        let x = Tensor::from_vec(&[1, 4, 4, 1], (1..=16).map(|value| value as f32).collect());
+        let x = Tensor::from_slice(
+            &[1, 4, 4, 1],
+            &(1..=16).map(|value| value as f32).collect::<Vec<f32>>(),
+        );
         let padding = Padding {
             bottom: 1,
             right: 1,
@@ -523,9 +526,11 @@ mod tests {
 
     #[test]
     fn an_upsampled_convolution_is_a_resize_and_a_convolution() {
-        let x = Tensor::from_vec(
+        let x = Tensor::from_slice(
             &[2, 3, 5, 2],
-            (0..60).map(|value| (value as f32).sin()).collect(),
+            &(0..60)
+                .map(|value| (value as f32).sin())
+                .collect::<Vec<f32>>(),
         );
         let weight: Vec<f32> = (0..54).map(|value| (value as f32).cos()).collect();
         let layer = Conv2d::new(
@@ -543,7 +548,7 @@ mod tests {
 
     #[test]
     fn norms_and_products_by_hand() {
-        let x = Tensor::from_vec(&[1, 2, 2], vec![1., 3., 3., 1.]);
+        let x = Tensor::from_slice(&[1, 2, 2], &[1., 3., 3., 1.]);
         let norm = Norm {
             gamma: vec![1., 2.],
             beta: vec![0., 1.],
@@ -552,16 +557,16 @@ mod tests {
         assert_eq!(group_norm(&x, 1, &norm, false).data(), [-1., 3., 1., -1.]);
         assert_eq!(layer_norm(&x, &norm).data(), [-1., 3., 1., -1.]);
         // Gates of 30 and -30: gelu leaves the one and takes the other away.
-        let gated = geglu(&Tensor::from_vec(&[1, 4], vec![2., 5., 30., -30.]));
+        let gated = geglu(&Tensor::from_slice(&[1, 4], &[2., 5., 30., -30.]));
         assert_eq!((gated.shape(), gated.data()[0]), (&[1, 2][..], 60.));
         assert!(gated.data()[1].abs() < 1e-30);
-        assert_eq!(silu(&Tensor::from_vec(&[1], vec![30.])).data(), [30.]);
+        assert_eq!(silu(&Tensor::from_slice(&[1], &[30.])).data(), [30.]);
     }
 
     #[test]
     fn sums_and_neighbours() {
-        let a = Tensor::from_vec(&[2, 1], vec![1., 2.]);
-        let b = Tensor::from_vec(&[2, 2], vec![3., 4., 5., 6.]);
+        let a = Tensor::from_slice(&[2, 1], &[1., 2.]);
+        let b = Tensor::from_slice(&[2, 2], &[3., 4., 5., 6.]);
         assert_eq!(concat_channels(&a, &b).data(), [1., 3., 4., 2., 5., 6.]);
         let mut sum = add(&b, &b);
         add_scaled(&mut sum, -1., &b);

@@ -137,7 +137,7 @@ mod tests {
 
     #[test]
     fn arithmetic_is_counted_between_start_and_stop() {
-        let x = Tensor::from_vec(&[3, 2], vec![1.; 6]);
+        let x = Tensor::from_slice(&[3, 2], &[1.; 6]);
         let layer = Linear::new(&[1.; 10], 5, 2, None);
         start();
         for _ in 0..4 {

@@ -1,7 +1,8 @@
 //! The tensor itself: a shape of at most four dimensions over a recycled buffer of floats.
 
-use safelight_kernels::Aligned;
 use std::fmt;
+
+use safelight_kernels::Aligned;
 
 use crate::pool;
 
@@ -45,14 +46,6 @@ impl Tensor {
     ///
     /// # Panics
     /// If the length of `data` is not the product of `shape`, or `shape` has no dimension or more than four.
-    pub fn from_vec(shape: &[usize], data: Vec<f32>) -> Self {
-        Self::from_slice(shape, &data)
-    }
-
-    /// A tensor of `shape` with the values of `data`.
-    ///
-    /// # Panics
-    /// As [`Tensor::from_vec`].
     pub fn from_slice(shape: &[usize], data: &[f32]) -> Self {
         let mut tensor = Self::recycled(shape);
         assert_eq!(
@@ -166,7 +159,7 @@ impl Tensor {
     }
 
     /// The values as a vector.
-    pub fn into_vec(self) -> Vec<f32> {
+    pub fn to_vec(&self) -> Vec<f32> {
         self.data().to_vec()
     }
 }
@@ -263,11 +256,11 @@ mod tests {
 
     #[test]
     fn a_recycled_buffer_shows_only_its_tensor() {
-        drop(Tensor::from_vec(&[5000], vec![7.0; 5000]));
+        drop(Tensor::from_slice(&[5000], &[7.0; 5000]));
         let x = Tensor::zeros(&[4999]);
         assert_eq!(x.data().len(), 4999);
         assert!(x.data().iter().all(|&value| value == 0.0));
-        assert_eq!(x.into_vec().len(), 4999);
+        assert_eq!(x.to_vec().len(), 4999);
     }
 
     #[test]
@@ -288,7 +281,7 @@ mod tests {
     #[test]
     #[should_panic(expected = "shape [2, 3] takes 6 values, got 5")]
     fn a_wrong_length_is_named() {
-        let _ = Tensor::from_vec(&[2, 3], vec![0.0; 5]);
+        let _ = Tensor::from_slice(&[2, 3], &[0.0; 5]);
     }
 
     #[test]

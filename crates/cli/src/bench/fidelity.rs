@@ -182,7 +182,7 @@ impl Subject<'_> {
                 };
                 let values =
                     Tensor::from_nchw(&[1, channels, height, width], &picture.latent.values);
-                latent = values.into_vec();
+                latent = values.to_vec();
             }
             pictures.push(picture.image);
         }
@@ -216,11 +216,11 @@ impl Subject<'_> {
             let why = format!("its UNet takes {channels} channels; only those of 4 are compared");
             return Err(Failure::Usage(format!("{}: {why}", self.name)));
         }
-        let x = Tensor::from_vec(&[1, height, width, channels], noisy.collect());
+        let x = Tensor::from_slice(&[1, height, width, channels], &noisy.collect::<Vec<f32>>());
         let text = model
             .text
             .forward(&encode(PROMPTS[0], PromptStyle::A1111).remove(0).ids, 1);
-        Ok(model.unet.forward(&x, &[time as f32], &text).into_vec())
+        Ok(model.unet.forward(&x, &[time as f32], &text).to_vec())
     }
 }
 

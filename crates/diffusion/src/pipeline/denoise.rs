@@ -151,7 +151,7 @@ impl Denoiser<'_> {
             Some(negative) if self.shares(positive, negative) => {
                 let joined = [positive.data(), negative.data()].concat();
                 let shape = [2, positive.dim(1), positive.dim(2)];
-                vec![self.unet.prepare(&Tensor::from_vec(&shape, joined))]
+                vec![self.unet.prepare(&Tensor::from_slice(&shape, &joined))]
             }
             Some(negative) => vec![self.unet.prepare(positive), self.unet.prepare(negative)],
         };
@@ -183,7 +183,7 @@ impl Denoiser<'_> {
             };
             *passes += batch;
             let shape = [batch, height, width, input.len() / (height * width)];
-            let x = Tensor::from_vec(&shape, input.repeat(batch));
+            let x = Tensor::from_slice(&shape, &input.repeat(batch));
             let (times, pass) = (
                 vec![t; batch],
                 Pass {
@@ -277,7 +277,7 @@ impl Host for Denoiser<'_> {
 /// One draw of noise for a latent, `[H, W, 4]`: torch draws `[4, H, W]`.
 pub(super) fn latent_noise(rng: &mut NoiseRng, (height, width): (usize, usize)) -> Vec<f32> {
     let noise = rng.randn(LATENT_CHANNELS * height * width);
-    Tensor::from_nchw(&[1, LATENT_CHANNELS, height, width], &noise).into_vec()
+    Tensor::from_nchw(&[1, LATENT_CHANNELS, height, width], &noise).to_vec()
 }
 
 /// A latent `[H, W, C]` under a name, in torch's order `[1, C, H, W]`.

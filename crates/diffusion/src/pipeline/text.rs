@@ -200,5 +200,8 @@ fn embedding_of(
             seed,
         });
     }
-    Ok(Tensor::from_vec(&[1, joined.len() / width, width], joined))
+    Ok(Tensor::from_slice(
+        &[1, joined.len() / width, width],
+        &joined,
+    ))
 }

@@ -115,7 +115,7 @@ fn nearest(
     let layer = Linear::new(&rows(destinations), destinations.len(), channels, None);
     let mut found = Vec::with_capacity(sources.len());
     for sources in sources.chunks(SOURCES_AT_ONCE) {
-        let x = Tensor::from_vec(&[sources.len(), channels], rows(sources));
+        let x = Tensor::from_slice(&[sources.len(), channels], &rows(sources));
         let likeness = ops::linear(&x, &layer, Epilogue::default());
         found.extend(likeness.data().chunks_exact(destinations.len()).map(|row| {
             let best = |best: (f32, usize), (idx, &value): (usize, &f32)| {
@@ -162,7 +162,7 @@ mod tests {
         let quarter = |token: usize| 2 * (token / 8) + token % 4 / 2;
         let values = (0..16)
             .flat_map(|token| (0..4).map(move |c| if c == quarter(token) { 2.0 } else { 0.0 }));
-        let x = Tensor::from_vec(&[1, 16, 4], values.collect());
+        let x = Tensor::from_slice(&[1, 16, 4], &values.collect::<Vec<f32>>());
         let merging = Merging::of(&x, (4, 4), 0.75).unwrap();
         let merged = merging.merge(&x);
         assert_eq!(merged.shape(), [1, 4, 4]);
@@ -173,8 +173,8 @@ mod tests {
 
     #[test]
     fn the_count_is_rounded_down_and_bounded() {
-        let wave = (0..2 * 35 * 8).map(|i| (i as f32 * 0.7).sin()).collect();
-        let x = Tensor::from_vec(&[2, 35, 8], wave);
+        let wave: Vec<f32> = (0..2 * 35 * 8).map(|i| (i as f32 * 0.7).sin()).collect();
+        let x = Tensor::from_slice(&[2, 35, 8], &wave);
         for (ratio, left) in [(0.5, 18), (0.1, 32), (0.75, 9), (0.99, 6)] {
             let merging = Merging::of(&x, (5, 7), ratio).unwrap();
             assert_eq!(merging.merge(&x).shape(), [2, left, 8], "{ratio}");

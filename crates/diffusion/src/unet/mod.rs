@@ -279,7 +279,7 @@ pub fn sinusoids(t: &[f32], width: usize) -> Tensor {
         values.extend((0..half).map(|idx| angle(idx).cos() as f32));
         values.extend((0..half).map(|idx| angle(idx).sin() as f32));
     }
-    Tensor::from_vec(&[t.len(), 2 * half], values)
+    Tensor::from_slice(&[t.len(), 2 * half], &values)
 }
 
 fn resnet(
@@ -497,11 +497,11 @@ mod tests {
         let unet = little(0);
         let wave = |shape: &[usize], from: usize| {
             let count = shape.iter().product::<usize>();
-            Tensor::from_vec(
+            Tensor::from_slice(
                 shape,
-                (from..from + count)
+                &(from..from + count)
                     .map(|i| (i as f32 * 0.37).sin())
-                    .collect(),
+                    .collect::<Vec<f32>>(),
             )
         };
         let both = unet
@@ -510,10 +510,10 @@ mod tests {
                 &[7.0, 900.0],
                 &wave(&[2, 6, 16], 0),
             )
-            .into_vec();
+            .to_vec();
         let one = |idx: usize, t| {
             let (latent, text) = (wave(&[1, 5, 3, 4], 60 * idx), wave(&[1, 6, 16], 96 * idx));
-            unet.forward(&latent, &[t], &text).into_vec()
+            unet.forward(&latent, &[t], &text).to_vec()
         };
         let apart = [one(0, 7.0), one(1, 900.0)].concat();
         // Other tile borders may sum in another order: a few roundings over a few dozen layers.
@@ -550,7 +550,12 @@ mod tests {
         let unet = little(1);
         let wave = |shape: &[usize]| {
             let count = shape.iter().product::<usize>();
-            Tensor::from_vec(shape, (0..count).map(|i| (i as f32 * 0.37).sin()).collect())
+            Tensor::from_slice(
+                shape,
+                &(0..count)
+                    .map(|i| (i as f32 * 0.37).sin())
+                    .collect::<Vec<f32>>(),
+            )
         };
         let (x, text) = (wave(&[2, 5, 3, 4]), unet.prepare(&wave(&[2, 6, 16])));
         let run = |deep: Deep<'_>| {
@@ -561,7 +566,7 @@ mod tests {
                 ..Pass::default()
             };
             let y = unet.forward_with(&x, &[7.0, 900.0], &text, pass, &mut Trace::to(&mut see));
-            (y.into_vec(), seen)
+            (y.to_vec(), seen)
         };
         let (plain, all) = run(Deep::Compute);
         assert_eq!(unet.config().branch_count(), 4);

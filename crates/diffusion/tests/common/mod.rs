@@ -42,7 +42,7 @@ pub fn checkpoint(case: &Case) -> Checkpoint {
 pub fn input(case: &Case, name: &str) -> Tensor {
     match *case.shape(name) {
         [b, c, h, w] => Tensor::from_nchw(&[b, c, h, w], &case.f32s(name)),
-        ref shape => Tensor::from_vec(shape, case.f32s(name)),
+        ref shape => Tensor::from_slice(shape, &case.f32s(name)),
     }
 }
 

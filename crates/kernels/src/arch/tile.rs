@@ -115,10 +115,26 @@ pub(crate) struct Part {
 }
 
 impl Multiply<'_> {
+    /// Works on the `count` rows from tile `tile` on: whole tiles, and what is left over. `sums` are those tiles' at least.
+    #[inline(always)]
+    pub(crate) fn rows<W: Words, S: Simd, const TILE: usize>(
+        &self,
+        simd: S,
+        tile: usize,
+        (count, columns): (usize, usize),
+        sums: &mut [f32],
+    ) {
+        let whole = count / TILE;
+        let (wholes, rest) =
+            sums[..count.next_multiple_of(TILE) * PANEL].split_at_mut(whole * TILE * PANEL);
+        self.tiles::<W, S, TILE>(simd, tile, (TILE, columns), wholes);
+        self.tiles::<W, S, TILE>(simd, tile + whole, (count % TILE, columns), rest);
+    }
+
     /// Works on tiles from `tile` on, as many as `sums`, `[tile][tile_rows][PANEL]`, has; of each
     /// the first `rows` rows and `columns` columns at least.
     #[inline(always)]
-    pub(crate) fn tiles<W: Words, S: Simd, const TILE: usize>(
+    fn tiles<W: Words, S: Simd, const TILE: usize>(
         &self,
         simd: S,
         tile: usize,
