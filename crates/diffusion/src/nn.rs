@@ -241,10 +241,10 @@ impl<'w> Builder<'w> {
 
     /// What the products of layer `name` are to be computed in.
     fn precision_of(&self, name: &str) -> Precision {
-        let mut rules = self.at_least.iter();
-        let rule = rules.find(|(beginning, _)| name.starts_with(beginning));
-        let least = rule.map_or(Precision::Int8, |(_, precision)| *precision);
-        precision::of_layer(name, self.ways.precision).max(least)
+        let rules = self.at_least.iter();
+        let rules = rules.filter(|(beginning, _)| name.starts_with(beginning));
+        let asked = precision::of_layer(name, self.ways.precision);
+        rules.fold(asked, |precision, (_, least)| precision.max(*least))
     }
 
     /// `y = x · Wᵀ + b`, also where the file stores it as a 1×1 convolution `[outputs, inputs, 1, 1]`.
