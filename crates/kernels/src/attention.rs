@@ -191,7 +191,7 @@ fn attention_of<W: Rounded>(
     let tile = match level {
         Level::Scalar => 16,
         Level::Neon | Level::Avx2 => 8 * QUERY_VECTORS,
-        Level::Avx512 | Level::Avx512Vnni | Level::Avx512Bf16 => 16 * QUERY_VECTORS,
+        Level::Avx512 | Level::Avx512Vnni | Level::Avx512Bf16 | Level::Amx => 16 * QUERY_VECTORS,
     };
     // Where there is work for many threads, a block of keys serves several tiles of queries, as many
     // as leave a level-2 cache of 1 MiB room for their queries and sums.

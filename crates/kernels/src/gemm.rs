@@ -8,8 +8,8 @@ use std::marker::PhantomData;
 use rayon::prelude::*;
 
 use crate::arch::{
-    self, Aligned, Bf16, F32, HalfBf16, Int8, Multiply, OUTSIDE, PANEL, Rectangle, Runs,
-    RunsMemory, Scalar, Simd, Task, Words, rectangles,
+    self, Aligned, Bf16, F32, HalfBf16, Int8, MatrixTiles, Multiply, OUTSIDE, PANEL, Rectangle,
+    Runs, RunsMemory, Scalar, Simd, Task, Words, amx, rectangles,
 };
 use crate::epilogue::{Epilogue, Finish};
 use crate::level::{Level, level};
@@ -40,7 +40,7 @@ pub(crate) fn product<R: Rows>(
 ) {
     match panels.precision() {
         Precision::F32 => product_of::<R, F32>(level, x, rows, panels, epilogue, out),
-        Precision::Bf16 if level == Level::Avx512Bf16 => {
+        Precision::Bf16 if level.rounds_rows() => {
             product_of::<R, Bf16>(level, x, rows, panels, epilogue, out);
         }
         Precision::Bf16 => product_of::<R, HalfBf16>(level, x, rows, panels, epilogue, out),
@@ -66,6 +66,7 @@ fn product_of<R: Rows, W: Words>(
         let piece = Piece::<R, W> {
             words: PhantomData,
             x,
+            level,
             rows,
             panels,
             finish,
@@ -74,7 +75,7 @@ fn product_of<R: Rows, W: Words>(
         Kept::lend(|kept| match level {
             Level::Scalar => piece.plain(),
             Level::Neon | Level::Avx2 => arch::run(level, Blocked::<_, _, 6>(piece, kept)),
-            Level::Avx512 | Level::Avx512Vnni | Level::Avx512Bf16 => {
+            Level::Avx512 | Level::Avx512Vnni | Level::Avx512Bf16 | Level::Amx => {
                 arch::run(level, Blocked::<_, _, 8>(piece, kept));
             }
         });
@@ -91,6 +92,7 @@ pub(crate) struct Kept {
     pub(crate) zeros: Vec<f32>,
     pub(crate) runs: RunsMemory,
     pub(crate) sums: Option<Aligned>,
+    pub(crate) tiles: Option<Box<amx::Room>>,
     outliers: Vec<Outlier>,
 }
 
@@ -116,6 +118,7 @@ impl Kept {
 struct Piece<'a, R, W> {
     words: PhantomData<W>,
     x: &'a [f32],
+    level: Level,
     rows: &'a R,
     panels: &'a Panels,
     finish: Finish<'a>,
@@ -146,6 +149,7 @@ impl<R: Rows, W: Words, const TILE: usize> Task for Blocked<'_, R, W, TILE> {
     fn run<S: Simd>(self, simd: S) {
         let Piece {
             x,
+            level,
             rows,
             panels,
             finish,
@@ -157,6 +161,7 @@ impl<R: Rows, W: Words, const TILE: usize> Task for Blocked<'_, R, W, TILE> {
             zeros,
             runs: memory,
             sums,
+            tiles,
             outliers,
         } = self.1;
         if zeros.len() < words {
@@ -184,6 +189,7 @@ impl<R: Rows, W: Words, const TILE: usize> Task for Blocked<'_, R, W, TILE> {
         }
         let Parts { parts, .. } = panels.parts();
         let sums = Kept::sums(sums, runs.tiles() * TILE * PANEL);
+        let mut tiles = MatrixTiles::of(level, W::PRECISION, tiles);
         for column in (0..out.column_count).step_by(PANEL) {
             let width = PANEL.min(out.column_count - column);
             let panel_idx = (out.column + column) / PANEL;
@@ -205,7 +211,8 @@ impl<R: Rows, W: Words, const TILE: usize> Task for Blocked<'_, R, W, TILE> {
                 for (group, sums) in groups.enumerate() {
                     let row = group * GROUP * TILE;
                     let rows = (out.row_count - row).min(GROUP * TILE);
-                    multiply.rows::<W, S, TILE>(simd, group * GROUP, (rows, width), sums);
+                    let first = group * GROUP;
+                    multiply.rows::<W, S, TILE>(simd, first, (rows, width), sums, tiles.as_mut());
                     if last {
                         let sums = &mut sums[..rows * PANEL];
                         let before = |row| outliers.partition_point(|other| other.row < row);

@@ -29,17 +29,22 @@ pub enum Level {
     /// since 2020, AMD since 2022). Without it, products of bf16 weights are those of `f32` with
     /// unrounded left rows; with it, left rows are rounded to bf16 too.
     Avx512Bf16,
+    /// [`Level::Avx512Bf16`] with AMX: tiles of bf16 and of bytes, 16×16 sums at a time (Intel servers
+    /// since 2023). As [`Level::Avx512Bf16`] where nothing is multiplied by a matrix of weights, except that attention
+    /// stays in `f32`. Linux only.
+    Amx,
 }
 
 impl Level {
     /// Every level there is, worst first.
-    pub const ALL: [Level; 6] = [
+    pub const ALL: [Level; 7] = [
         Level::Scalar,
         Level::Neon,
         Level::Avx2,
         Level::Avx512,
         Level::Avx512Vnni,
         Level::Avx512Bf16,
+        Level::Amx,
     ];
 
     /// The name `SAFELIGHT_CPU` knows it by.
@@ -51,6 +56,7 @@ impl Level {
             Level::Avx512 => "avx512",
             Level::Avx512Vnni => "avx512vnni",
             Level::Avx512Bf16 => "avx512bf16",
+            Level::Amx => "amx",
         }
     }
 
@@ -66,19 +72,26 @@ impl Level {
                     && is_x86_feature_detected!("avx512vl")
             };
             let vnni = || avx512() && is_x86_feature_detected!("avx512vnni");
+            let bf16 = || vnni() && is_x86_feature_detected!("avx512bf16");
             match self {
                 Level::Scalar => true,
                 Level::Neon => false,
                 Level::Avx2 => avx2,
                 Level::Avx512 => avx512(),
                 Level::Avx512Vnni => vnni(),
-                Level::Avx512Bf16 => vnni() && is_x86_feature_detected!("avx512bf16"),
+                Level::Avx512Bf16 => bf16(),
+                Level::Amx => bf16() && arch::amx::is_supported(),
             }
         }
         #[cfg(not(target_arch = "x86_64"))]
         {
             self == Level::Scalar || self == Level::Neon && cfg!(target_arch = "aarch64")
         }
+    }
+
+    /// Whether left rows of products with bf16 weights are rounded to bf16 too, elsewhere they stay as they are.
+    pub fn rounds_rows(self) -> bool {
+        matches!(self, Level::Avx512Bf16 | Level::Amx)
     }
 
     /// The levels this CPU can run, best last; tests and benches run every one of them.

@@ -13,7 +13,7 @@ pub enum Precision {
     /// are not rounded, the largest first.
     Int8,
     /// The upper half of an `f32`: 8 bits of mantissa, rounded to nearest even. Left rows are rounded
-    /// only at [`Level::Avx512Bf16`](crate::Level::Avx512Bf16), elsewhere they stay as they are.
+    /// only where [`Level::rounds_rows`](crate::Level::rounds_rows) says so, elsewhere they stay as they are.
     Bf16,
     /// 24 bits of mantissa: nothing is rounded.
     #[default]

@@ -5,9 +5,12 @@ use std::marker::PhantomData;
 use std::time::Instant;
 
 pub use crate::arch::CountingAllocator;
-use crate::arch::{self, Bf16, F32, HalfBf16, Int8, Simd, Task, Words};
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+pub use crate::arch::vouch_for_tiles;
+use crate::arch::{self, Bf16, F32, HalfBf16, Int8, MatrixTiles, Simd, Task, Words};
 use crate::level::Level;
 use crate::precision::Precision;
+use crate::words::channels_in_a_word;
 
 /// A small generator (SplitMix64; Steele, Lea and Flood 2014); not for pictures.
 pub struct Rng(u64);
@@ -80,12 +83,32 @@ pub fn with_threads<T: Send>(count: usize, work: impl FnOnce() -> T + Send) -> T
 /// Multiply-adds a second, times two, of numbers of `precision` that one thread of this machine
 /// does at `level` when nothing is read or written: the limit that benches are measured against.
 pub fn peak_flops(level: Level, precision: Precision) -> f64 {
+    if let Some(peak) = tiles_peak(level, precision) {
+        return peak;
+    }
     match precision {
         Precision::F32 => peak::<F32>(level, 1),
-        Precision::Bf16 if level == Level::Avx512Bf16 => peak::<Bf16>(level, 2),
+        Precision::Bf16 if level.rounds_rows() => peak::<Bf16>(level, 2),
         Precision::Bf16 => peak::<HalfBf16>(level, 2),
         Precision::Int8 => peak::<Int8>(level, 4),
     }
+}
+
+/// [`peak_flops`] where tiles of AMX do them.
+fn tiles_peak(level: Level, precision: Precision) -> Option<f64> {
+    const STEPS: usize = 20_000;
+    let mut room = None;
+    let mut tiles = MatrixTiles::of(level, precision, &mut room)?;
+    let best = (0..20).map(|_| {
+        let start = Instant::now();
+        let channels = channels_in_a_word(precision);
+        let products = match precision {
+            Precision::Int8 => tiles.multiply_only::<Int8>(STEPS),
+            _ => tiles.multiply_only::<Bf16>(STEPS),
+        };
+        (products * channels * 2) as f64 / start.elapsed().as_secs_f64()
+    });
+    Some(best.fold(0.0, f64::max))
 }
 
 fn peak<W: Words>(level: Level, channels: usize) -> f64 {

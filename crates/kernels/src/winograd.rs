@@ -19,8 +19,8 @@ use std::marker::PhantomData;
 use rayon::prelude::*;
 
 use crate::arch::{
-    self, Bf16, F32, HalfBf16, Multiply, OUTSIDE, PANEL, Part, Rectangle, Runs, Simd, Task, Words,
-    rectangles,
+    self, Bf16, F32, HalfBf16, MatrixTiles, Multiply, OUTSIDE, PANEL, Part, Rectangle, Runs, Simd,
+    Task, Words, rectangles,
 };
 use crate::epilogue::{Epilogue, Finish};
 use crate::gemm::Kept;
@@ -412,7 +412,7 @@ impl<'a, const FOUR: bool> Passes<'a, FOUR> {
     fn run(&self, level: Level, out: &mut [f32]) {
         match self.weights.precision() {
             Precision::F32 => self.run_in::<F32>(level, out),
-            Precision::Bf16 if level == Level::Avx512Bf16 => self.run_in::<Bf16>(level, out),
+            Precision::Bf16 if level.rounds_rows() => self.run_in::<Bf16>(level, out),
             Precision::Bf16 => self.run_in::<HalfBf16>(level, out),
             Precision::Int8 => unreachable!("not packed"),
         }
@@ -421,7 +421,7 @@ impl<'a, const FOUR: bool> Passes<'a, FOUR> {
     fn run_in<W: Words>(&self, level: Level, out: &mut [f32]) {
         match level {
             Level::Neon | Level::Avx2 => self.run_tiled::<W, 6>(level, out),
-            Level::Scalar | Level::Avx512 | Level::Avx512Vnni | Level::Avx512Bf16 => {
+            Level::Scalar | Level::Avx512 | Level::Avx512Vnni | Level::Avx512Bf16 | Level::Amx => {
                 self.run_tiled::<W, 8>(level, out);
             }
         }
@@ -472,6 +472,7 @@ impl<'a, const FOUR: bool> Passes<'a, FOUR> {
                             level,
                             Outputs::<W, FOUR, ROWS> {
                                 kind: PhantomData,
+                                level,
                                 passes: self,
                                 transformed,
                                 words,
@@ -677,6 +678,7 @@ impl<W: Words, const FOUR: bool> TransformOne<'_, '_, W, FOUR> {
 /// The outputs of one block.
 struct Outputs<'a, W, const FOUR: bool, const ROWS: usize> {
     kind: PhantomData<W>,
+    level: Level,
     passes: &'a Passes<'a, FOUR>,
     /// `[positions][tiles][words]`
     transformed: &'a [f32],
@@ -700,8 +702,13 @@ impl<W: Words, const FOUR: bool, const ROWS: usize> Task for Outputs<'_, W, FOUR
         let (first_tile, tiles) = self.block.tiles;
         let (count, words) = (rows * tiles, self.words);
         let Kept {
-            zeros, runs, sums, ..
+            zeros,
+            runs,
+            sums,
+            tiles: matrix_tiles,
+            ..
         } = self.kept;
+        let mut matrix_tiles = MatrixTiles::of(self.level, W::PRECISION, matrix_tiles);
         if zeros.len() < words {
             zeros.resize(words, 0.0);
         }
@@ -755,10 +762,12 @@ impl<W: Words, const FOUR: bool, const ROWS: usize> Task for Outputs<'_, W, FOUR
                         next_weights: &soon[..soon.len().min(weights.len())],
                         fresh: idx == 0,
                     };
-                    multiply.rows::<W, S, ROWS>(simd, 0, (count, width), sums);
+                    let by = matrix_tiles.as_mut();
+                    multiply.rows::<W, S, ROWS>(simd, 0, (count, width), sums, by);
                 }
             }
         }
+        drop(matrix_tiles);
         *runs = left.into_memory();
         self.restore(simd, (of_panel, of_position));
     }

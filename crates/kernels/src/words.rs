@@ -98,7 +98,7 @@ impl Parts {
     fn left_words(&self, level: Level) -> usize {
         match self.precision {
             // Floats, two to each word of weights.
-            Precision::Bf16 if level != Level::Avx512Bf16 => 2 * self.run_words,
+            Precision::Bf16 if !level.rounds_rows() => 2 * self.run_words,
             // Behind the parts, how many outliers there are, and of each its channel and value.
             Precision::Int8 => self.run_words + 1 + 2 * OUTLIERS_MAX * self.of_a_run().count(),
             Precision::Bf16 | Precision::F32 => self.run_words,
@@ -273,7 +273,7 @@ impl<'a> Left<'a> {
         let (channels, left_words) = (parts.channels, parts.left_words(level));
         let as_they_are = match parts.precision {
             Precision::F32 => true,
-            Precision::Bf16 => level != Level::Avx512Bf16 && left_words == channels,
+            Precision::Bf16 => !level.rounds_rows() && left_words == channels,
             Precision::Int8 => false,
         };
         if as_they_are {
@@ -286,7 +286,7 @@ impl<'a> Left<'a> {
             .zip(x.par_chunks(rows_at_once * channels))
             .for_each(|(words, x)| match parts.precision {
                 Precision::Int8 => arch::run(level, ToBytes { parts, x, words }),
-                Precision::Bf16 if level == Level::Avx512Bf16 => {
+                Precision::Bf16 if level.rounds_rows() => {
                     arch::run(level, ToHalves { parts, x, words });
                 }
                 Precision::Bf16 | Precision::F32 => {

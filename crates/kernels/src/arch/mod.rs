@@ -5,6 +5,11 @@
 //! it is compiled without the level's instructions (correct, but slow).
 
 mod aligned;
+#[cfg(target_arch = "x86_64")]
+pub(crate) mod amx;
+#[cfg(not(target_arch = "x86_64"))]
+#[path = "no_amx.rs"]
+pub(crate) mod amx;
 mod counting;
 #[cfg(target_arch = "aarch64")]
 mod neon;
@@ -15,6 +20,9 @@ mod words;
 mod x86;
 
 pub use aligned::Aligned;
+pub(crate) use amx::MatrixTiles;
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+pub use amx::vouch_for_tiles;
 pub use counting::CountingAllocator;
 pub(crate) use rectangles::{Rectangle, rectangles};
 pub(crate) use tile::{Multiply, OUTSIDE, Part, Runs, RunsMemory};
@@ -184,18 +192,22 @@ pub(crate) fn run<T: Task>(level: Level, task: T) -> T::Output {
         // SAFETY: `is_supported` has just found AVX2 and FMA.
         Level::Avx2 => unsafe { x86::run_avx2(task) },
         #[cfg(target_arch = "x86_64")]
-        // SAFETY: `is_supported` has just found AVX-512 F, BW, DQ, VL and VNNI.
-        Level::Avx512Vnni | Level::Avx512Bf16 if matches!(T::PRECISION, Precision::Int8) => unsafe {
-            x86::run_avx512_vnni(task)
-        },
+        Level::Avx512Vnni | Level::Avx512Bf16 | Level::Amx
+            if matches!(T::PRECISION, Precision::Int8) =>
+        {
+            // SAFETY: `is_supported` has just found AVX-512 F, BW, DQ, VL and VNNI.
+            unsafe { x86::run_avx512_vnni(task) }
+        }
         #[cfg(target_arch = "x86_64")]
         // SAFETY: `is_supported` has just found AVX-512 F, BW, DQ, VL and BF16.
-        Level::Avx512Bf16 if matches!(T::PRECISION, Precision::Bf16) => unsafe {
+        Level::Avx512Bf16 | Level::Amx if matches!(T::PRECISION, Precision::Bf16) => unsafe {
             x86::run_avx512_bf16(task)
         },
         #[cfg(target_arch = "x86_64")]
         // SAFETY: `is_supported` has just found AVX-512 F, BW, DQ and VL.
-        Level::Avx512 | Level::Avx512Vnni | Level::Avx512Bf16 => unsafe { x86::run_avx512(task) },
+        Level::Avx512 | Level::Avx512Vnni | Level::Avx512Bf16 | Level::Amx => unsafe {
+            x86::run_avx512(task)
+        },
         #[cfg(target_arch = "x86_64")]
         Level::Neon => unreachable!("not supported, as asserted above"),
         #[cfg(not(target_arch = "x86_64"))]

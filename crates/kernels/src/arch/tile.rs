@@ -1,8 +1,9 @@
 //! The micro-kernel of every product: a few rows times one panel of weights, sums in registers.
 
 use std::marker::PhantomData;
+use std::ops::Range;
 
-use super::{PANEL, Simd, Task, Words};
+use super::{MatrixTiles, PANEL, Simd, Task, Words};
 use crate::precision::Precision;
 
 /// Stands for a run of zeros (padding) instead of a start.
@@ -88,6 +89,53 @@ impl<'a> Runs<'a> {
     }
 }
 
+/// What [`super::amx`] asks.
+#[cfg(target_arch = "x86_64")]
+impl Runs<'_> {
+    /// Rows of a tile.
+    pub(super) fn tile_rows(&self) -> usize {
+        self.tile_rows
+    }
+
+    /// Whether any row of `tiles` is not zeros under `tap`.
+    pub(super) fn any_live(&self, mut tiles: Range<usize>, tap: usize) -> bool {
+        tiles.any(|tile| self.live[tile * self.taps + tap])
+    }
+
+    /// Where the runs of `tiles` under `tap` start, if they lie equally far apart: the first, and the bytes to the next.
+    #[inline(always)]
+    pub(super) fn evenly(&self, tiles: Range<usize>, tap: usize) -> Option<(*const f32, usize)> {
+        let first = self.pointers_of(tiles.start, tap).first()?.addr();
+        let second = self.pointers_of(tiles.start, tap).get(1)?.addr();
+        let stride = second.wrapping_sub(first);
+        let mut expected = first;
+        for tile in tiles.clone() {
+            for pointer in self.pointers_of(tile, tap) {
+                if pointer.addr() != expected {
+                    return None;
+                }
+                expected = expected.wrapping_add(stride);
+            }
+        }
+        Some((self.pointers_of(tiles.start, tap)[0], stride))
+    }
+
+    /// The words of `part` of the run under `tap` of one row.
+    #[inline(always)]
+    pub(super) fn part_of(&self, tile: usize, row: usize, tap: usize, part: Part) -> &[f32] {
+        assert!(part.skip + part.len <= self.words);
+        let run = self.pointers_of(tile, tap)[row];
+        // SAFETY: each pointer points at `words` words, as `set` and `new` saw, which live as long as `self`.
+        unsafe { std::slice::from_raw_parts(run.add(part.skip), part.len) }
+    }
+
+    #[inline(always)]
+    fn pointers_of(&self, tile: usize, tap: usize) -> &[*const f32] {
+        assert!(tap < self.taps);
+        &self.pointers[(tile * self.taps + tap) * self.tile_rows..][..self.tile_rows]
+    }
+}
+
 /// `sums[row][column] += Σ x · weight` over one part of the sum, for neighbouring tiles.
 ///
 /// Every sum adds its products in the order of the weights, whatever the tile's size is. With
@@ -123,12 +171,31 @@ impl Multiply<'_> {
         tile: usize,
         (count, columns): (usize, usize),
         sums: &mut [f32],
+        tiles: Option<&mut MatrixTiles<'_>>,
     ) {
         let whole = count / TILE;
-        let (wholes, rest) =
-            sums[..count.next_multiple_of(TILE) * PANEL].split_at_mut(whole * TILE * PANEL);
+        let sums = &mut sums[..count.next_multiple_of(TILE) * PANEL];
+        if let Some(tiles) = tiles {
+            return tiles.rows::<W, S>(simd, self, tile, count, sums);
+        }
+        let (wholes, rest) = sums.split_at_mut(whole * TILE * PANEL);
         self.tiles::<W, S, TILE>(simd, tile, (TILE, columns), wholes);
         self.tiles::<W, S, TILE>(simd, tile + whole, (count % TILE, columns), rest);
+    }
+
+    /// Fetches what the weights needed next have for `tiles`.
+    #[inline(always)]
+    pub(super) fn fetch_next<S: Simd>(&self, simd: S, tiles: Range<usize>) {
+        let next = self.next_weights;
+        let share = next
+            .len()
+            .div_ceil(self.runs.tiles())
+            .next_multiple_of(LINE);
+        let (first, end) = (tiles.start * share, tiles.end * share);
+        let lines = next[first.min(next.len())..end.min(next.len())].chunks_exact(LINE);
+        for line in lines {
+            simd.prefetch_far(line.as_ptr());
+        }
     }
 
     /// Works on tiles from `tile` on, as many as `sums`, `[tile][tile_rows][PANEL]`, has; of each
@@ -192,6 +259,9 @@ impl Multiply<'_> {
     }
 }
 
+/// Floats of a cache line.
+const LINE: usize = 16;
+
 /// Steps of the inner loop written out, where the channels allow it.
 const STEPS: usize = 4;
 
@@ -216,8 +286,8 @@ impl<W: Words, const ROWS: usize, const VECTORS: usize, const UNROLL: usize> Tas
             runs,
             part,
             weights,
-            next_weights,
             fresh,
+            ..
         } = *self.multiply;
         let Part {
             tap,
@@ -234,16 +304,9 @@ impl<W: Words, const ROWS: usize, const VECTORS: usize, const UNROLL: usize> Tas
         );
         let run_rows = len + if W::SCALED { 2 } else { 0 };
         assert!(weights.len() == taps * run_rows * PANEL);
-        let share = next_weights
-            .len()
-            .div_ceil(runs.tiles())
-            .next_multiple_of(16);
         for (idx, sums) in self.sums.chunks_exact_mut(stride * PANEL).enumerate() {
             let tile = self.tile + idx;
-            let next = &next_weights[(tile * share).min(next_weights.len())..];
-            for line in 0..(share.min(next.len())) / 16 {
-                simd.prefetch_far(next[line * 16..].as_ptr());
-            }
+            self.multiply.fetch_next(simd, tile..tile + 1);
             let sums =
                 &mut sums[self.column..(ROWS - 1) * PANEL + self.column + VECTORS * S::LANES];
             let mut acc = [[simd.splat(0.0); VECTORS]; ROWS];
