@@ -370,11 +370,10 @@ fn mid_block(builder: &mut Builder<'_>, config: &UNetConfig, depth: usize) -> Mi
 }
 
 fn up_blocks(builder: &mut Builder<'_>, config: &UNetConfig, skips: &[Vec<usize>]) -> Vec<Block> {
-    if let Some(last) = config.up.last() {
-        let (block, resnet) = (config.up.len() - 1, last.depths.len().saturating_sub(1));
-        let resnets = format!("up_blocks.{block}.resnets.");
+    if let Some(last) = config.up.len().checked_sub(1) {
+        builder.at_least(&format!("up_blocks.{last}."), precision::LAST_LEVEL);
+        let resnets = format!("up_blocks.{last}.resnets.");
         builder.at_least(&resnets, precision::LAST_LEVEL_RESNETS);
-        builder.at_least(&format!("{resnets}{resnet}."), precision::LAST_RESNET);
     }
     let mut channels = config.mid_channels();
     let mut blocks = Vec::new();
