@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use rayon::prelude::*;
 use safelight_format::{Dtype, decode_f32};
 use safelight_tensor::{
-    Conv2d, Fetch, InMemory, Linear, Norm, Padding, Precision, Source, Tensor, Zeros,
+    Conv2d, Fetch, Geglu, InMemory, Linear, Norm, Padding, Precision, Source, Tensor, Zeros,
 };
 
 use crate::load::{LoadError, Problem, not_finite};
@@ -94,6 +94,55 @@ impl<T> Deref for Leaf<T> {
             .expect("a network is used only after its weights were read")
     }
 }
+
+/// A fully connected layer as [`Builder`] makes it; sizes are (outputs, inputs).
+trait Connected: Send + Sync + Sized + 'static {
+    /// Rows of the weight for each output.
+    const ROWS: usize;
+
+    fn from_source(
+        weight: &dyn Source,
+        sizes: (usize, usize),
+        bias: Option<&[f32]>,
+        precision: Precision,
+    ) -> Self;
+
+    fn fetched(
+        fetch: Fetch,
+        sizes: (usize, usize),
+        bias: Option<&[f32]>,
+        precision: Precision,
+    ) -> Self;
+}
+
+macro_rules! connected {
+    ($layer:ty, $rows:literal) => {
+        impl Connected for $layer {
+            const ROWS: usize = $rows;
+
+            fn from_source(
+                weight: &dyn Source,
+                (outputs, inputs): (usize, usize),
+                bias: Option<&[f32]>,
+                precision: Precision,
+            ) -> Self {
+                <$layer>::from_source(weight, outputs, inputs, bias, precision)
+            }
+
+            fn fetched(
+                fetch: Fetch,
+                (outputs, inputs): (usize, usize),
+                bias: Option<&[f32]>,
+                precision: Precision,
+            ) -> Self {
+                <$layer>::fetched(fetch, outputs, inputs, bias, precision)
+            }
+        }
+    };
+}
+
+connected!(Linear, 1);
+connected!(Geglu, 2);
 
 /// An embedding table `[rows, width]`, kept in the file's own dtype: only the rows asked for are decoded.
 pub struct Table {
@@ -255,7 +304,22 @@ impl<'w> Builder<'w> {
         inputs: usize,
         bias: bool,
     ) -> Leaf<Linear> {
-        let precision = self.precision_of(name);
+        self.connected(name, (outputs, inputs), bias)
+    }
+
+    /// `y = (x·Vᵀ + b)·gelu(x·Gᵀ + c)`, stored as one layer of `2 · outputs`, V and b first.
+    pub fn geglu(&mut self, name: &str, outputs: usize, inputs: usize) -> Leaf<Geglu> {
+        self.connected(name, (outputs, inputs), true)
+    }
+
+    /// A fully connected layer of either kind.
+    fn connected<T: Connected>(
+        &mut self,
+        name: &str,
+        (outputs, inputs): (usize, usize),
+        bias: bool,
+    ) -> Leaf<T> {
+        let (precision, rows) = (self.precision_of(name), T::ROWS * outputs);
         let (weight, bias) = (
             format!("{name}.weight"),
             bias.then(|| format!("{name}.bias")),
@@ -263,26 +327,24 @@ impl<'w> Builder<'w> {
         self.expect(
             &weight,
             &[
-                vec![outputs, inputs],
-                vec![outputs, inputs, 1, 1],
-                vec![outputs, inputs, 1],
+                vec![rows, inputs],
+                vec![rows, inputs, 1, 1],
+                vec![rows, inputs, 1],
             ],
         );
-        self.expect_bias(bias.as_deref(), outputs);
+        self.expect_bias(bias.as_deref(), rows);
         let (leaf, slot) = Leaf::empty();
-        let (count, packed) = (outputs * inputs, precision.for_layer(inputs, outputs));
+        let (count, packed) = (rows * inputs, precision.for_layer(inputs, outputs));
         self.job(count, Some(packed), move |weights, lender| {
-            let bias = Bias::read(weights, bias.as_deref(), outputs);
-            let given = bias.values();
+            let bias = Bias::read(weights, bias.as_deref(), rows);
+            let (sizes, given) = ((outputs, inputs), bias.values());
             if let Some(lender) = lender {
                 let fetch = lender.fetch(weight, count);
-                let _ = slot.set(Linear::fetched(fetch, outputs, inputs, given, precision));
+                let _ = slot.set(T::fetched(fetch, sizes, given, precision));
                 return bias.finish();
             }
             weights.show(&weight, count, &mut |source| {
-                let _ = slot.set(Linear::from_source(
-                    source, outputs, inputs, given, precision,
-                ));
+                let _ = slot.set(T::from_source(source, sizes, given, precision));
             })?;
             bias.finish()
         });

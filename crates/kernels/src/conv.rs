@@ -5,7 +5,7 @@
 //! the offset. The other way to convolve, with transformed tiles, is `winograd`'s.
 
 use crate::arch::OUTSIDE;
-use crate::epilogue::Epilogue;
+use crate::epilogue::{Epilogue, Finish};
 use crate::gemm::{Panels, Rows, product};
 use crate::level::{Level, level};
 use crate::precision::Precision;
@@ -311,7 +311,8 @@ pub fn conv2d_at(
             let places = Places::new(extent, resized, shape.padding, panels.left_words(level));
             let rows = Gathered::new(&places, output, shape);
             let left = Left::new(level, x, panels);
-            product(level, &left, &rows, panels, epilogue, out);
+            let finish = Finish::new(epilogue, output.pixels(), shape.out_channels);
+            product(level, &left, &rows, panels, finish, out);
         }
         Packed::Winograd(weights) => {
             let places = Places::new(extent, resized, shape.padding, shape.in_channels);

@@ -4,6 +4,7 @@
 
 use crate::arch::{PANEL, Rectangle, Simd};
 use crate::math;
+use crate::words::HALF;
 
 /// A function applied to every element.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -76,6 +77,8 @@ pub(crate) struct Finish<'a> {
     columns: usize,
     /// Rows that share one vector of `image_bias`.
     rows_per_image: usize,
+    /// Whether products are values and, in a panel's second half, their gates.
+    gated: bool,
 }
 
 impl<'a> Finish<'a> {
@@ -88,6 +91,26 @@ impl<'a> Finish<'a> {
             epilogue: *epilogue,
             columns,
             rows_per_image: (rows / images).max(1),
+            gated: false,
+        }
+    }
+
+    /// Of values and gates: `out = (value + bias) · gelu(gate + bias)`, where `bias` has those of all values first.
+    ///
+    /// # Panics
+    /// If `bias` is not of two times as many as there are `columns`.
+    pub(crate) fn geglu(bias: Option<&'a [f32]>, columns: usize) -> Self {
+        if let Some(bias) = bias {
+            assert_eq!(bias.len(), 2 * columns, "bias: of values and of gates");
+        }
+        Finish {
+            epilogue: Epilogue {
+                bias,
+                ..Epilogue::default()
+            },
+            columns,
+            rows_per_image: 1,
+            gated: true,
         }
     }
 
@@ -116,6 +139,10 @@ impl<'a> Finish<'a> {
         let mut bias = [0.0; PANEL];
         if let Some(all) = self.epilogue.bias {
             bias[..width].copy_from_slice(&all[column..][..width]);
+            if self.gated {
+                let of_gates = &all[self.columns + column..][..width];
+                bias[HALF..][..width].copy_from_slice(of_gates);
+            }
         }
         FinishPanel {
             finish: *self,
@@ -148,8 +175,13 @@ impl FinishPanel<'_> {
             epilogue,
             columns,
             rows_per_image,
+            gated,
         } = self.finish;
         let width = self.width;
+        if gated {
+            let out = out.first_chunk_mut().expect("half a panel");
+            return self.gate(simd, products, out);
+        }
         let image_bias = epilogue
             .image_bias
             .map(|bias| &bias[row / rows_per_image * columns + self.column..][..width]);
@@ -171,6 +203,16 @@ impl FinishPanel<'_> {
                 &mut whole,
             );
             out.copy_from_slice(&whole[..width]);
+        }
+    }
+
+    /// One row of values and gates.
+    #[inline(always)]
+    fn gate<S: Simd>(&self, simd: S, products: &[f32; PANEL], out: &mut [f32; HALF]) {
+        for at in (0..HALF).step_by(S::LANES) {
+            let x = |at: usize| simd.add(simd.load(&products[at..]), simd.load(&self.bias[at..]));
+            let gate = math::gelu(simd, x(HALF + at));
+            simd.store(simd.mul(x(at), gate), &mut out[at..]);
         }
     }
 

@@ -7,6 +7,7 @@ use std::marker::PhantomData;
 
 use rayon::prelude::*;
 
+use crate::activation::geglu_at;
 use crate::arch::{
     self, Aligned, Bf16, F32, HalfBf16, Int8, MatrixTiles, Multiply, OUTSIDE, PANEL, Rectangle,
     Runs, RunsMemory, Scalar, Simd, Task, Words, amx, rectangles,
@@ -14,9 +15,10 @@ use crate::arch::{
 use crate::epilogue::{Epilogue, Finish};
 use crate::level::{Level, level};
 use crate::precision::Precision;
+use crate::scratch::Scratch;
 use crate::source::{InMemory, Source};
 pub(crate) use crate::words::Panels;
-use crate::words::{Left, Parts, Place};
+use crate::words::{HALF, Left, Parts, Place};
 
 /// Where the rows of the left matrix lie in memory: row `row` is `taps` runs of `words` words.
 pub(crate) trait Rows: Sync {
@@ -28,23 +30,23 @@ pub(crate) trait Rows: Sync {
     fn starts(&self, row: usize, tell: impl FnMut(usize));
 }
 
-/// `out[row] = epilogue(Σ over taps and channels of x · weight)`, the heart of `gemm` and `conv`.
-/// `x` is what [`Panels::left`] made of the input.
+/// `out[row] = finish(Σ over taps and channels of x · weight)`, the heart of `gemm` and `conv`.
+/// `x` is what [`Left`] made of the input.
 pub(crate) fn product<R: Rows>(
     level: Level,
     x: &[f32],
     rows: &R,
     panels: &Panels,
-    epilogue: &Epilogue<'_>,
+    finish: Finish<'_>,
     out: &mut [f32],
 ) {
     match panels.precision() {
-        Precision::F32 => product_of::<R, F32>(level, x, rows, panels, epilogue, out),
+        Precision::F32 => product_of::<R, F32>(level, x, rows, panels, finish, out),
         Precision::Bf16 if level.rounds_rows() => {
-            product_of::<R, Bf16>(level, x, rows, panels, epilogue, out);
+            product_of::<R, Bf16>(level, x, rows, panels, finish, out);
         }
-        Precision::Bf16 => product_of::<R, HalfBf16>(level, x, rows, panels, epilogue, out),
-        Precision::Int8 => product_of::<R, Int8>(level, x, rows, panels, epilogue, out),
+        Precision::Bf16 => product_of::<R, HalfBf16>(level, x, rows, panels, finish, out),
+        Precision::Int8 => product_of::<R, Int8>(level, x, rows, panels, finish, out),
     }
 }
 
@@ -54,14 +56,13 @@ fn product_of<R: Rows, W: Words>(
     x: &[f32],
     rows: &R,
     panels: &Panels,
-    epilogue: &Epilogue<'_>,
+    finish: Finish<'_>,
     out: &mut [f32],
 ) {
     assert!(rows.words() == panels.left_words(level) && rows.taps() == panels.taps());
-    let columns = panels.columns();
-    let finish = Finish::new(epilogue, out.len() / columns, columns);
+    let columns = panels.outputs();
     let (rows_max, panels_max) = piece(out.len() / columns, panels, rows.words());
-    let pieces = rectangles(out, columns, rows_max, panels_max * PANEL);
+    let pieces = rectangles(out, columns, rows_max, panels_max * panels.of_a_panel());
     pieces.into_par_iter().with_max_len(1).for_each(|out| {
         let piece = Piece::<R, W> {
             words: PhantomData,
@@ -190,9 +191,11 @@ impl<R: Rows, W: Words, const TILE: usize> Task for Blocked<'_, R, W, TILE> {
         let Parts { parts, .. } = panels.parts();
         let sums = Kept::sums(sums, runs.tiles() * TILE * PANEL);
         let mut tiles = MatrixTiles::of(level, W::PRECISION, tiles);
-        for column in (0..out.column_count).step_by(PANEL) {
-            let width = PANEL.min(out.column_count - column);
-            let panel_idx = (out.column + column) / PANEL;
+        let of_a_panel = panels.of_a_panel();
+        for column in (0..out.column_count).step_by(of_a_panel) {
+            let width = of_a_panel.min(out.column_count - column);
+            let columns = if panels.gated() { PANEL } else { width };
+            let panel_idx = (out.column + column) / of_a_panel;
             let mut panel = panels.panels_from(panel_idx);
             for (idx, &part) in parts.iter().enumerate() {
                 let (weights, after) = panel.split_at(panels.parts().panel_rows(part) * PANEL);
@@ -212,7 +215,7 @@ impl<R: Rows, W: Words, const TILE: usize> Task for Blocked<'_, R, W, TILE> {
                     let row = group * GROUP * TILE;
                     let rows = (out.row_count - row).min(GROUP * TILE);
                     let first = group * GROUP;
-                    multiply.rows::<W, S, TILE>(simd, first, (rows, width), sums, tiles.as_mut());
+                    multiply.rows::<W, S, TILE>(simd, first, (rows, columns), sums, tiles.as_mut());
                     if last {
                         let sums = &mut sums[..rows * PANEL];
                         let before = |row| outliers.partition_point(|other| other.row < row);
@@ -312,11 +315,12 @@ impl Task for Write<'_, '_> {
 /// The specification: one sum for each element, tap by tap, word by word.
 impl<R: Rows, W: Words> Piece<'_, R, W> {
     fn plain(mut self) {
-        for column in (0..self.out.column_count).step_by(PANEL) {
-            let width = PANEL.min(self.out.column_count - column);
+        let of_a_panel = self.panels.of_a_panel();
+        for column in (0..self.out.column_count).step_by(of_a_panel) {
+            let width = of_a_panel.min(self.out.column_count - column);
             for row_idx in 0..self.out.row_count {
                 let (row, first_column) = (self.out.row + row_idx, self.out.column + column);
-                let sums = self.sums(row, first_column / PANEL);
+                let sums = self.sums(row, first_column / of_a_panel);
                 self.finish
                     .rows(Scalar, &sums, &mut self.out, (row_idx, column), width);
             }
@@ -491,14 +495,101 @@ pub fn linear_at(
     let rows = x.len() / channels;
     assert_eq!(x.len(), rows * channels, "x: whole rows of {channels}");
     assert_eq!(out.len(), rows * weights.out_features(), "out: {rows} rows");
-    let panels = &weights.panels;
+    let finish = Finish::new(epilogue, rows, weights.out_features());
+    contiguous(level, x, &weights.panels, finish, out);
+}
+
+/// The product of a matrix without gaps.
+fn contiguous(level: Level, x: &[f32], panels: &Panels, finish: Finish<'_>, out: &mut [f32]) {
     let words = panels.left_words(level);
-    product(
-        level,
-        &Left::new(level, x, panels),
-        &Contiguous { words },
-        panels,
-        epilogue,
-        out,
+    let left = Left::new(level, x, panels);
+    product(level, &left, &Contiguous { words }, panels, finish, out);
+}
+
+/// The weights of a linear layer with gates, packed once: the first layer of a transformer's feed-forward part.
+#[derive(Clone, Debug)]
+pub struct PackedGeglu {
+    panels: Panels,
+    in_features: usize,
+}
+
+impl PackedGeglu {
+    /// Packs `weight`, `[2 · out_features, in_features]` as checkpoints have it, values first and gates second, rounded to
+    /// `precision`.
+    ///
+    /// # Panics
+    /// If the length is another or a size is 0.
+    pub fn from_source(
+        weight: &dyn Source,
+        out_features: usize,
+        in_features: usize,
+        precision: Precision,
+    ) -> Self {
+        let panels = if out_features.is_multiple_of(HALF) {
+            Panels::pack_gated(weight, out_features, in_features, precision)
+        } else {
+            Panels::pack(weight, 2 * out_features, in_features, 1, precision)
+        };
+        PackedGeglu {
+            panels,
+            in_features,
+        }
+    }
+
+    /// Width of an output row.
+    pub fn out_features(&self) -> usize {
+        self.panels.columns() / 2
+    }
+
+    /// Bytes the packed weights take.
+    pub fn bytes(&self) -> usize {
+        self.panels.bytes()
+    }
+}
+
+/// `out = (x · valuesᵀ + bias) · gelu(x · gatesᵀ + bias)`: `x` is `[rows, in_features]`, `out` is `[rows, out_features]`, `bias`
+/// `[2 · out_features]`, those of values first.
+///
+/// The same bits as [`linear`] and [`geglu`](crate::activation::geglu) give one after the other.
+///
+/// Source: Shazeer 2020, arXiv:2002.05202, equation 6 (GEGLU).
+///
+/// # Panics
+/// If a length does not fit.
+pub fn linear_geglu(x: &[f32], weights: &PackedGeglu, bias: Option<&[f32]>, out: &mut [f32]) {
+    linear_geglu_at(level(), x, weights, bias, out);
+}
+
+/// [`linear_geglu`] at a level of the caller's choice, for tests and benches.
+///
+/// # Panics
+/// If a length does not fit or the CPU lacks the level.
+pub fn linear_geglu_at(
+    level: Level,
+    x: &[f32],
+    weights: &PackedGeglu,
+    bias: Option<&[f32]>,
+    out: &mut [f32],
+) {
+    let (panels, width) = (&weights.panels, weights.out_features());
+    let rows = x.len() / weights.in_features;
+    assert_eq!(
+        x.len(),
+        rows * weights.in_features,
+        "x: whole rows of {}",
+        weights.in_features
     );
+    assert_eq!(out.len(), rows * width, "out: {rows} rows of {width}");
+    if panels.gated() {
+        return contiguous(level, x, panels, Finish::geglu(bias, width), out);
+    }
+    // A width that does not go into halves of panels.
+    let epilogue = Epilogue {
+        bias,
+        ..Epilogue::default()
+    };
+    let mut both = Scratch::take(2 * out.len());
+    let finish = Finish::new(&epilogue, rows, 2 * width);
+    contiguous(level, x, panels, finish, &mut both);
+    geglu_at(level, width, &both, out);
 }

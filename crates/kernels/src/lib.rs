@@ -31,7 +31,7 @@ mod words;
 pub use arch::Aligned;
 pub use conv::{Algorithm, ConvShape, Extent, PackedConv, Padding, conv2d, conv2d_upsampled};
 pub use epilogue::{Activation, Epilogue};
-pub use gemm::{PackedLinear, linear};
+pub use gemm::{PackedGeglu, PackedLinear, linear, linear_geglu};
 pub use halves::halves_to_floats;
 pub use level::{Level, LevelError, detect, level};
 pub use precision::Precision;

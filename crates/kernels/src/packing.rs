@@ -9,7 +9,7 @@ use crate::arch::{self, PANEL, Simd, Task, bf16_bits, byte_bits};
 use crate::level::{Level, level};
 use crate::precision::Precision;
 use crate::source::{Piece, Source};
-use crate::words::{Panels, Parts, SCALED_MIN, channels_in_a_word};
+use crate::words::{HALF, Panels, Parts, SCALED_MIN, channels_in_a_word};
 
 /// Values of a row that are turned at a time: 32 rows of them are 32 KiB.
 const TURNED_AT_ONCE: usize = 256;
@@ -154,6 +154,75 @@ impl Turned {
 /// Channels of `taps` values each that are turned at a time, in fours.
 pub(crate) fn turned_at_once(taps: usize) -> usize {
     (TURNED_AT_ONCE / taps / 4 * 4).max(4)
+}
+
+/// Rows of values, `[rows][of_a_row]`, and as many of gates behind them, shown in turns: so many values as fill half a panel, then their
+/// gates.
+pub(crate) struct Gated<'a> {
+    weight: &'a dyn Source,
+    rows: usize,
+    of_a_row: usize,
+}
+
+impl<'a> Gated<'a> {
+    /// # Panics
+    /// If the length is another or the rows are not whole halves.
+    pub(crate) fn new(weight: &'a dyn Source, rows: usize, of_a_row: usize) -> Self {
+        assert!(
+            rows.is_multiple_of(HALF) && weight.count() == 2 * rows * of_a_row,
+            "[2 · {rows}, {of_a_row}]"
+        );
+        Gated {
+            weight,
+            rows,
+            of_a_row,
+        }
+    }
+}
+
+impl Source for Gated<'_> {
+    fn count(&self) -> usize {
+        self.weight.count()
+    }
+
+    fn show(
+        &self,
+        first: usize,
+        count: usize,
+        room: &mut Vec<u8>,
+        see: &mut dyn FnMut(&dyn Piece),
+    ) {
+        assert!(count == PANEL * self.of_a_row && first.is_multiple_of(count));
+        let (half, gates) = (count / 2, self.rows * self.of_a_row);
+        self.weight.show(first / 2, half, room, &mut |values| {
+            let (at, mut room) = (gates + first / 2, Vec::new());
+            self.weight.show(at, half, &mut room, &mut |gates| {
+                see(&Halves {
+                    pieces: [values, gates],
+                    half,
+                });
+            });
+        });
+    }
+}
+
+/// Two pieces, `half` values each.
+struct Halves<'a> {
+    pieces: [&'a dyn Piece; 2],
+    half: usize,
+}
+
+impl Piece for Halves<'_> {
+    fn decode(&self, first: usize, values: &mut [f32]) {
+        let of_first = self.half.saturating_sub(first).min(values.len());
+        let (values, gates) = values.split_at_mut(of_first);
+        if !values.is_empty() {
+            self.pieces[0].decode(first, values);
+        }
+        if !gates.is_empty() {
+            self.pieces[1].decode(first + of_first - self.half, gates);
+        }
+    }
 }
 
 /// One panel. Plain code, compiled for a level.

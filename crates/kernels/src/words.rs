@@ -8,7 +8,7 @@ use rayon::prelude::*;
 
 use crate::arch::{self, Aligned, PANEL, Part, Simd, Task};
 use crate::level::Level;
-use crate::packing;
+use crate::packing::{self, Gated};
 use crate::precision::Precision;
 use crate::scratch::Scratch;
 use crate::source::Source;
@@ -166,9 +166,32 @@ pub(crate) struct Panels {
     /// Rows of a panel.
     depth: usize,
     parts: Parts,
+    /// Whether each panel's first half are values and its second half their gates.
+    gated: bool,
 }
 
+/// Half of the columns of a panel.
+pub(crate) const HALF: usize = PANEL / 2;
+
 impl Panels {
+    /// Packs `weight`, `[2 · columns][channels]`, values first and their gates second, so that every panel has [`HALF`] of either.
+    ///
+    /// # Panics
+    /// If the length is another, a size is 0 or `columns` are not whole halves of a panel.
+    pub(crate) fn pack_gated(
+        weight: &dyn Source,
+        columns: usize,
+        channels: usize,
+        precision: Precision,
+    ) -> Self {
+        let rows = Gated::new(weight, columns, channels);
+        let panels = Panels::pack(&rows, 2 * columns, channels, 1, precision);
+        Panels {
+            gated: true,
+            ..panels
+        }
+    }
+
     /// Packs `weight`, `[columns][channels][taps]`.
     ///
     /// # Panics
@@ -207,6 +230,7 @@ impl Panels {
             columns,
             depth,
             parts,
+            gated: false,
         }
     }
 
@@ -217,9 +241,28 @@ impl Panels {
             .chunks_exact_mut(self.depth * PANEL)
     }
 
-    /// Output channels.
+    /// Columns of the product.
     pub(crate) fn columns(&self) -> usize {
         self.columns
+    }
+
+    /// Output channels: as many as columns, or of values with gates half.
+    pub(crate) fn outputs(&self) -> usize {
+        if self.gated {
+            self.columns / 2
+        } else {
+            self.columns
+        }
+    }
+
+    /// Whether values have gates beside them.
+    pub(crate) fn gated(&self) -> bool {
+        self.gated
+    }
+
+    /// Output channels of a panel.
+    pub(crate) fn of_a_panel(&self) -> usize {
+        if self.gated { HALF } else { PANEL }
     }
 
     /// What the words hold.

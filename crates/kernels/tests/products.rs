@@ -4,11 +4,13 @@
 mod emulated;
 
 use emulated::levels;
+use safelight_kernels::activation::geglu_at;
 use safelight_kernels::conv::conv2d_at;
-use safelight_kernels::gemm::linear_at;
+use safelight_kernels::gemm::{linear_at, linear_geglu_at};
 use safelight_kernels::testing::{Rng, sum_bound, with_threads};
 use safelight_kernels::{
-    Activation, ConvShape, Epilogue, Extent, Level, PackedConv, PackedLinear, Padding, Precision,
+    Activation, ConvShape, Epilogue, Extent, InMemory, Level, PackedConv, PackedGeglu,
+    PackedLinear, Padding, Precision,
 };
 
 /// A product and what the error bound needs: the sum of its terms' magnitudes, and their count. The
@@ -393,6 +395,45 @@ fn linear_layers_of_every_tail_agree() {
                         linear,
                         case.run(level, &Epilogue::default()),
                         "{level}: conv 1×1"
+                    );
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn gates_are_those_of_a_layer_and_geglu_apart() {
+    let mut rng = Rng::seeded(91);
+    for (rows, inside, out) in [
+        (1, 40, 16),
+        (3, 33, 1),
+        (7, 64, 24),
+        (17, 320, 48),
+        (70, 96, 400),
+        (250, 37, 112),
+    ] {
+        let (x, weight) = (rng.f32s(rows * inside), rng.f32s(2 * out * inside));
+        let bias = rng.f32s(2 * out);
+        for precision in Precision::ALL {
+            let packed = PackedLinear::with_precision(&weight, 2 * out, inside, precision);
+            let gated = PackedGeglu::from_source(&InMemory(&weight), out, inside, precision);
+            assert_eq!(gated.out_features(), out);
+            for level in levels() {
+                for bias in [Some(&*bias), None] {
+                    let epilogue = Epilogue {
+                        bias,
+                        ..Epilogue::default()
+                    };
+                    let mut both = vec![f32::NAN; rows * 2 * out];
+                    linear_at(level, &x, &packed, &epilogue, &mut both);
+                    let mut expected = vec![f32::NAN; rows * out];
+                    geglu_at(level, out, &both, &mut expected);
+                    let mut found = vec![f32::NAN; rows * out];
+                    linear_geglu_at(level, &x, &gated, bias, &mut found);
+                    assert_eq!(
+                        found, expected,
+                        "{level}, {precision}, {rows}×{inside}→{out}"
                     );
                 }
             }

@@ -5,7 +5,8 @@ use std::ops::Deref;
 
 use safelight_kernels::norm::Affine;
 use safelight_kernels::{
-    Algorithm, ConvShape, Extent, InMemory, PackedConv, PackedLinear, Padding, Precision, Source,
+    Algorithm, ConvShape, Extent, InMemory, PackedConv, PackedGeglu, PackedLinear, Padding,
+    Precision, Source,
 };
 
 /// Shows a layer's weight, in torch's order, to what packs it: from a file, say, and as often as asked. The last one shown
@@ -196,6 +197,117 @@ impl fmt::Debug for Linear {
             self.in_features(),
             self.out_features()
         )
+    }
+}
+
+/// A fully connected layer with gates, `y = (x·Vᵀ + b)·gelu(x·Gᵀ + c)`, over the last dimension: the first layer of a
+/// transformer's feed-forward part.
+pub struct Geglu {
+    weight: Weight<PackedGeglu>,
+    pub(crate) bias: Option<Vec<f32>>,
+    out_features: usize,
+    in_features: usize,
+    precision: Precision,
+}
+
+impl Geglu {
+    /// From `weight` `[2·out, in]`, V over G, and `bias` `[2·out]`, b before c, with products in `precision`, or finer where
+    /// [`Precision::for_layer`] says so.
+    ///
+    /// # Panics
+    /// If a length does not match.
+    pub fn from_source(
+        weight: &dyn Source,
+        out_features: usize,
+        in_features: usize,
+        bias: Option<&[f32]>,
+        precision: Precision,
+    ) -> Self {
+        let precision = precision.for_layer(in_features, out_features);
+        let sizes = (out_features, in_features);
+        let packed = packed_geglu(weight, sizes, precision);
+        Self::of(Weight::Here(packed), sizes, bias, precision)
+    }
+
+    /// The same with a weight that is fetched, and packed, in every call and dropped after it.
+    ///
+    /// # Panics
+    /// If the length of `bias` does not match; in a call, if that of the weight does not.
+    pub fn fetched(
+        fetch: Fetch,
+        out_features: usize,
+        in_features: usize,
+        bias: Option<&[f32]>,
+        precision: Precision,
+    ) -> Self {
+        let precision = precision.for_layer(in_features, out_features);
+        let sizes = (out_features, in_features);
+        let weight = Weight::fetched(fetch, move |weight| packed_geglu(weight, sizes, precision));
+        Self::of(weight, sizes, bias, precision)
+    }
+
+    fn of(
+        weight: Weight<PackedGeglu>,
+        (out_features, in_features): (usize, usize),
+        bias: Option<&[f32]>,
+        precision: Precision,
+    ) -> Self {
+        check_bias("Geglu", bias, 2 * out_features);
+        Geglu {
+            weight,
+            bias: bias.map(<[f32]>::to_vec),
+            out_features,
+            in_features,
+            precision,
+        }
+    }
+
+    /// The packed weights, for one operation.
+    pub(crate) fn weight(&self) -> Lent<'_, PackedGeglu> {
+        self.weight.lend()
+    }
+
+    /// Values a row goes in with.
+    pub fn in_features(&self) -> usize {
+        self.in_features
+    }
+
+    /// Values a row comes out with.
+    pub fn out_features(&self) -> usize {
+        self.out_features
+    }
+
+    /// What its products are computed in.
+    pub fn precision(&self) -> Precision {
+        self.precision
+    }
+
+    /// Memory the packed weights take between calls.
+    pub fn bytes(&self) -> usize {
+        match &self.weight {
+            Weight::Here(packed) => packed.bytes(),
+            Weight::Made(_) => 0,
+        }
+    }
+}
+
+fn packed_geglu(
+    weight: &dyn Source,
+    (out, inputs): (usize, usize),
+    precision: Precision,
+) -> PackedGeglu {
+    let got = weight.count();
+    assert_eq!(
+        got,
+        2 * out * inputs,
+        "Geglu [2 · {out}, {inputs}]: weight has {got} values"
+    );
+    PackedGeglu::from_source(weight, out, inputs, precision)
+}
+
+impl fmt::Debug for Geglu {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Geglu({} → {})", self.in_features, self.out_features)
     }
 }
 

@@ -20,7 +20,7 @@ pub mod pool;
 pub mod profile;
 mod tensor;
 
-pub use layers::{Conv2d, Fetch, Linear, Norm};
+pub use layers::{Conv2d, Fetch, Geglu, Linear, Norm};
 pub use ops::Epilogue;
 pub use safelight_kernels::{
     Activation, InMemory, Padding, Piece, Precision, Source, Zeros, halves_to_floats,

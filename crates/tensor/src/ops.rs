@@ -4,7 +4,7 @@ use safelight_kernels::attention::{AttentionShape, StridedRows};
 use safelight_kernels::norm::GroupShape;
 use safelight_kernels::{self as kernels, Activation, Extent, Precision};
 
-use crate::layers::{Conv2d, Linear, Norm};
+use crate::layers::{Conv2d, Geglu, Linear, Norm};
 use crate::profile::{Kind, timed};
 use crate::tensor::Tensor;
 
@@ -36,6 +36,33 @@ pub fn linear(x: &Tensor, layer: &Linear, epilogue: Epilogue<'_>) -> Tensor {
     let flops = 2 * x.rows() * in_features * out_features;
     timed(Kind::Linear, flops, || {
         kernels::linear(x.data(), &layer.weight(), &epilogue, y.data_mut());
+    });
+    y
+}
+
+/// `(x·Vᵀ + b)·gelu(x·Gᵀ + c)` over the last dimension: `[…, in]` to `[…, out]`.
+///
+/// Source: Shazeer 2020, arXiv:2002.05202, equation 6 (GEGLU).
+///
+/// # Panics
+/// If the shapes do not fit.
+pub fn linear_geglu(x: &Tensor, layer: &Geglu) -> Tensor {
+    let (out_features, in_features) = (layer.out_features(), layer.in_features());
+    assert_eq!(
+        x.last_dim(),
+        in_features,
+        "linear_geglu: {:?} into a layer of {in_features} inputs",
+        x.shape()
+    );
+    let mut y = Tensor::recycled(&with_last(x.shape(), out_features));
+    let flops = 2 * x.rows() * in_features * 2 * out_features;
+    timed(Kind::Linear, flops, || {
+        kernels::linear_geglu(
+            x.data(),
+            &layer.weight(),
+            layer.bias.as_deref(),
+            y.data_mut(),
+        );
     });
     y
 }
@@ -209,26 +236,6 @@ pub fn attention(
     let flops = 4 * b * width * queries * keys / if causal { 2 } else { 1 };
     timed(Kind::Attention, flops, || {
         kernels::attention::attention(&shape, precision, q, k, v, y.data_mut());
-    });
-    y
-}
-
-/// `value·gelu(gate)`: `[…, 2·D]`, values first and gates second, to `[…, D]`.
-///
-/// Source: Shazeer 2020, arXiv:2002.05202, equation 6 (GEGLU).
-///
-/// # Panics
-/// If the last dimension is odd.
-pub fn geglu(x: &Tensor) -> Tensor {
-    let width = x.last_dim() / 2;
-    assert!(
-        x.last_dim().is_multiple_of(2),
-        "geglu: {:?} has no two halves",
-        x.shape()
-    );
-    let mut y = Tensor::recycled(&with_last(x.shape(), width));
-    timed(Kind::Activation, 0, || {
-        kernels::activation::geglu(width, x.data(), y.data_mut());
     });
     y
 }
@@ -557,7 +564,11 @@ mod tests {
         assert_eq!(group_norm(&x, 1, &norm, false).data(), [-1., 3., 1., -1.]);
         assert_eq!(layer_norm(&x, &norm).data(), [-1., 3., 1., -1.]);
         // Gates of 30 and -30: gelu leaves the one and takes the other away.
-        let gated = geglu(&Tensor::from_slice(&[1, 4], &[2., 5., 30., -30.]));
+        let bias = [1., 5., 30., -30.];
+        let weight = [[1.; 2], [0.; 2], [0.; 2], [0.; 2]];
+        let weight = InMemory(weight.as_flattened());
+        let layer = Geglu::from_source(&weight, 2, 2, Some(&bias), Precision::F32);
+        let gated = linear_geglu(&Tensor::from_slice(&[1, 2], &[3., -2.]), &layer);
         assert_eq!((gated.shape(), gated.data()[0]), (&[1, 2][..], 60.));
         assert!(gated.data()[1].abs() < 1e-30);
         assert_eq!(silu(&Tensor::from_slice(&[1], &[30.])).data(), [30.]);

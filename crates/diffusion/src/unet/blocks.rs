@@ -1,6 +1,6 @@
 //! The blocks a UNet is stacked from: residual block and transformer. The VAE uses the former as well.
 
-use safelight_tensor::{Conv2d, Epilogue, Linear, Norm, Tensor, ops};
+use safelight_tensor::{Conv2d, Epilogue, Geglu, Linear, Norm, Tensor, ops};
 
 use super::merging::Merging;
 use crate::nn::{Builder, ConvShape, Leaf};
@@ -194,7 +194,7 @@ struct TransformerBlock {
     attn2: Attention,
     norm3: Leaf<Norm>,
     /// `ff.net.0.proj` in checkpoints: values and gates.
-    ff_in: Leaf<Linear>,
+    ff_in: Leaf<Geglu>,
     /// `ff.net.2` in checkpoints.
     ff_out: Leaf<Linear>,
 }
@@ -213,12 +213,7 @@ impl TransformerBlock {
             norm2: builder.norm(&format!("{name}.norm2"), channels, LAYER_NORM_EPS),
             attn2: Attention::new(builder, &format!("{name}.attn2"), channels, context, heads),
             norm3: builder.norm(&format!("{name}.norm3"), channels, LAYER_NORM_EPS),
-            ff_in: builder.linear(
-                &format!("{name}.ff.net.0.proj"),
-                8 * channels,
-                channels,
-                true,
-            ),
+            ff_in: builder.geglu(&format!("{name}.ff.net.0.proj"), 4 * channels, channels),
             ff_out: builder.linear(&format!("{name}.ff.net.2"), channels, 4 * channels, true),
         }
     }
@@ -239,7 +234,7 @@ impl TransformerBlock {
         let normed = ops::layer_norm(&x, &self.norm2);
         let x = self.attn2.forward(&normed, text, Some(x));
         let normed = ops::layer_norm(&x, &self.norm3);
-        let gated = ops::geglu(&ops::linear(&normed, &self.ff_in, Epilogue::default()));
+        let gated = ops::linear_geglu(&normed, &self.ff_in);
         ops::linear(
             &gated,
             &self.ff_out,
