@@ -1,8 +1,9 @@
 //! Attention, fused: the scores of a block of queries against a block of keys never leave the cache.
 //!
-//! A vector's lanes are queries. Scores come out as `[key][query]`, so a key's and a value's floats are
-//! read in place, one broadcast each, whatever the head's width; the softmax runs down the lanes without
+//! A vector's lanes are queries. Scores come out as `[key][query]`, so a key's and a value's numbers are
+//! broadcast one by one, whatever the head's width; the softmax runs down the lanes without
 //! a reduction; and a query's result depends on no other query, nor on how the work was split.
+//! Keys and values are copied first, eight beside each other, so that the products read them in one go (`words`).
 //!
 //! In bf16 queries, keys, values and weights are rounded to words of two: two neighbouring floats of a head in a query and in a
 //! key, two neighbouring keys in a value and in a weight. Scores, sums and the softmax stay `f32`.
@@ -16,14 +17,18 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
-use crate::arch::{self, Bf16, F32, Rectangle, Simd, Task, Words, bf16_bits, rectangles};
+use crate::arch::{self, Bf16, F32, Rectangle, Simd, Task, Words, rectangles};
 use crate::level::{Level, level};
 use crate::precision::Precision;
-use crate::scratch::Scratch;
-use crate::words::{channels_in_a_word, to_halves};
+
+mod words;
+
+use words::{COUNT_MAX, Rounded, key_words, value_words};
 
 /// Keys whose scores are held at a time.
 const KEY_BLOCK: usize = 64;
+/// Keys, or numbers of values, whose words lie beside each other.
+const BESIDE: usize = 8;
 /// Words of a head that one pass over the scores takes.
 const DEPTH_BLOCK: usize = 64;
 /// Vectors of queries in a tile.
@@ -173,21 +178,17 @@ fn attention_of<W: Rounded>(
     if out.is_empty() {
         return;
     }
-    // The specification rounds for itself.
-    let in_words = W::COUNT > 1 && level != Level::Scalar;
-    let (key_words, value_words) = (
-        in_words.then(|| key_words(level, shape, k)),
-        in_words.then(|| value_words(level, shape, v)),
-    );
-    let key_width = shape
-        .head_width
-        .div_ceil(if in_words { W::COUNT } else { 1 });
-    let k = key_words.as_ref().map_or(k, |words| {
-        StridedRows::dense(words, shape.heads * key_width)
+    // The specification reads rows as they lie, and rounds for itself.
+    let fast = level != Level::Scalar;
+    let packed = fast.then(|| {
+        (
+            key_words::<W>(level, shape, k),
+            value_words::<W>(level, shape, v),
+        )
     });
-    let v = value_words
+    let (key_words, value_words) = packed
         .as_ref()
-        .map_or(v, |words| StridedRows::dense(words, width));
+        .map_or((&[][..], &[][..]), |(keys, values)| (keys, values));
     let tile = match level {
         Level::Scalar => 16,
         Level::Neon | Level::Avx2 => 8 * QUERY_VECTORS,
@@ -214,8 +215,9 @@ fn attention_of<W: Rounded>(
             shape,
             q,
             k,
-            key_width,
             v,
+            key_words,
+            value_words,
             image,
             out,
             scratch: &mut scratch,
@@ -233,180 +235,16 @@ thread_local! {
     static SCRATCH: Cell<Vec<f32>> = const { Cell::new(Vec::new()) };
 }
 
-/// [`Rounded::COUNT`] at most.
-const COUNT_MAX: usize = 2;
-
-/// Words of an attention's products.
-trait Rounded: Words {
-    /// Numbers in a word.
-    const COUNT: usize = channels_in_a_word(Self::PRECISION);
-
-    /// `x` as a word has it.
-    fn round(x: f32) -> f32;
-    /// Lane by lane a word of the first `COUNT` numbers.
-    fn join<S: Simd>(simd: S, numbers: [S::V; COUNT_MAX]) -> S::V;
-    /// 2ˣ for `x <= 0`, a few times as precise as a word's numbers; at least 2⁻¹²⁶, which beside a highest weight of 1 is nothing. NaN
-    /// stays NaN.
-    fn exp2<S: Simd>(simd: S, x: S::V) -> S::V;
-}
-
-impl Rounded for F32 {
-    fn round(x: f32) -> f32 {
-        x
-    }
-    #[inline(always)]
-    fn join<S: Simd>(_simd: S, [number, _]: [S::V; COUNT_MAX]) -> S::V {
-        number
-    }
-    /// Within 2 ulp.
-    #[inline(always)]
-    fn exp2<S: Simd>(simd: S, x: S::V) -> S::V {
-        // Minimax of degree 6, relative error 2e-9.
-        exp2(
-            simd,
-            x,
-            [
-                1.534_581_3e-4,
-                1.339_993_1e-3,
-                9.618_489e-3,
-                5.550_328_6e-2,
-                0.240_226_46,
-                std::f32::consts::LN_2,
-                1.0,
-            ],
-        )
-    }
-}
-
-impl Rounded for Bf16 {
-    fn round(x: f32) -> f32 {
-        f32::from_bits(bf16_bits(x) << 16)
-    }
-    #[inline(always)]
-    fn join<S: Simd>(simd: S, [low, high]: [S::V; COUNT_MAX]) -> S::V {
-        simd.join_bf16(low, high)
-    }
-    /// Within 1.1e-4 of it: half a unit of a bf16 is 2e-3.
-    #[inline(always)]
-    fn exp2<S: Simd>(simd: S, x: S::V) -> S::V {
-        // Minimax of degree 3 among those that are 1 at 0, relative error 1.02e-4.
-        exp2(simd, x, [5.500_893e-2, 0.242_210_96, 0.693_282_9, 1.0])
-    }
-}
-
-/// `[B·Tk][heads][⌈d/2⌉]`: keys as words of two neighbouring numbers of a head, the last beside 0 where d is odd.
-fn key_words(level: Level, shape: &AttentionShape, k: StridedRows<'_>) -> Scratch {
-    let width = shape.heads * shape.head_width.div_ceil(2);
-    in_words(shape.batch * shape.keys, width, |first, words| {
-        arch::run(
-            level,
-            KeyWords {
-                shape,
-                k,
-                first,
-                words,
-            },
-        );
-    })
-}
-
-/// `[B][⌈Tk/2⌉][heads·d]`: values as words of two neighbouring keys, the last beside 0 where their count is odd.
-fn value_words(level: Level, shape: &AttentionShape, v: StridedRows<'_>) -> Scratch {
-    let pairs = shape.keys.div_ceil(2);
-    in_words(shape.batch * pairs, shape.width(), |first, words| {
-        arch::run(
-            level,
-            ValueWords {
-                shape,
-                v,
-                first,
-                words,
-            },
-        );
-    })
-}
-
-/// `[rows][width]`, of which `fill` is given some rows at a time, and which is the first of them.
-fn in_words(rows: usize, width: usize, fill: impl Fn(usize, &mut [f32]) + Sync) -> Scratch {
-    let rows_at_once = (16 * 1024 / width).max(1);
-    let mut words = Scratch::take(rows * width);
-    let chunks = words.par_chunks_mut(rows_at_once * width).enumerate();
-    chunks.for_each(|(chunk, words)| fill(chunk * rows_at_once, words));
-    words
-}
-
-/// Some rows of [`key_words`].
-struct KeyWords<'a> {
-    shape: &'a AttentionShape,
-    k: StridedRows<'a>,
-    first: usize,
-    words: &'a mut [f32],
-}
-
-impl Task for KeyWords<'_> {
-    type Output = ();
-    const PRECISION: Precision = Precision::Bf16;
-
-    #[inline(always)]
-    fn run<S: Simd>(self, simd: S) {
-        let AttentionShape {
-            heads, head_width, ..
-        } = *self.shape;
-        // Heads of an even width leave no gaps between them.
-        let (heads, width) = match head_width % 2 {
-            0 => (1, heads * head_width),
-            _ => (heads, head_width),
-        };
-        let pieces = self.words.chunks_exact_mut(width.div_ceil(2));
-        for (idx, words) in pieces.enumerate() {
-            let x = self
-                .k
-                .part(self.first + idx / heads, idx % heads * width, width);
-            to_halves(simd, x, words);
-        }
-    }
-}
-
-/// Some rows of [`value_words`].
-struct ValueWords<'a> {
-    shape: &'a AttentionShape,
-    v: StridedRows<'a>,
-    first: usize,
-    words: &'a mut [f32],
-}
-
-impl Task for ValueWords<'_> {
-    type Output = ();
-    const PRECISION: Precision = Precision::Bf16;
-
-    #[inline(always)]
-    fn run<S: Simd>(self, simd: S) {
-        let (keys, width) = (self.shape.keys, self.shape.width());
-        let pairs = keys.div_ceil(2);
-        for (idx, words) in self.words.chunks_exact_mut(width).enumerate() {
-            let (image, key) = ((self.first + idx) / pairs, 2 * ((self.first + idx) % pairs));
-            let row = |key: usize| match key < keys {
-                true => self.v.part(image * keys + key, 0, width),
-                false => &[],
-            };
-            let (low, high) = (row(key), row(key + 1));
-            for (chunk, words) in words.chunks_mut(S::LANES).enumerate() {
-                let at = |x: &[f32]| simd.load_partial(&x[x.len().min(chunk * S::LANES)..]);
-                simd.store_partial(simd.join_bf16(at(low), at(high)), words);
-            }
-        }
-    }
-}
-
-/// A block of queries of one head of one image. At the plain level keys and values are floats, elsewhere words.
+/// A block of queries of one head of one image.
 struct Block<'a, W> {
     words: PhantomData<W>,
     shape: &'a AttentionShape,
     q: StridedRows<'a>,
     k: StridedRows<'a>,
-    /// Words of one head in a row of keys.
-    key_width: usize,
     v: StridedRows<'a>,
+    /// Both as words, which all levels but the plain one read.
+    key_words: &'a [f32],
+    value_words: &'a [f32],
     image: usize,
     out: Rectangle<'a>,
     scratch: &'a mut Vec<f32>,
@@ -426,7 +264,7 @@ impl<'a, W: Rounded> Block<'a, W> {
             };
             self.scratch.clear();
             for key in 0..seen {
-                let numbers = q.iter().zip(self.key(key, 0, d));
+                let numbers = q.iter().zip(self.key(key));
                 let products = numbers.map(|(q, k)| W::round(q * scale) * W::round(*k));
                 self.scratch.push(products.sum());
             }
@@ -463,12 +301,22 @@ impl<'a, W: Rounded> Block<'a, W> {
         self.q.part(row, self.out.column, self.shape.head_width)
     }
 
-    /// `count` words of the head's part of a key row.
-    #[inline(always)]
-    fn key(&self, key: usize, start: usize, count: usize) -> &'a [f32] {
+    /// The head's part of a key row.
+    fn key(&self, key: usize) -> &'a [f32] {
         let row = self.image * self.shape.keys + key;
-        let head = self.out.column / self.shape.head_width;
-        self.k.part(row, head * self.key_width + start, count)
+        self.k.part(row, self.out.column, self.shape.head_width)
+    }
+
+    /// Which head of which image this is.
+    #[inline(always)]
+    fn head(&self) -> usize {
+        self.image * self.shape.heads + self.out.column / self.shape.head_width
+    }
+
+    /// Words of one head in a query or key.
+    #[inline(always)]
+    fn head_words(&self) -> usize {
+        self.shape.head_width.div_ceil(W::COUNT)
     }
 }
 
@@ -520,15 +368,19 @@ impl<W: Rounded> Block<'_, W> {
         rows: Range<usize>,
         scratch: &mut Vec<f32>,
     ) {
-        let (d, words) = (self.shape.head_width, self.key_width);
+        let (d, words) = (self.shape.head_width, self.head_words());
         let lanes = C * S::LANES;
         let count = rows.len().div_ceil(lanes);
         assert!(count <= TILES_MAX);
-        let scratch = aligned(scratch, ((d + words) * count + KEY_BLOCK) * lanes);
+        let of_sums = d.next_multiple_of(BESIDE) * lanes;
+        let scratch = aligned(
+            scratch,
+            of_sums * count + (words * count + KEY_BLOCK) * lanes,
+        );
         let (q, rest) = scratch.split_at_mut(words * count * lanes);
-        let (sums, rest) = rest.split_at_mut(d * count * lanes);
+        let (sums, rest) = rest.split_at_mut(count * of_sums);
         let tiles = q.chunks_exact_mut(words * lanes);
-        for (idx, (q, turned)) in tiles.zip(sums.chunks_exact_mut(d * lanes)).enumerate() {
+        for (idx, (q, turned)) in tiles.zip(sums.chunks_exact_mut(of_sums)).enumerate() {
             let first = rows.start + idx * lanes;
             let rows = first..rows.end.min(first + lanes);
             self.turn_queries::<S, C>(simd, rows, turned, q);
@@ -537,10 +389,11 @@ impl<W: Rounded> Block<'_, W> {
 
         let mut softmax = [Softmax::<S, C>::new(simd); TILES_MAX];
         for first_key in (0..self.shape.keys).step_by(KEY_BLOCK) {
-            let scores = &mut rest[..KEY_BLOCK.min(self.shape.keys - first_key) * lanes];
+            let keys = KEY_BLOCK.min(self.shape.keys - first_key);
+            let scores = &mut rest[..keys.next_multiple_of(BESIDE) * lanes];
             let tiles = q
                 .chunks_exact(words * lanes)
-                .zip(sums.chunks_exact_mut(d * lanes));
+                .zip(sums.chunks_exact_mut(of_sums));
             for (idx, ((q, sums), softmax)) in tiles.zip(&mut softmax).enumerate() {
                 let first_query = self.out.row + rows.start + idx * lanes;
                 if self.shape.causal && first_key >= first_query + lanes {
@@ -549,6 +402,7 @@ impl<W: Rounded> Block<'_, W> {
                 for depth in (0..words).step_by(DEPTH_BLOCK) {
                     self.score_keys::<S, R, C>(simd, first_key, depth, q, scores);
                 }
+                let scores = &mut scores[..keys * lanes];
                 if self.shape.causal {
                     mask(first_key, first_query, lanes, scores);
                 }
@@ -556,7 +410,7 @@ impl<W: Rounded> Block<'_, W> {
                 self.add_values::<S, R, C>(simd, first_key, weights, shrink, sums);
             }
         }
-        let tiles = sums.chunks_exact_mut(d * lanes);
+        let tiles = sums.chunks_exact_mut(of_sums);
         for (idx, (sums, softmax)) in tiles.zip(&softmax).enumerate() {
             softmax.normalise(simd, sums);
             let first = rows.start + idx * lanes;
@@ -658,19 +512,27 @@ impl<W: Rounded> Block<'_, W> {
         q: &[f32],
         scores: &mut [f32],
     ) {
-        let lanes = C * S::LANES;
-        let count = DEPTH_BLOCK.min(self.key_width - depth);
+        const { assert!(BESIDE.is_multiple_of(R)) };
+        let (lanes, words) = (C * S::LANES, self.head_words());
+        let count = DEPTH_BLOCK.min(words - depth);
         let q = &q[depth * lanes..][..count * lanes];
-        let mut key = first_key;
-        let mut tiles = scores.chunks_exact_mut(R * lanes);
-        for tile in &mut tiles {
-            let k: [&[f32]; R] = std::array::from_fn(|r| self.key(key + r, depth, count));
-            score_tile::<W, S, R, C>(simd, k, q, depth > 0, tile);
-            key += R;
-        }
-        for row in tiles.into_remainder().chunks_exact_mut(lanes) {
-            score_tile::<W, S, 1, C>(simd, [self.key(key, depth, count)], q, depth > 0, row);
-            key += 1;
+        let group = self.head() * self.shape.keys.div_ceil(BESIDE) + first_key / BESIDE;
+        let groups = self.key_words[group * words * BESIDE..].chunks_exact(words * BESIDE);
+        for (k, scores) in groups.zip(scores.chunks_exact_mut(BESIDE * lanes)) {
+            let k = &k.as_chunks::<BESIDE>().0[depth..][..count];
+            for (idx, tile) in scores.chunks_exact_mut(R * lanes).enumerate() {
+                let added = products::<W, S, R, C>(simd, k, idx * R, q);
+                for (row, added) in tile.chunks_exact_mut(lanes).zip(added) {
+                    for c in 0..C {
+                        let at = &mut row[c * S::LANES..];
+                        let sum = match depth {
+                            0 => added[c],
+                            _ => simd.add(simd.load(at), added[c]),
+                        };
+                        simd.store(sum, at);
+                    }
+                }
+            }
         }
     }
 
@@ -685,21 +547,25 @@ impl<W: Rounded> Block<'_, W> {
         sums: &mut [f32],
     ) {
         let lanes = C * S::LANES;
-        let words = self.image * self.shape.keys.div_ceil(W::COUNT) + first_key / W::COUNT;
-        let first = words * self.v.stride + self.out.column;
-        let v = StridedRows {
-            data: &self.v.data[first..],
-            stride: self.v.stride,
-        };
-        let mut column = 0;
-        let mut tiles = sums.chunks_exact_mut(R * lanes);
-        for tile in &mut tiles {
-            value_tile::<W, S, R, C>(simd, v, column, weights, shrink, tile);
-            column += R;
-        }
-        for row in tiles.into_remainder().chunks_exact_mut(lanes) {
-            value_tile::<W, S, 1, C>(simd, v, column, weights, shrink, row);
-            column += 1;
+        let (groups, len) = (
+            self.shape.head_width.div_ceil(BESIDE),
+            self.shape.keys.div_ceil(W::COUNT),
+        );
+        let (first, count) = (first_key / W::COUNT, weights.len() / lanes);
+        let group = self.head() * groups;
+        let groups = self.value_words[group * len * BESIDE..].chunks_exact(len * BESIDE);
+        for (v, sums) in groups.zip(sums.chunks_exact_mut(BESIDE * lanes)) {
+            let v = &v.as_chunks::<BESIDE>().0[first..][..count];
+            for (idx, tile) in sums.chunks_exact_mut(R * lanes).enumerate() {
+                let added = products::<W, S, R, C>(simd, v, idx * R, weights);
+                for (row, added) in tile.chunks_exact_mut(lanes).zip(added) {
+                    for c in 0..C {
+                        // Block sums are added up apart: thousands of terms in one run would round away more.
+                        let at = &mut row[c * S::LANES..];
+                        simd.store(simd.mul_add(simd.load(at), shrink[c], added[c]), at);
+                    }
+                }
+            }
         }
     }
 }
@@ -724,74 +590,30 @@ fn aligned(scratch: &mut Vec<f32>, count: usize) -> &mut [f32] {
     &mut scratch[skip..skip + count]
 }
 
-/// `R` keys against `C` vectors of queries: `scores[r] (+)= Σ k[r][i]·q[i]`, all words.
+/// `R` rows of left words, from `first` of those beside each other on, times `C` vectors of right ones: `Σ left[i][r]·right[i]`.
 #[inline(always)]
-fn score_tile<W: Words, S: Simd, const R: usize, const C: usize>(
+fn products<W: Words, S: Simd, const R: usize, const C: usize>(
     simd: S,
-    k: [&[f32]; R],
-    q: &[f32],
-    accumulate: bool,
-    scores: &mut [f32],
-) {
-    let lanes = C * S::LANES;
-    let count = q.len() / lanes;
-    let k: [&[f32]; R] = std::array::from_fn(|r| &k[r][..count]);
+    left: &[[f32; BESIDE]],
+    first: usize,
+    right: &[f32],
+) -> [[S::V; C]; R] {
+    let first = if R == BESIDE { 0 } else { first };
     let mut sums = [[simd.splat(0.0); C]; R];
-    for i in 0..count {
-        let q = &q[i * lanes..][..lanes];
-        let q: [_; C] = std::array::from_fn(|c| W::right(simd, simd.load(&q[c * S::LANES..])));
+    for (left, right) in left.iter().zip(right.chunks_exact(C * S::LANES)) {
+        let left: &[f32; R] = left[first..].first_chunk().expect("R words");
+        let mut vectors = [W::right(simd, simd.load(right)); C];
+        for c in 1..C {
+            vectors[c] = W::right(simd, simd.load(&right[c * S::LANES..]));
+        }
         for r in 0..R {
-            let k = simd.splat(k[r][i]);
+            let left = simd.splat(left[r]);
             for c in 0..C {
-                sums[r][c] = W::dot(simd, |_| k, q[c], sums[r][c]);
+                sums[r][c] = W::dot(simd, |_| left, vectors[c], sums[r][c]);
             }
         }
     }
-    let scores = &mut scores[..R * lanes];
-    for r in 0..R {
-        for c in 0..C {
-            let at = &mut scores[r * lanes + c * S::LANES..][..S::LANES];
-            let before = if accumulate {
-                simd.load(at)
-            } else {
-                simd.splat(0.0)
-            };
-            simd.store(simd.add(before, sums[r][c]), at);
-        }
-    }
-}
-
-/// `R` words of every value row for `C` vectors of queries: `sums[r] = sums[r]·shrink + Σ v[key][r]·weights[key]`.
-#[inline(always)]
-fn value_tile<W: Words, S: Simd, const R: usize, const C: usize>(
-    simd: S,
-    v: StridedRows<'_>,
-    column: usize,
-    weights: &[f32],
-    shrink: [S::V; C],
-    sums: &mut [f32],
-) {
-    let lanes = C * S::LANES;
-    let stored = &mut sums[..R * lanes];
-    let mut sums = [[simd.splat(0.0); C]; R];
-    for (word, weights) in weights.chunks_exact(lanes).enumerate() {
-        let v = v.part(word, column, R);
-        let weights: [_; C] =
-            std::array::from_fn(|c| W::right(simd, simd.load(&weights[c * S::LANES..])));
-        for r in 0..R {
-            let v = simd.splat(v[r]);
-            for c in 0..C {
-                sums[r][c] = W::dot(simd, |_| v, weights[c], sums[r][c]);
-            }
-        }
-    }
-    for r in 0..R {
-        for c in 0..C {
-            // Block sums are added up apart: thousands of terms in one run would round away more.
-            let at = &mut stored[r * lanes + c * S::LANES..][..S::LANES];
-            simd.store(simd.mul_add(simd.load(at), shrink[c], sums[r][c]), at);
-        }
-    }
+    sums
 }
 
 /// Highest score and sum of weights so far, for each query.
@@ -876,21 +698,6 @@ impl<S: Simd, const C: usize> Softmax<S, C> {
             }
         }
     }
-}
-
-/// 2ˣ for -126 <= `x` <= 0; 2⁻¹²⁶ below.
-///
-/// x = n + r with |r| <= ½; 2ʳ by the polynomial, its highest coefficient first.
-#[inline(always)]
-fn exp2<S: Simd, const N: usize>(simd: S, x: S::V, coefficients: [f32; N]) -> S::V {
-    let x = simd.max(simd.splat(-126.0), x); // second argument for NaN
-    let n = simd.round(x);
-    let r = simd.sub(x, n);
-    let mut p = simd.splat(coefficients[0]);
-    for &coefficient in &coefficients[1..] {
-        p = simd.mul_add(p, r, simd.splat(coefficient));
-    }
-    simd.scale_by_power_of_2(p, n)
 }
 
 #[cfg(test)]
