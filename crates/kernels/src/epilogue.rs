@@ -2,7 +2,7 @@
 //!
 //! Shared by `gemm` and `conv`; the activations' arithmetic is in `math`.
 
-use crate::arch::{PANEL, Rectangle, Simd};
+use crate::arch::{PANEL, Rectangle, STREAMED_BYTES_MIN, Simd};
 use crate::math;
 use crate::words::HALF;
 
@@ -79,6 +79,8 @@ pub(crate) struct Finish<'a> {
     rows_per_image: usize,
     /// Whether products are values and, in a panel's second half, their gates.
     gated: bool,
+    /// Whether the output is too large to stay in a cache.
+    streamed: bool,
 }
 
 impl<'a> Finish<'a> {
@@ -92,7 +94,14 @@ impl<'a> Finish<'a> {
             columns,
             rows_per_image: (rows / images).max(1),
             gated: false,
+            streamed: rows * columns * size_of::<f32>() >= STREAMED_BYTES_MIN,
         }
+    }
+
+    /// Whether [`Simd::end_streams`] must follow before anyone else may read the output.
+    #[inline(always)]
+    pub(crate) fn is_streamed(&self) -> bool {
+        self.streamed
     }
 
     /// Of values and gates: `out = (value + bias) · gelu(gate + bias)`, where `bias` has those of all values first.
@@ -111,6 +120,7 @@ impl<'a> Finish<'a> {
             columns,
             rows_per_image: 1,
             gated: true,
+            streamed: false,
         }
     }
 
@@ -176,6 +186,7 @@ impl FinishPanel<'_> {
             columns,
             rows_per_image,
             gated,
+            ..
         } = self.finish;
         let width = self.width;
         if gated {
@@ -243,7 +254,11 @@ impl FinishPanel<'_> {
             if let Some(residual) = residual {
                 x = simd.add(x, simd.load(&residual[at..]));
             }
-            simd.store(x, &mut out[at..]);
+            if self.finish.streamed {
+                simd.stream(x, &mut out[at..]);
+            } else {
+                simd.store(x, &mut out[at..]);
+            }
         }
     }
 }

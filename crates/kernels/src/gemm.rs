@@ -309,6 +309,9 @@ impl Task for Write<'_, '_> {
             (self.row, self.column),
             self.width,
         );
+        if self.finish.is_streamed() {
+            simd.end_streams();
+        }
     }
 }
 

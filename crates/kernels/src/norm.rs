@@ -7,7 +7,7 @@
 
 use rayon::prelude::*;
 
-use crate::arch::{self, Simd, Task};
+use crate::arch::{self, STREAMED_BYTES_MIN, Simd, Task};
 use crate::level::{Level, level};
 use crate::math;
 
@@ -91,6 +91,7 @@ pub fn group_norm_at(
     if x.is_empty() {
         return;
     }
+    let streamed = size_of_val(x) >= STREAMED_BYTES_MIN;
     let coefficients = coefficients(level, shape, norm, x);
     let piece = PIECE.div_ceil(channels).min(pixels) * channels;
     let images = x.par_chunks(pixels * channels);
@@ -106,6 +107,7 @@ pub fn group_norm_at(
                         Apply {
                             coefficients,
                             silu,
+                            streamed,
                             x,
                             out,
                         },
@@ -251,6 +253,8 @@ impl Task for ChannelSums<'_> {
 struct Apply<'a> {
     coefficients: &'a Coefficients,
     silu: bool,
+    /// Whether the whole output is too large to stay in a cache.
+    streamed: bool,
     x: &'a [f32],
     out: &'a mut [f32],
 }
@@ -298,7 +302,11 @@ impl Apply<'_> {
                     simd,
                     simd.mul_add(x, load_at(simd, scale, at), load_at(simd, shift, at)),
                 );
-                simd.store(y, &mut out[at..at + S::LANES]);
+                if self.streamed {
+                    simd.stream(y, &mut out[at..]);
+                } else {
+                    simd.store(y, &mut out[at..]);
+                }
             }
             if whole < channels {
                 let x = simd.sub(
@@ -315,6 +323,9 @@ impl Apply<'_> {
                 );
                 simd.store_partial(y, &mut out[whole..]);
             }
+        }
+        if self.streamed {
+            simd.end_streams();
         }
     }
 }

@@ -787,6 +787,7 @@ impl<W: Words, const FOUR: bool, const ROWS: usize> Outputs<'_, W, FOUR, ROWS> {
         let (column, columns) = (self.block.lines[0].column, self.block.lines[0].column_count);
         let sums = Kept::sums(&mut self.kept.sums, positions * of_position);
         let panels = (0..columns).step_by(PANEL);
+        let streamed = passes.finish.is_streamed();
         for (panel, at) in panels.enumerate() {
             let width = PANEL.min(columns - at);
             let finish = passes.finish.panel(column + at, width);
@@ -806,7 +807,8 @@ impl<W: Words, const FOUR: bool, const ROWS: usize> Outputs<'_, W, FOUR, ROWS> {
                         out: &mut restored,
                     });
                     // The next tile's place in the output, so that writing there does not wait for memory.
-                    for out in lines.iter_mut() {
+                    let fetched = if streamed { &mut [][..] } else { &mut *lines };
+                    for out in fetched {
                         for pixel in (tile + 1) * side..((tile + 2) * side).min(out.row_count) {
                             let next = &out.row_mut(pixel)[at..][..width];
                             for line in (0..width).step_by(16) {
@@ -824,6 +826,9 @@ impl<W: Words, const FOUR: bool, const ROWS: usize> Outputs<'_, W, FOUR, ROWS> {
                     }
                 }
             }
+        }
+        if streamed {
+            simd.end_streams();
         }
     }
 }

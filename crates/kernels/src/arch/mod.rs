@@ -34,6 +34,9 @@ use crate::precision::Precision;
 /// Output channels in one panel of packed weights: two vectors of the widest level.
 pub(crate) const PANEL: usize = 32;
 
+/// Bytes of an output from which on it is written past the caches: as many as most last-level caches have.
+pub(crate) const STREAMED_BYTES_MIN: usize = 32 << 20;
+
 /// Floats in the widest of all vectors.
 const LANES_MAX: usize = 16;
 
@@ -75,6 +78,15 @@ pub(crate) trait Simd: Copy + Send + Sync {
         self.store(v, &mut whole);
         x.copy_from_slice(&whole[..x.len()]);
     }
+    /// Writes the first `LANES` of `x` past the caches, where the CPU can and `x` begins a vector's worth of memory: for what
+    /// would not stay in them until it is read. [`Simd::end_streams`] must follow. Panics if there are fewer.
+    #[inline(always)]
+    fn stream(self, v: Self::V, x: &mut [f32]) {
+        self.store(v, x);
+    }
+    /// After it, other threads that are told of it see what was streamed.
+    #[inline(always)]
+    fn end_streams(self) {}
     /// a + b
     fn add(self, a: Self::V, b: Self::V) -> Self::V;
     /// a - b

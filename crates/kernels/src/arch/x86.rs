@@ -118,6 +118,21 @@ impl Simd for Avx2 {
         unsafe { _mm256_storeu_ps(x.as_mut_ptr(), v) }
     }
     #[inline(always)]
+    fn stream(self, v: __m256, x: &mut [f32]) {
+        let x: &mut [f32; 8] = x.first_chunk_mut().expect("a whole vector");
+        if !x.as_ptr().cast::<__m256>().is_aligned() {
+            return self.store(v, x);
+        }
+        // SAFETY: `self` proves the instructions; `x` is 8 floats and, as was just seen, aligned. Nobody else reads it before
+        // `end_streams`, for it is borrowed.
+        unsafe { _mm256_stream_ps(x.as_mut_ptr(), v) }
+    }
+    #[inline(always)]
+    fn end_streams(self) {
+        // SAFETY: every x86-64 CPU has the instruction.
+        unsafe { _mm_sfence() }
+    }
+    #[inline(always)]
     fn add(self, a: __m256, b: __m256) -> __m256 {
         // SAFETY: `self` proves the instructions.
         unsafe { _mm256_add_ps(a, b) }
@@ -364,6 +379,21 @@ impl<const VNNI: bool, const BF16: bool> Simd for Avx512<VNNI, BF16> {
         let mask = (1u16 << x.len()) - 1;
         // SAFETY: `self` proves the instructions; lanes the mask leaves out are not written.
         unsafe { _mm512_mask_storeu_ps(x.as_mut_ptr(), mask, v) }
+    }
+    #[inline(always)]
+    fn stream(self, v: __m512, x: &mut [f32]) {
+        let x: &mut [f32; 16] = x.first_chunk_mut().expect("a whole vector");
+        if !x.as_ptr().cast::<__m512>().is_aligned() {
+            return self.store(v, x);
+        }
+        // SAFETY: `self` proves the instructions; `x` is 16 floats and, as was just seen, aligned. Nobody else reads it before
+        // `end_streams`, for it is borrowed.
+        unsafe { _mm512_stream_ps(x.as_mut_ptr(), v) }
+    }
+    #[inline(always)]
+    fn end_streams(self) {
+        // SAFETY: every x86-64 CPU has the instruction.
+        unsafe { _mm_sfence() }
     }
     #[inline(always)]
     fn add(self, a: __m512, b: __m512) -> __m512 {
