@@ -19,6 +19,8 @@ transformers.utils.logging.set_verbosity_error()
 
 DOWN = ("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D")
 UP = ("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D")
+XL_DOWN = ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D")
+XL_UP = ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D")
 
 
 def unet(widths, layers=1, context=64, channels=4, groups=32, heads=8, linear=False):
@@ -27,6 +29,16 @@ def unet(widths, layers=1, context=64, channels=4, groups=32, heads=8, linear=Fa
         down_block_types=DOWN, up_block_types=UP, cross_attention_dim=context, norm_num_groups=groups,
         # diffusers reads `attention_head_dim` as the number of heads here; SD 1.x configs depend on it.
         attention_head_dim=[width // 64 for width in widths] if linear else heads, use_linear_projection=linear)
+
+
+def unet_xl(widths, depths, layers=2, context=2048, pooled=1280):
+    """A UNet like SDXL's; the defaults are those of the base model."""
+    return UNet2DConditionModel(
+        sample_size=128, in_channels=4, out_channels=4, block_out_channels=widths, layers_per_block=layers,
+        down_block_types=XL_DOWN, up_block_types=XL_UP, transformer_layers_per_block=depths, cross_attention_dim=context,
+        attention_head_dim=[max(1, width // 64) for width in widths], use_linear_projection=True,
+        addition_embed_type="text_time", addition_time_embed_dim=256,
+        projection_class_embeddings_input_dim=pooled + 6 * 256)
 
 
 def vae(widths, layers=1, groups=32):
@@ -54,6 +66,8 @@ LAYOUTS = {
     "unet_m1": {"unet": dict(widths=(64, 96, 128, 128), context=96)},
     "unet_s2": {"unet": dict(widths=(32, 64, 96, 96), layers=2, context=128)},
     "unet_linear": {"unet": dict(widths=(64, 128, 128, 128), linear=True, context=96)},
+    # Deeper transformers of random weights leave f32 itself an error of 1e-5.
+    "unet_xl": {"unet_xl": dict(widths=(64, 64, 128), depths=(1, 1, 2), layers=1, context=96, pooled=80)},
     "unet_inpaint": {"unet": dict(widths=(32, 64, 64, 64), channels=9)},
     "unet_groups": {"unet": dict(widths=(32, 48, 64, 64), groups=16, heads=4),
                     "metadata": {"safelight.unet.norm_num_groups": "16", "safelight.unet.attention_heads": "4"}},
@@ -70,8 +84,8 @@ FOLDERS = {"sd", "unet_groups", "vae_groups", "unet_linear"}
 
 def build(name, seed):
     """`{"unet" | "vae" | "text": model}` of a layout, with the rule's weights."""
-    makers = {"unet": unet, "vae": vae, "text": text}
-    return {part: weights.fill(makers[part](**options), seed)
+    makers = {"unet": unet, "unet_xl": unet_xl, "vae": vae, "text": text}
+    return {part.removesuffix("_xl"): weights.fill(makers[part](**options), seed)
             for part, options in LAYOUTS[name].items() if part in makers}
 
 

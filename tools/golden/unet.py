@@ -25,18 +25,25 @@ CASES = {
     "inpaint_9x7": ("unet_inpaint", 33, 1, (9, 7), [700], 77),
     "groups_8x10": ("unet_groups", 34, 1, (8, 10), [601], 77),
     "groups_7x7": ("unet_groups", 35, 1, (7, 7), [101.75], 231),
+    "xl_8x8": ("unet_xl", 43, 1, (8, 8), [961], 77),
+    "xl_9x7": ("unet_xl", 46, 2, (9, 7), [20.0, 961.0], 77),
+}
+# Of the cases like SDXL's: the numbers about each picture that go with the pooled text.
+TIME_IDS = {
+    "xl_8x8": [[1024, 1024, 0, 0, 1024, 1024]],
+    "xl_9x7": [[512, 768, 17, 33.5, 1152, 896], [2048, 301, 0, 256, 64, 1024]],
 }
 # Modules whose outputs a trace holds, by diffusers' names.
 KINDS = ("resnets", "attentions", "downsamplers", "upsamplers")
 
 
 def traced(model, run):
-    """The outputs of conv_in, the time embedding and every block of `model` while `run()` runs."""
+    """The outputs of conv_in, the embeddings of time and more, and every block of `model` while `run()` runs."""
     seen = {}
     handles = []
     for name, module in model.named_modules():
         part = name.split(".")
-        if name in ("conv_in", "time_embedding") or (len(part) >= 3 and part[-2] in KINDS):
+        if name in ("conv_in", "time_embedding", "add_embedding") or (len(part) >= 3 and part[-2] in KINDS):
             def keep(_module, _input, output, name=name):
                 output = output[0] if isinstance(output, tuple) else output
                 seen[name] = getattr(output, "sample", output)
@@ -57,12 +64,17 @@ def make(out):
         context = noise(seed + 1000, batch, tokens, model.config.cross_attention_dim)
         # An integer stays one: diffusers treats both alike, and this shows it.
         t = torch.tensor(steps)
-        with torch.no_grad():
-            result, seen = traced(model, lambda: model(x, t, context).sample)
-        assert result.shape[2:] == x.shape[2:]
         inputs = {"in.x": x, "in.t": t.float(), "in.context": context}
+        added = None
+        if case in TIME_IDS:
+            pooled = model.config.projection_class_embeddings_input_dim - 6 * model.config.addition_time_embed_dim
+            added = {"text_embeds": noise(seed + 2000, batch, pooled), "time_ids": torch.tensor(TIME_IDS[case]).float()}
+            inputs |= {"in.pooled": added["text_embeds"], "in.time_ids": added["time_ids"]}
+        with torch.no_grad():
+            result, seen = traced(model, lambda: model(x, t, context, added_cond_kwargs=added).sample)
+        assert result.shape[2:] == x.shape[2:]
         save(out, f"unet/{case}", {**inputs, "out.y": result}, "unet.py", 1e-4, layout=layout, seed=seed)
-        if case in ("s1_9x13", "linear_8x8", "s2_11x5"):
+        if case in ("s1_9x13", "linear_8x8", "s2_11x5", "xl_9x7"):
             save(out, f"trace/unet_{case}", {**inputs, **{f"out.{name}": value for name, value in seen.items()}},
                  "unet.py", 1e-5, values_max=600, layout=layout, seed=seed)
 

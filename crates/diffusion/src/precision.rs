@@ -31,6 +31,7 @@ const AT_LEAST: &[(&str, Precision)] = &[
     // One row, whose error every pixel of every block shares; its products cost nothing but the
     // reading of weights.
     ("time_embedding.", Precision::F32),
+    ("add_embedding.", Precision::F32),
     ("time_emb_proj", Precision::Bf16),
     ("conv_shortcut", Precision::Bf16),
     ("ff.net.2", Precision::Bf16),

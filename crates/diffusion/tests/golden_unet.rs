@@ -6,7 +6,7 @@ use common::case::Case;
 use common::{check, checkpoint, input};
 use safelight_diffusion::load;
 use safelight_diffusion::nn::Trace;
-use safelight_diffusion::unet::{Deep, Pass};
+use safelight_diffusion::unet::{Addition, Deep, Pass, PreparedText, UNet};
 use safelight_tensor::Tensor;
 
 #[test]
@@ -14,8 +14,8 @@ fn whole_networks_agree_with_diffusers() {
     for label in Case::labels("unet") {
         let case = Case::read(&label);
         let unet = load::load_unet(&checkpoint(&case)).unwrap();
-        let context = input(&case, "in.context");
-        let found = unet.forward(&input(&case, "in.x"), &times(&case), &context);
+        let (x, text) = (input(&case, "in.x"), prepared(&unet, &case));
+        let found = unet.forward_prepared(&x, &times(&case), &text, &mut Trace::off());
         check(&case, "out.y", &found);
     }
 }
@@ -26,11 +26,11 @@ fn every_block_agrees_with_diffusers() {
         .into_iter()
         .filter(|label| label.contains("unet"))
         .collect();
-    assert_eq!(labels.len(), 3);
+    assert_eq!(labels.len(), 4);
     for label in labels {
         let case = Case::read(&label);
         let unet = load::load_unet(&checkpoint(&case)).unwrap();
-        let text = unet.prepare(&input(&case, "in.context"));
+        let text = prepared(&unet, &case);
         let mut seen = 0;
         let mut see = |name: &str, output: &Tensor| {
             let name = format!("out.{name}");
@@ -110,6 +110,20 @@ fn merged_tokens_agree_with_tomesd() {
         let found = unet.forward_with(&x, &times(&case), &text, pass, &mut Trace::off());
         check(&case, "out.y", &found);
     }
+}
+
+/// The case's text, with what is added to the time embedding where the case has it.
+fn prepared(unet: &UNet, case: &Case) -> PreparedText {
+    let context = input(case, "in.context");
+    if !case.has("in.pooled") {
+        return unet.prepare(&context);
+    }
+    let (pooled, time_ids) = (input(case, "in.pooled"), input(case, "in.time_ids"));
+    let addition = Addition {
+        pooled: &pooled,
+        time_ids: &time_ids,
+    };
+    unet.prepare_with(&context, addition)
 }
 
 /// One time for each latent; a case may give one for all.

@@ -8,7 +8,7 @@ use safelight_tensor::Activation;
 use super::Problem;
 use super::keys::{Naming, PartKeys};
 use crate::text::TextConfig;
-use crate::unet::{Heads, Level, UNetConfig};
+use crate::unet::{AdditionConfig, Heads, Level, UNetConfig};
 use crate::vae::{VaeConfig, VaeHalf};
 
 /// Width of an attention head in CLIP, and in UNets whose `proj_in` is linear.
@@ -165,7 +165,15 @@ pub(crate) fn unet(keys: &PartKeys, hints: &Hints<'_>) -> UNetConfig {
             .number("safelight.unet.norm_num_groups")
             .unwrap_or(usual.norm_num_groups),
         norm_eps: usual.norm_eps,
+        addition: addition(keys),
     }
+}
+
+/// What is added to the time embedding: a pooled text, as wide as is left beside SDXL's numbers.
+fn addition(keys: &PartKeys) -> Option<AdditionConfig> {
+    let inputs = vote(keys, [("add_embedding.linear_1.weight", 1)])?;
+    let numbers = AdditionConfig::sdxl(0).inputs();
+    Some(AdditionConfig::sdxl(inputs.saturating_sub(numbers)))
 }
 
 /// Depth of the transformer at `name`, of which at least one block must be where anything of it is; 0 for none.
@@ -371,5 +379,61 @@ pub(crate) fn text(keys: &PartKeys) -> TextConfig {
             Activation::Gelu
         },
         norm_eps: usual.norm_eps,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+
+    use safelight_format::{Dtype, TensorInfo};
+
+    use super::super::{LoadError, Part};
+    use super::*;
+    use crate::nn::{Builder, Weights};
+    use crate::unet::UNet;
+
+    /// Has every tensor, and remembers which were asked for.
+    #[derive(Default)]
+    struct Asked(Mutex<Vec<(String, Vec<u64>)>>);
+
+    impl Weights for Asked {
+        fn check(&self, name: &str, shapes: &[Vec<usize>]) -> Result<(), Problem> {
+            let shape = shapes[0].iter().map(|&dim| dim as u64).collect();
+            self.0.lock().unwrap().push((name.to_owned(), shape));
+            Ok(())
+        }
+
+        fn read(&self, name: &str, _count: usize) -> Result<Vec<f32>, LoadError> {
+            unreachable!("{name} is only described")
+        }
+
+        fn label(&self) -> String {
+            "asked".into()
+        }
+    }
+
+    #[test]
+    fn a_unet_is_known_by_its_own_tensors() {
+        let linear = UNetConfig::sdxl();
+        let unconditioned = UNetConfig {
+            addition: None,
+            ..linear.clone()
+        };
+        for config in [linear, unconditioned] {
+            let asked = Asked::default();
+            UNet::describe(&mut Builder::new(&asked), config.clone());
+            let tensors = asked.0.into_inner().unwrap();
+            let tensors = tensors.iter().map(|(name, shape)| TensorInfo {
+                name,
+                dtype: Dtype::F16,
+                shape,
+                data_offsets: (0, 0),
+            });
+            let tensors: Vec<TensorInfo<'_>> = tensors.collect();
+            let keys = PartKeys::find(Part::UNet, &tensors).expect("a UNet");
+            assert_eq!(unet(&keys, &Hints(&|_| None)), config);
+            assert_eq!(unet_gaps(&keys, &config), []);
+        }
     }
 }

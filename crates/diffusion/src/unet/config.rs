@@ -26,6 +26,35 @@ pub struct UNetConfig {
     pub norm_num_groups: usize,
     /// Epsilon of the residual blocks' group norms.
     pub norm_eps: f32,
+    /// What is added to the time embedding, in networks of SDXL's kind.
+    pub addition: Option<AdditionConfig>,
+}
+
+/// What is added to the time embedding: a pooled text embedding and numbers about the picture, through two linear layers.
+#[derive(Clone, Debug, PartialEq)]
+pub struct AdditionConfig {
+    /// Width of the pooled text embedding.
+    pub pooled_channels: usize,
+    /// How many numbers there are.
+    pub time_ids: usize,
+    /// Width of the sinusoids of each.
+    pub time_id_channels: usize,
+}
+
+impl AdditionConfig {
+    /// SDXL's numbers behind a pooled text of `pooled_channels`.
+    pub fn sdxl(pooled_channels: usize) -> AdditionConfig {
+        AdditionConfig {
+            pooled_channels,
+            time_ids: 6,
+            time_id_channels: 256,
+        }
+    }
+
+    /// How wide all of it is together.
+    pub fn inputs(&self) -> usize {
+        self.pooled_channels + self.time_ids * self.time_id_channels
+    }
 }
 
 /// Residual blocks at one size.
@@ -91,6 +120,33 @@ impl UNetConfig {
             heads: Heads::Count(8),
             norm_num_groups: 32,
             norm_eps: 1e-5,
+            addition: None,
+        }
+    }
+
+    /// Stable Diffusion XL base 1.0.
+    pub fn sdxl() -> UNetConfig {
+        let level = |channels, depth, layers, resample| Level {
+            channels,
+            depths: vec![depth; layers],
+            resample,
+        };
+        UNetConfig {
+            down: vec![
+                level(320, 0, 2, true),
+                level(640, 2, 2, true),
+                level(1280, 10, 2, false),
+            ],
+            mid_depth: Some(10),
+            up: vec![
+                level(1280, 10, 3, true),
+                level(640, 2, 3, true),
+                level(320, 0, 3, false),
+            ],
+            context_channels: 2048,
+            heads: Heads::Width(64),
+            addition: Some(AdditionConfig::sdxl(1280)),
+            ..UNetConfig::sd15()
         }
     }
 
@@ -197,6 +253,16 @@ impl UNetConfig {
                 self.model_channels
             ));
         }
+        if let Some(addition) = &self.addition
+            && (addition.pooled_channels == 0 || !addition.time_id_channels.is_multiple_of(2))
+        {
+            faults.push(format!(
+                "UNet addition embedding: {} inputs are not a pooled text and {} numbers of {} channels",
+                addition.inputs(),
+                addition.time_ids,
+                addition.time_id_channels
+            ));
+        }
         faults.dedup();
         faults
     }
@@ -213,6 +279,8 @@ impl UNetConfig {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::nn::{Builder, RandomWeights};
+    use crate::unet::UNet;
 
     #[test]
     fn sd15_takes_the_known_skips() {
@@ -225,6 +293,19 @@ mod tests {
             vec![320, 320, 320],
         ];
         assert_eq!(config.skips().unwrap(), expected);
+    }
+
+    #[test]
+    fn sdxl_has_the_known_size() {
+        let config = UNetConfig::sdxl();
+        assert_eq!(config.faults(), Vec::<String>::new());
+        let expected = [[1280, 1280, 640], [640, 640, 320], [320, 320, 320]];
+        assert_eq!(config.skips().unwrap(), expected);
+        let weights = RandomWeights { seed: 0 };
+        let mut builder = Builder::new(&weights);
+        UNet::describe(&mut builder, config);
+        // What diffusers counts of stabilityai/stable-diffusion-xl-base-1.0.
+        assert_eq!(builder.parameter_count(), 2_567_463_684);
     }
 
     #[test]
@@ -249,6 +330,15 @@ mod tests {
         assert!(
             faults.iter().any(|fault| fault.contains("6 heads")),
             "{faults:?}"
+        );
+        let config = UNetConfig {
+            addition: Some(AdditionConfig::sdxl(0)),
+            ..UNetConfig::sd15()
+        };
+        assert!(
+            config.faults()[0].contains("1536 inputs"),
+            "{:?}",
+            config.faults()
         );
     }
 }

@@ -3,15 +3,18 @@
 //! Fields carry diffusers' names. Which tensor of a file they mean is [`crate::load`]'s business; schedules and
 //! guidance are the samplers'.
 
+mod addition;
 mod blocks;
 mod config;
 mod merging;
 mod pass;
 
+pub use addition::Addition;
 pub use blocks::{KeyValue, ResnetBlock, ResnetShape, Transformer, TransformerShape};
-pub use config::{Heads, Level, UNetConfig};
+pub use config::{AdditionConfig, Heads, Level, UNetConfig};
 pub use pass::{Deep, Pass};
 
+use addition::AddEmbedding;
 use pass::Walk;
 use safelight_tensor::{Activation, Conv2d, Epilogue, Linear, Norm, Precision, Tensor, ops};
 
@@ -19,7 +22,7 @@ use crate::load::{LoadError, Problem};
 use crate::nn::{Builder, ConvShape, Leaf, Trace, Weights};
 use crate::precision::{self, Ways};
 
-/// The UNet of Stable Diffusion 1.x's class, of any size.
+/// The UNet of Stable Diffusion 1.x's class or of SDXL's, of any size.
 ///
 /// Source: Rombach et al. 2022, arXiv:2112.10752; Ronneberger et al. 2015, arXiv:1505.04597.
 ///
@@ -45,6 +48,7 @@ use crate::precision::{self, Ways};
 pub struct UNet {
     config: UNetConfig,
     time_embedding: [Leaf<Linear>; 2],
+    add_embedding: Option<AddEmbedding>,
     conv_in: Leaf<Conv2d>,
     down_blocks: Vec<Block>,
     mid_block: Option<MidBlock>,
@@ -65,11 +69,13 @@ struct MidBlock {
     attention: Option<Transformer>,
 }
 
-/// A text prepared for one UNet: its keys and values in every cross-attention.
+/// A text prepared for one UNet: its keys and values in every cross-attention, and what is added to the time embedding.
 ///
 /// Prepare once for each prompt, use at every step.
 pub struct PreparedText {
     key_values: Vec<Vec<KeyValue>>,
+    /// `[B, time_embedding_channels]`, from an [`Addition`].
+    added: Option<Tensor>,
     batch: usize,
 }
 
@@ -80,8 +86,13 @@ impl PreparedText {
     }
 }
 
-/// Side of the latent of a usual picture, 512 pixels wide.
-const USUAL_SIDE: usize = 64;
+/// Side of the latent of a usual picture: 512 pixels wide, or 1024 in SDXL's class.
+fn usual_side(config: &UNetConfig) -> usize {
+    match config.addition {
+        None => 64,
+        Some(_) => 128,
+    }
+}
 
 impl UNet {
     /// Describes the network without reading; [`Builder::fill`] reads.
@@ -98,12 +109,16 @@ impl UNet {
         };
         let time = config.time_embedding_channels;
         let model = config.model_channels;
-        builder.maps_of(USUAL_SIDE);
+        builder.maps_of(usual_side(&config));
         UNet {
             time_embedding: [
                 builder.linear("time_embedding.linear_1", time, model, true),
                 builder.linear("time_embedding.linear_2", time, time, true),
             ],
+            add_embedding: config
+                .addition
+                .as_ref()
+                .map(|addition| AddEmbedding::new(builder, &config, addition)),
             conv_in: builder.conv("conv_in", ConvShape::same(model, config.in_channels)),
             down_blocks: down_blocks(builder, &config),
             mid_block: config
@@ -147,8 +162,28 @@ impl UNet {
     /// Computes the keys and values of a text embedding, `[B, T, D]`.
     ///
     /// # Panics
-    /// If `D` is not the config's `context_channels`.
+    /// If `D` is not the config's `context_channels`, or the network has an addition embedding: [`UNet::prepare_with`].
     pub fn prepare(&self, context: &Tensor) -> PreparedText {
+        assert!(
+            self.add_embedding.is_none(),
+            "this UNet has an addition embedding: `prepare_with` takes what goes into it"
+        );
+        self.prepared(context, None)
+    }
+
+    /// As [`UNet::prepare`] for a network with an addition embedding.
+    ///
+    /// # Panics
+    /// If the network has none, or the shapes do not fit the config or each other.
+    pub fn prepare_with(&self, context: &Tensor, addition: Addition<'_>) -> PreparedText {
+        let Some(add_embedding) = &self.add_embedding else {
+            panic!("this UNet has no addition embedding");
+        };
+        let added = add_embedding.forward(addition, context.dim(0));
+        self.prepared(context, Some(added))
+    }
+
+    fn prepared(&self, context: &Tensor, added: Option<Tensor>) -> PreparedText {
         let (width, batch) = (self.config.context_channels, context.dim(0));
         assert_eq!(
             context.last_dim(),
@@ -158,6 +193,7 @@ impl UNet {
         );
         PreparedText {
             key_values: self.transformers().map(|t| t.text(context)).collect(),
+            added,
             batch,
         }
     }
@@ -168,15 +204,16 @@ impl UNet {
     /// result is `[B, H, W, out_channels]`. Any height and width from 1 will do.
     ///
     /// # Panics
-    /// If the shapes do not fit.
+    /// If the shapes do not fit, or the network has an addition embedding: [`UNet::forward_prepared`].
     pub fn forward(&self, x: &Tensor, t: &[f32], context: &Tensor) -> Tensor {
         self.forward_prepared(x, t, &self.prepare(context), &mut Trace::off())
     }
 
     /// As [`UNet::forward`], with a text prepared before and every block's output shown to `trace`.
     ///
-    /// The trace sees `time_embedding`, `conv_in`, `down_blocks.0.resnets.0`, `down_blocks.0.attentions.0`, …,
-    /// `down_blocks.0.downsamplers.0`, `mid_block.resnets.0`, …, `conv_out`: names of diffusers' modules.
+    /// The trace sees `time_embedding`, `add_embedding` where there is one, `conv_in`, `down_blocks.0.resnets.0`,
+    /// `down_blocks.0.attentions.0`, …, `down_blocks.0.downsamplers.0`, `mid_block.resnets.0`, …, `conv_out`: names of
+    /// diffusers' modules.
     pub fn forward_prepared(
         &self,
         x: &Tensor,
@@ -214,6 +251,13 @@ impl UNet {
         );
         let time = self.time(t);
         trace.see(format_args!("time_embedding"), &time);
+        let time = match &text.added {
+            None => time,
+            Some(added) => {
+                trace.see(format_args!("add_embedding"), added);
+                ops::add(&time, added)
+            }
+        };
         let time = ops::silu(&time);
         let x = ops::conv2d(x, &self.conv_in, Epilogue::default());
         trace.see(format_args!("conv_in"), &x);
@@ -321,7 +365,7 @@ fn down_blocks(builder: &mut Builder<'_>, config: &UNetConfig) -> Vec<Block> {
     let mut blocks = Vec::new();
     for (level, shape) in config.down.iter().enumerate() {
         let name = format!("down_blocks.{level}");
-        builder.maps_of(USUAL_SIDE >> level);
+        builder.maps_of(usual_side(config) >> level);
         let mut layers = Vec::new();
         for (layer, &depth) in shape.depths.iter().enumerate() {
             let resnet = resnet(
@@ -349,7 +393,7 @@ fn down_blocks(builder: &mut Builder<'_>, config: &UNetConfig) -> Vec<Block> {
 
 fn mid_block(builder: &mut Builder<'_>, config: &UNetConfig, depth: usize) -> MidBlock {
     let (channels, level) = (config.mid_channels(), config.down.len().saturating_sub(1));
-    builder.maps_of(USUAL_SIDE >> level);
+    builder.maps_of(usual_side(config) >> level);
     MidBlock {
         resnets: [0, 1].map(|idx| {
             resnet(
@@ -379,7 +423,7 @@ fn up_blocks(builder: &mut Builder<'_>, config: &UNetConfig, skips: &[Vec<usize>
     let mut blocks = Vec::new();
     for (idx, (shape, skips)) in config.up.iter().zip(skips).enumerate() {
         let (name, level) = (format!("up_blocks.{idx}"), config.up.len() - 1 - idx);
-        builder.maps_of(USUAL_SIDE >> level);
+        builder.maps_of(usual_side(config) >> level);
         let mut layers = Vec::new();
         for (layer, (&depth, &skip)) in shape.depths.iter().zip(skips).enumerate() {
             let resnet = resnet(
@@ -396,7 +440,7 @@ fn up_blocks(builder: &mut Builder<'_>, config: &UNetConfig, skips: &[Vec<usize>
                 transformer(builder, config, &attention, (level, channels, depth)),
             ));
         }
-        builder.maps_of(USUAL_SIDE >> level.saturating_sub(1));
+        builder.maps_of(usual_side(config) >> level.saturating_sub(1));
         let conv = ConvShape::same(channels, channels);
         let resample = shape
             .resample
@@ -542,6 +586,44 @@ mod tests {
             ..UNetConfig::sd15()
         };
         UNet::load(&RandomWeights { seed: 3 }, config).unwrap()
+    }
+
+    /// Once by the UNet without an addition embedding, once by the one with it.
+    #[test]
+    fn a_text_is_prepared_as_the_network_takes_it() {
+        let plain = little(0);
+        let config = UNetConfig {
+            addition: Some(AdditionConfig::sdxl(8)),
+            ..plain.config().clone()
+        };
+        let added = UNet::load(&RandomWeights { seed: 3 }, config).unwrap();
+        let (text, latent) = (Tensor::zeros(&[1, 6, 16]), Tensor::zeros(&[1, 5, 3, 4]));
+        let given = |pooled: f32, width: f32| {
+            let pooled = Tensor::from_slice(&[1, 8], &[pooled; 8]);
+            let time_ids = Tensor::from_slice(&[1, 6], &[512.0, width, 0.0, 0.0, 512.0, 512.0]);
+            let addition = Addition {
+                pooled: &pooled,
+                time_ids: &time_ids,
+            };
+            let text = added.prepare_with(&text, addition);
+            let off = &mut Trace::off();
+            added.forward_prepared(&latent, &[7.0], &text, off).to_vec()
+        };
+        let usual = given(0.5, 512.0);
+        assert_eq!(usual, given(0.5, 512.0));
+        assert!(usual != given(-0.5, 512.0) && usual != given(0.5, 511.0));
+        let panics = |run: &dyn Fn() -> PreparedText| {
+            let caught = std::panic::catch_unwind(std::panic::AssertUnwindSafe(run));
+            caught.is_err()
+        };
+        let numbers = Tensor::zeros(&[1, 6]);
+        let wrong = Addition {
+            pooled: &numbers,
+            time_ids: &numbers,
+        };
+        assert!(panics(&|| added.prepare(&text)));
+        assert!(panics(&|| added.prepare_with(&text, wrong)));
+        assert!(panics(&|| plain.prepare_with(&text, wrong)));
     }
 
     /// What was kept is what would be computed again: on the same input a cached pass gives the same bits.
