@@ -1,9 +1,10 @@
-"""Safelight and its peers, side by side on the same machine: one part of SD 1.5, in turns.
+"""Safelight and its peers, side by side on the same machine: one part of SD 1.5, or SDXL's UNet, in turns.
 
     python tools/bench/peers.py unet --program target/release/safelight --precision bf16,int8
     python tools/bench/peers.py unet --latent 32x32 --batch 2 --peers torch-bf16,openvino-bf16
     python tools/bench/peers.py vae --precision f32 --peers torch-f32,openvino-bf16
     python tools/bench/peers.py text --peers torch-f32
+    python tools/bench/peers.py unet --family sdxl --latent 64x64 --precision bf16 --peers torch-bf16
 
 Random weights of full size (no number depends on what they are). Every peer is a process of its own that loads once and
 then waits; in each round one after the other does `--runs` forward passes while the rest sleep. Printed are the
@@ -13,6 +14,7 @@ medians over all rounds, the peak memory of each process, and how many times fas
 Peers: torch-f32, torch-bf16 (the better of contiguous and channels_last), compile-bf16 (torch.compile, frozen),
 openvino-f32, openvino-bf16. They need the packages torch and diffusers, transformers for the text encoder, and openvino.
 `--cpu avx2` limits all of them: SAFELIGHT_CPU, ATEN_CPU_CAPABILITY, ONEDNN_MAX_CPU_ISA.
+SDXL's UNet has 2.6 billion weights: 5.2 GB in bf16, 10.3 GB in f32, for each peer that waits in memory; openvino starts from f32.
 """
 
 import argparse
@@ -32,11 +34,55 @@ LIMITS = {
 }
 
 
-def network(part):
+def filled(make, dtype):
+    """What `make` makes, with random weights in `dtype` from the beginning: no second copy, and no time for how torch would
+    begin training."""
+    import torch
+
+    with torch.device("meta"):
+        net = make()
+    net = net.to(dtype).to_empty(device="cpu")
+    with torch.no_grad():
+        values = torch.rand(1 << 20) * 2 - 1
+        for weight in net.parameters():
+            if weight.dim() > 1:
+                scaled = values * (3 / weight[0].numel()) ** 0.5
+                for piece in weight.view(-1).split(values.numel()):
+                    piece.copy_(scaled[:piece.numel()])
+        for module in net.modules():
+            if isinstance(module, (torch.nn.GroupNorm, torch.nn.LayerNorm)):
+                module.weight.fill_(1)
+            if getattr(module, "bias", None) is not None:
+                module.bias.fill_(0)
+    return net.eval()
+
+
+def network(part, family, precision):
     """The module, and a function that makes its inputs from (batch, height, width)."""
     import torch
 
     sys.path.insert(0, str(Path(__file__).parent.parent / "golden"))
+    if family == "sdxl":
+        import models
+
+        dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+        net = filled(lambda: models.unet_xl((320, 640, 1280), depths=(1, 2, 10)), dtype)
+
+        class Conditioned(torch.nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.net = net
+
+            def forward(self, x, t, context, pooled, time_ids):
+                added = {"text_embeds": pooled, "time_ids": time_ids}
+                return self.net(x, t, context, added_cond_kwargs=added, return_dict=False)[0]
+
+        def inputs(b, h, w):
+            size = [8 * h, 8 * w]
+            return (torch.randn(b, 4, h, w), torch.full((b,), 500), torch.randn(b, 77, 2048), torch.randn(b, 1280),
+                    torch.tensor([[*size, 0, 0, *size]] * b))
+
+        return Conditioned(), inputs
     if part == "unet":
         import models
 
@@ -82,13 +128,13 @@ def network(part):
     return Text(), lambda b, h, w: (torch.randint(0, 49000, (b, 77)),)
 
 
-def runner(peer, part, shape, threads):
+def runner(peer, part, family, shape, threads):
     """A function that does one forward pass."""
     import torch
 
     torch.manual_seed(0)
     kind, precision = peer.split("-")
-    net, inputs = network(part)
+    net, inputs = network(part, family, precision if kind != "openvino" else "f32")
     # After the network: what golden files are made with asks for one thread and slow ways that never vary.
     torch.use_deterministic_algorithms(False)
     torch.set_num_threads(threads)
@@ -130,9 +176,9 @@ def runner(peer, part, shape, threads):
     return lambda: forward(net, given)
 
 
-def serve(peer, part, shape, threads):
+def serve(peer, part, family, shape, threads):
     """A peer's process: for each line it reads, one forward pass and a line with its seconds and the peak memory."""
-    run = runner(peer, part, shape, threads)
+    run = runner(peer, part, family, shape, threads)
     run()
     print("ready", flush=True)
     for _ in sys.stdin:
@@ -144,8 +190,8 @@ def serve(peer, part, shape, threads):
 
 class Peer:
     def __init__(self, name, arguments, environment):
-        command = [sys.executable, __file__, arguments.part, "--serve", name, "--threads", str(arguments.threads),
-                   "--latent", arguments.latent, "--batch", str(arguments.batch)]
+        command = [sys.executable, __file__, arguments.part, "--family", arguments.family, "--serve", name,
+                   "--threads", str(arguments.threads), "--latent", arguments.latent, "--batch", str(arguments.batch)]
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
                                         stderr=subprocess.DEVNULL, text=True, env=environment)
         self.name, self.seconds, self.memory = name, [], 0
@@ -163,8 +209,8 @@ class Safelight:
     def __init__(self, precision, arguments, environment):
         self.name, self.seconds, self.memory = f"safelight-{precision}", [], 0
         self.environment, self.ready = environment, True
-        self.command = [arguments.program, "bench", arguments.part, "--family", "sd15", "--latent", arguments.latent,
-                        "--batch", str(arguments.batch), "--precision", precision,
+        self.command = [arguments.program, "bench", arguments.part, "--family", arguments.family,
+                        "--latent", arguments.latent, "--batch", str(arguments.batch), "--precision", precision,
                         "--threads", str(arguments.threads), "--json"]
 
     def round(self, runs):
@@ -178,6 +224,7 @@ class Safelight:
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("part", choices=["unet", "vae", "text"])
+    parser.add_argument("--family", choices=["sd15", "sdxl"], default="sd15", help="sdxl: the UNet only")
     parser.add_argument("--program", default="target/release/safelight")
     parser.add_argument("--precision", default="f32", help="comma-separated: f32, bf16, int8")
     parser.add_argument("--latent", default="64x64", help="height x width")
@@ -190,10 +237,12 @@ def main():
     parser.add_argument("--json", type=Path)
     parser.add_argument("--serve", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    if arguments.family == "sdxl" and arguments.part != "unet":
+        parser.error("of SDXL only the UNet is measured")
     height, width = map(int, arguments.latent.split("x"))
     shape = (arguments.batch, height, width)
     if arguments.serve:
-        return serve(arguments.serve, arguments.part, shape, arguments.threads)
+        return serve(arguments.serve, arguments.part, arguments.family, shape, arguments.threads)
     environment = os.environ | LIMITS.get(arguments.cpu, {}) | {"OMP_NUM_THREADS": str(arguments.threads)}
     names = [name for name in arguments.peers.split(",") if name]
     ours = [Safelight(precision, arguments, environment) for precision in arguments.precision.split(",")]
@@ -204,8 +253,8 @@ def main():
     for _ in range(arguments.rounds):
         for contender in contenders:
             contender.round(arguments.runs)
-    settings = {key: getattr(arguments, key) for key in ("part", "latent", "batch", "precision", "cpu", "threads")}
-    report(f"{arguments.part}, latent {arguments.latent}, batch {arguments.batch}, {arguments.threads} threads, "
+    settings = {key: getattr(arguments, key) for key in ("part", "family", "latent", "batch", "precision", "cpu", "threads")}
+    report(f"{arguments.part} of {arguments.family}, latent {arguments.latent}, batch {arguments.batch}, {arguments.threads} threads, "
            f"{arguments.cpu or 'all instructions'}", contenders, ours, settings, arguments.json)
 
 

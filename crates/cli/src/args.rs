@@ -65,7 +65,7 @@ pub(crate) enum Command {
     Inspect(InspectArgs),
     /// Measure how long the parts of a model take
     #[command(
-        after_help = "Examples:\n  safelight bench --family sd15 --size 512x512\n  safelight bench unet --family sd15 --latent 64x64 --precision int8 --profile\n  safelight bench txt2img --model v1-5 --size 512x512 --steps 20\n  safelight bench --model v1-5 --size 512x512 --json"
+        after_help = "Examples:\n  safelight bench --family sd15 --size 512x512\n  safelight bench unet --family sd15 --latent 64x64 --precision int8 --profile\n  safelight bench unet --family sdxl --latent 128x128 --precision bf16\n  safelight bench txt2img --model v1-5 --size 512x512 --steps 20\n  safelight bench --model v1-5 --size 512x512 --json"
     )]
     Bench(BenchArgs),
     /// Print completions for a shell
@@ -413,6 +413,15 @@ pub(crate) enum BenchPart {
     Fidelity,
 }
 
+/// Families that random weights can be made of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum BenchFamily {
+    /// SD 1.5
+    Sd15,
+    /// SDXL base 1.0, of which only the UNet is measured: bench unet
+    Sdxl,
+}
+
 #[derive(Debug, Args)]
 pub(crate) struct BenchArgs {
     /// Measure this part only [default: all of them]
@@ -420,9 +429,9 @@ pub(crate) struct BenchArgs {
     pub(crate) part: Option<BenchPart>,
     #[command(flatten)]
     pub(crate) model: ModelArgs,
-    /// Measure random weights of this family's full size instead of a model: sd15
-    #[arg(long, value_name = "FAMILY", value_parser = family, conflicts_with_all = ["model", "vae"])]
-    pub(crate) family: Option<String>,
+    /// Measure random weights of this family's full size instead of a model
+    #[arg(long, value_enum, value_name = "FAMILY", conflicts_with_all = ["model", "vae"])]
+    pub(crate) family: Option<BenchFamily>,
     /// Width x height in pixels, or one number for a square [default: the model's own]
     #[arg(long, value_name = "WxH", value_parser = size)]
     pub(crate) size: Option<(u32, u32)>,
@@ -444,15 +453,6 @@ pub(crate) struct BenchArgs {
     /// Print JSON
     #[arg(long)]
     pub(crate) json: bool,
-}
-
-/// Families that random weights can be made of.
-fn family(name: &str) -> Result<String, String> {
-    match name {
-        "sd15" => Ok(name.to_owned()),
-        "sdxl" => Err("SDXL is not supported yet; there is sd15".into()),
-        _ => Err("there is sd15".into()),
-    }
 }
 
 fn sampler(name: &str) -> Result<Sampler, String> {

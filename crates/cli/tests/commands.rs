@@ -486,7 +486,23 @@ fn bench_measures_a_whole_drawing() {
         2,
         &["--profile", "unet"],
     );
-    place.refuses(&["bench", "unet", "--family", "sdxl"], 2, &["SDXL", "sd15"]);
+    for part in [
+        &[][..],
+        &["vae"],
+        &["text"],
+        &["txt2img"],
+        &["load"],
+        &["fidelity"],
+    ] {
+        let arguments = [&["bench"], part, &["--family", "sdxl"]].concat();
+        place.refuses(&arguments, 2, &["SDXL", "bench unet --family sdxl"]);
+    }
+    place.refuses(
+        &["bench", "unet", "--family", "sdxl", "--steps", "3"],
+        2,
+        &["--steps"],
+    );
+    place.refuses(&["bench", "unet", "--family", "sd3"], 2, &["sd15", "sdxl"]);
 }
 
 #[cfg(unix)]
