@@ -175,6 +175,20 @@ impl UNet {
     ///
     /// # Panics
     /// If the network has none, or the shapes do not fit the config or each other.
+    ///
+    /// ```no_run
+    /// use safelight_diffusion::nn::{RandomWeights, Trace};
+    /// use safelight_diffusion::unet::{Addition, UNet, UNetConfig};
+    /// use safelight_tensor::Tensor;
+    ///
+    /// let unet = UNet::load(&RandomWeights { seed: 1 }, UNetConfig::sdxl())?;
+    /// let time_ids = Tensor::from_slice(&[1, 6], &[1024.0, 1024.0, 0.0, 0.0, 1024.0, 1024.0]);
+    /// let addition = Addition { pooled: &Tensor::zeros(&[1, 1280]), time_ids: &time_ids };
+    /// let text = unet.prepare_with(&Tensor::zeros(&[1, 77, 2048]), addition);
+    /// let noise = Tensor::zeros(&[1, 128, 128, 4]);
+    /// let found = unet.forward_prepared(&noise, &[999.0], &text, &mut Trace::off());
+    /// # Ok::<(), safelight_diffusion::load::LoadError>(())
+    /// ```
     pub fn prepare_with(&self, context: &Tensor, addition: Addition<'_>) -> PreparedText {
         let Some(add_embedding) = &self.add_embedding else {
             panic!("this UNet has no addition embedding");
